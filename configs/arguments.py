@@ -1,0 +1,50 @@
+"""What all scripts do with `key=value` arguments and with a user's mistake."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable
+
+from tdaf.errors import RunError, UserError
+
+
+def given(
+    arguments: list[str], names: tuple[str, ...], short: dict[str, str] | None = None, *, others: bool = True
+) -> tuple[dict[str, str | None], list[str]]:
+    """(the script's own settings `names`, None where not given; the remaining arguments, as overrides of a run's settings).
+
+    short: own names for settings of a run. others: whether remaining arguments are allowed at all. Raises UserError.
+    """
+    own: dict[str, str | None] = dict.fromkeys(names)
+    rest = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise UserError(f"{argument!r} is not a setting: write key=value; --help says which there are")
+        if key in own:
+            own[key] = value
+        elif key in (short or {}):
+            rest.append(f"{short[key]}={value}")
+        elif others and "." in key or key in ("gpus", "seed"):
+            rest.append(argument)
+        else:
+            close = difflib.get_close_matches(key, [*names, *(short or {})], n=1)
+            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join([*names, *(short or {})])}"
+            raise UserError(f"{argument}: this script has no setting {key}; {hint}")
+    return own, rest
+
+
+def main(script: Callable[[list[str]], int], doc: str) -> int:
+    """Runs a script on the command line's arguments; --help prints `doc`. Returns the exit code."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(doc)
+        return 0
+    try:
+        return script(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1

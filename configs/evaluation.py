@@ -1,0 +1,48 @@
+"""One rank of an evaluation of a checkpoint."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import torch
+
+from configs import build
+from configs.compose import Config
+from configs.launch import launch, together
+from configs.run import loading, validation
+from configs.trained import Trained, read
+from tdaf.engine import dist
+from tdaf.engine.evaluate import evaluate
+from tdaf.engine.log import disk
+from tdaf.engine.precision import Precision
+from tdaf.model.fold import fold
+
+
+def evaluate_checkpoint(path: str | None, overrides: list[str], folded: bool = False) -> int:
+    """Evaluates on as many ranks as `gpus` says; prints the numbers and writes `evaluation-<protocol>.json` into the
+    run folder. folded: with every batch norm folded into its convolution. Returns an exit code."""
+    config = read(path, overrides).config  # a mistake is found before ranks are started
+    return launch(functools.partial(_job, path, overrides, folded), config)
+
+
+def _job(path: str, overrides: list[str], folded: bool, config: Config, device: torch.device) -> None:
+    trained, task, network, loader = together(lambda: _built(path, overrides, folded, device))
+    precision = Precision(config["trainer"]["precision"], device, config["trainer"]["channels_last"])
+    found = evaluate(precision.place(network), task, loader, precision)
+    if dist.rank() != 0:
+        return
+    print(f"{trained.path}: {found}", flush=True)
+    target = trained.folder / f"evaluation-{found.protocol}.json"
+    with disk(target):
+        target.write_text(json.dumps({"checkpoint": str(trained.path), **vars(found)}, indent=2) + "\n")
+
+
+def _built(path: str, overrides: list[str], folded: bool, device: torch.device) -> tuple:
+    trained: Trained = read(path, overrides)
+    task = build.task(trained.config)
+    network = trained.network(task)
+    dataset = task.dataset("val")
+    batch = max(1, trained.config["trainer"]["batch"] // trained.config["trainer"]["accumulate"] // dist.world())
+    loader = validation(dataset, batch, loading(trained.config, device))
+    return trained, task, fold(network) if folded else network, loader

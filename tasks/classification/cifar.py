@@ -1,0 +1,113 @@
+"""CIFAR-10 from the python batches of its own page (cs.toronto.edu/~kriz/cifar.html)."""
+
+from __future__ import annotations
+
+import codecs
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tdaf.errors import UserError
+
+FOLDER = "cifar-10-batches-py"
+FILES = {"train": [f"data_batch_{part}" for part in range(1, 6)], "val": ["test_batch"]}
+
+
+class Cifar10:
+    """`root` is cifar-10-batches-py or the folder that holds it, with data_batch_1..5, test_batch and batches.meta.
+
+    The five batches are "train", the test batch is "val". Nothing is downloaded, and no checksum is asked for: batches
+    of any length in this format will do. Raises UserError when a file is absent or is not such a batch.
+    """
+
+    def __init__(self, root: str | None) -> None:
+        if not root:
+            raise UserError("data.root is not set; give the folder that holds cifar-10-batches-py, or try recipe=demo")
+        given = Path(root).expanduser()
+        self.folder = given if (given / "test_batch").is_file() else given / FOLDER
+        needed = [*FILES["train"], *FILES["val"], "batches.meta"]
+        missing = [name for name in needed if not (self.folder / name).is_file()]
+        if missing:
+            raise UserError(
+                f"data.root={root}: no {missing[0]} in {self.folder.absolute()}; expected {FOLDER}/ with data_batch_1 "
+                "to data_batch_5, test_batch and batches.meta (cifar-10-python.tar.gz unpacked); "
+                "without data, try recipe=demo"
+            )
+        names = _load(self.folder / "batches.meta").get("label_names")
+        if not isinstance(names, list) or not names:
+            raise UserError(f"{self.folder / 'batches.meta'} has no label_names; unpack cifar-10-python.tar.gz again")
+        self.classes = [str(name) for name in names]
+
+    def split(self, name: str) -> CifarImages:
+        return CifarImages(self.folder, FILES[name], len(self.classes))
+
+
+class CifarImages:
+    """Some batches in memory, one uint8 tensor of images (N, 3, 32, 32)."""
+
+    skipped = 0
+
+    def __init__(self, folder: Path, files: list[str], classes: int) -> None:
+        batches = [_batch(folder / file, classes) for file in files]
+        self.files = files
+        self.ends = np.cumsum([len(labels) for _, labels in batches])
+        self.images = torch.from_numpy(np.concatenate([data for data, _ in batches])).view(-1, 3, 32, 32)
+        self.labels = np.concatenate([labels for _, labels in batches])
+        if not len(self):
+            raise UserError(f"the batches in {folder} hold no image")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        """The batch's file and the row in it: data_batch_2[17]."""
+        file = int(np.searchsorted(self.ends, index, side="right"))
+        return f"{self.files[file]}[{index - int(self.ends[file - 1] if file else 0)}]"
+
+    def read(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], int(self.labels[index])
+
+
+def _batch(path: Path, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    content = _load(path)
+    data, labels = content.get("data"), np.asarray(content.get("labels", ()))
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape != (len(labels), 3072):
+        raise UserError(f"{path} is not a CIFAR-10 batch (data uint8 (N, 3072) and N labels); unpack the archive again")
+    if len(labels) and not (labels.dtype.kind == "i" and 0 <= labels.min() and labels.max() < classes):
+        raise UserError(f"{path} has labels outside 0..{classes - 1}; unpack the archive again")
+    return data, labels
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            content = _Unpickler(file, encoding="latin1").load()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    # A damaged pickle can raise nearly anything.
+    except Exception as error:
+        raise UserError(f"{path} is damaged or no CIFAR-10 batch; unpack cifar-10-python.tar.gz again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is no CIFAR-10 batch; unpack cifar-10-python.tar.gz again")
+    return content
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows numpy arrays and nothing else: a pickle from elsewhere cannot run code."""
+
+    allowed = {
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        # how Python 3 writes the bytes of an array under Python 2's protocol
+        ("_codecs", "encode"): codecs.encode,
+        **{(f"numpy.{core}.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0] for core in ("core", "_core")},
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.allowed:
+            raise pickle.UnpicklingError(f"{module}.{name} has no place in a CIFAR-10 batch")
+        return self.allowed[module, name]

@@ -1,0 +1,48 @@
+"""Top-1 and top-5 accuracy."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from tdaf.errors import RunError
+from tdaf.task import Batch
+
+Record = tuple[list[int], int, float]  # best classes, best first; label; cross-entropy
+
+
+class Accuracy:
+    """protocol: "1crop", one view a sample; "10crop", ten views whose softmax probabilities are averaged."""
+
+    def __init__(self, protocol: str) -> None:
+        self.protocol = protocol
+
+    def update(self, outputs: Tensor, batch: Batch) -> list[Record]:
+        """outputs: logits (B, K) or (B, V, K). Of equal probabilities the class with the smaller number comes first."""
+        scores = log_probabilities(outputs)
+        label = batch["label"].to(scores.device)
+        best = scores.sort(dim=1, descending=True, stable=True).indices[:, :5]
+        loss = -scores.gather(1, label[:, None])
+        # one transfer from the device for everything; class numbers are exact in float64
+        rows = torch.cat([loss.double(), label[:, None].double(), best.double()], 1).tolist()
+        return [([int(k) for k in row[2:]], int(row[1]), row[0]) for row in rows]
+
+    def compute(self, records: list[Record]) -> dict[str, float]:
+        """"top1" and "top5" (100 with fewer than 6 classes) in percent, and "loss", the mean cross-entropy in nats."""
+        if not records:
+            raise RunError("no sample was evaluated")
+        count = len(records)
+        top1 = sum(label == best[0] for best, label, _ in records)
+        top5 = sum(label in best for best, label, _ in records)
+        loss = math.fsum(loss for _, _, loss in records) / count
+        return {"top1": 100 * top1 / count, "top5": 100 * top5 / count, "loss": loss}
+
+
+def log_probabilities(outputs: Tensor) -> Tensor:
+    """Logits (B, K), or (B, V, K) for V views, to float32 log-probabilities (B, K), the softmax averaged over views."""
+    scores = outputs.float().log_softmax(-1)
+    if scores.ndim == 3:
+        scores = scores.logsumexp(1) - math.log(scores.shape[1])
+    return scores

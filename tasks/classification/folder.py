@@ -1,0 +1,156 @@
+"""ImageNet, and any own folder of images in the same layout."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from tasks.classification.reading import read_image
+from tdaf.errors import UserError
+
+SUFFIXES = (".jpeg", ".jpg", ".png")
+LAYOUT = "expected train/<class>/*.JPEG and val/<class>/*.JPEG (also .jpg, .png) in it; without data, try recipe=demo"
+
+
+class ImageFolder:
+    """`root`/train/<class>/ and `root`/val/<class>/ with .JPEG, .jpg or .png files. Classes are numbered in the order
+    of their folders' names, as torchvision's ImageFolder does, so published weights for ImageNet fit.
+
+    num_classes: checked against the folders when given. skip_list: a text file with one path a line, relative to `root`
+    (train/n01440764/n01440764_18.JPEG); these images are left out and counted. Evaluation needs no train/.
+    The names for people come from `root`/classes.txt ("<folder> <name>" a line) where there is one, for ImageNet's
+    own 1000 classes from torchvision, else from the folders.
+    Raises UserError when the folder cannot be used; files themselves are looked at only when they are read.
+    """
+
+    def __init__(self, root: str | None, num_classes: int | None = None, skip_list: str | None = None) -> None:
+        if not root:
+            raise UserError(f"data.root is not set; give the image folder: {LAYOUT}")
+        self.root = Path(root).expanduser()
+        if not self.root.is_dir():
+            raise UserError(f"data.root={root}: no such folder ({self.root.absolute()}); {LAYOUT}")
+        self.folders = _class_folders(self.root / "val")
+        if (self.root / "train").is_dir():
+            _check_same(self.root, _class_folders(self.root / "train"), self.folders)
+        if num_classes is not None and num_classes != len(self.folders):
+            raise UserError(
+                f"data.num_classes={num_classes}, but {self.root} has {len(self.folders)} class folders; "
+                "correct it, or leave it out to have it found"
+            )
+        self.classes = _names(self.root, self.folders)
+        self.skip = _read_skip_list(skip_list)
+
+    def split(self, name: str) -> FolderImages:
+        if not (self.root / name).is_dir():
+            raise UserError(f"data.root={self.root}: there is no {name}/ in it; {LAYOUT}")
+        return FolderImages(self.root, name, self.folders, self.skip)
+
+
+class FolderImages:
+    """One split of an `ImageFolder`, sorted by class and then by file name.
+
+    All file names lie in one string: a list of 1.28 million would be copied into every worker, because counting
+    references writes to each of them.
+    """
+
+    def __init__(self, root: Path, split: str, folders: list[str], skip: frozenset[str]) -> None:
+        self.folder = os.path.join(root, split)
+        self.split, self.folders = split, folders
+        files = [_image_files(os.path.join(self.folder, folder)) for folder in folders]
+        empty = [folder for folder, inside in zip(folders, files, strict=True) if not inside]
+        if empty:
+            raise UserError(
+                f"{len(empty)} class folder(s) in {self.folder} without an image ({', '.join(SUFFIXES)}): "
+                f"{_some(empty)}; fill or remove them; {LAYOUT}"
+            )
+        found = sum(map(len, files))
+        if any(path.startswith(f"{split}/") for path in skip):
+            files = [
+                [file for file in inside if f"{split}/{folder}/{file}" not in skip]
+                for folder, inside in zip(folders, files, strict=True)
+            ]
+        self.class_ends = np.cumsum([len(inside) for inside in files])
+        self.skipped = found - len(self)
+        if not len(self):
+            raise UserError(f"data.skip_list leaves no image in {self.folder}")
+        self.file_ends = np.cumsum([len(file) for inside in files for file in inside])
+        self.file_names = "".join([file for inside in files for file in inside])
+
+    def __len__(self) -> int:
+        return int(self.class_ends[-1])
+
+    def label(self, index: int) -> int:
+        return int(np.searchsorted(self.class_ends, index, side="right"))
+
+    def name(self, index: int) -> str:
+        """The path below the root, as a skip list has it."""
+        begin = int(self.file_ends[index - 1]) if index else 0
+        file = self.file_names[begin : int(self.file_ends[index])]
+        return f"{self.split}/{self.folders[self.label(index)]}/{file}"
+
+    def read(self, index: int) -> tuple[Tensor, int]:
+        path = self.folder + self.name(index).removeprefix(self.split)
+        return read_image(path), self.label(index)
+
+
+def _image_files(folder: str) -> list[str]:
+    return sorted(file for file in os.listdir(folder) if file.lower().endswith(SUFFIXES))
+
+
+def _class_folders(split: Path) -> list[str]:
+    if not split.is_dir():
+        raise UserError(f"data.root={split.parent}: there is no {split.name}/ in it; {LAYOUT}")
+    with os.scandir(split) as entries:
+        kinds = {entry.name: entry.is_dir() for entry in entries}
+    folders = sorted(name for name, is_folder in kinds.items() if is_folder)
+    if folders:
+        return folders
+    if any(name.lower().endswith(SUFFIXES) for name in kinds):
+        raise UserError(
+            f"{split} holds images but no class folders, as ImageNet's {split.name}/ is delivered; "
+            f"sort it once with: python scripts/prepare_imagenet.py --root {split.parent} --devkit PATH"
+        )
+    raise UserError(f"{split} holds no class folders; {LAYOUT}")
+
+
+def _check_same(root: Path, train: list[str], val: list[str]) -> None:
+    only_train, only_val = sorted(set(train) - set(val)), sorted(set(val) - set(train))
+    if only_train or only_val:
+        sides = (("train", only_train), ("val", only_val))
+        parts = "; ".join(f"only in {split}/: {_some(names)}" for split, names in sides if names)
+        raise UserError(f"train/ and val/ of {root} must have the same class folders; {parts}")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _names(root: Path, folders: list[str]) -> list[str]:
+    listed = root / "classes.txt"
+    if listed.is_file():
+        pairs = (line.split(maxsplit=1) for line in listed.read_text(encoding="utf-8", errors="replace").splitlines())
+        names = {pair[0]: pair[1].strip() for pair in pairs if len(pair) == 2}
+        return [names.get(folder, folder) for folder in folders]
+    if len(folders) == 1000 and all(re.fullmatch(r"n\d{8}", folder) for folder in folders):
+        from torchvision.models import ResNet50_Weights
+
+        return list(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
+    return folders
+
+
+def _read_skip_list(path: str | None) -> frozenset[str]:
+    if path is None:
+        return frozenset()
+    try:
+        lines = Path(path).expanduser().read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError as error:
+        raise UserError(f"data.skip_list={path}: {error.strerror}; scripts/check_data.py writes such a list") from error
+    paths = frozenset(line.strip().replace("\\", "/") for line in lines if line.strip())
+    for line in paths:
+        if not line.startswith(("train/", "val/")):
+            raise UserError(f"data.skip_list={path}: '{line}' is not a path below data.root (train/... or val/...)")
+    return paths

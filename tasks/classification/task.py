@@ -1,0 +1,128 @@
+"""Image classification as the engine sees it (protocols: tdaf/task.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+
+from tasks.classification.evaluator import Accuracy, log_probabilities
+from tasks.classification.mixing import Mixing
+from tasks.classification.network import Classifier, LinearHead, Normalise
+from tasks.classification.pictures import labelled
+from tasks.classification.sources import LabelledImages, Source
+from tasks.classification.transforms import Transform
+from tdaf.errors import UserError
+from tdaf.model.staged import Staged
+from tdaf.task import Batch
+
+
+class Samples:
+    """A split with its transform: `samples[i]` has "input" uint8 ([V,] 3, H, W) and "label"."""
+
+    def __init__(self, images: LabelledImages, transform: Transform, mixing: Mixing) -> None:
+        self.images, self.transform, self.mixing = images, transform, mixing
+        self.skipped = images.skipped
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image, label = self.images.read(index)
+        return {"input": self.transform(image), "label": label}
+
+    def name(self, index: int) -> str:
+        return self.images.name(index)
+
+    def collate(self, samples: list[dict[str, Any]]) -> Batch:
+        """Stacks, then mixes; the keys are those of `Mixing`."""
+        # default_collate stacks in shared memory when it runs in a worker, which saves a copy of the batch
+        batch = default_collate(samples)
+        return self.mixing(batch["input"], batch["label"])
+
+
+class Classification:
+    """data: the images. train_transform: from an image to an input. val_transforms: the same for evaluation, one for
+    each protocol by name; `protocol` picks. Where that gives several views, their softmax probabilities are averaged.
+    mean, std: of the pixels, in units of 0..1.
+    head: "published", the backbone's own classifier where it has one (VGG's three layers), or "linear", pooling and one
+    layer for any backbone. dropout: before the linear layer.
+    label_smoothing: in 0..1. mixup, cutmix: alphas, 0 for off.
+    Raises UserError for values outside these.
+    """
+
+    metric = "top1"
+
+    def __init__(
+        self,
+        data: Source,
+        train_transform: Transform,
+        val_transforms: Mapping[str, Transform],
+        mean: list[float],
+        std: list[float],
+        head: str = "published",
+        protocol: str = "1crop",
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        dropout: float = 0.0,
+    ) -> None:
+        if protocol not in val_transforms:
+            raise UserError(f"protocol={protocol}: this data set has {', '.join(val_transforms)}")
+        if head not in ("published", "linear"):
+            raise UserError(f"task.head={head}: give published or linear")
+        for name, value in (("label_smoothing", label_smoothing), ("dropout", dropout)):
+            if not 0 <= value < 1:
+                raise UserError(f"task.{name}={value}: give 0 or more and less than 1")
+        if not len(mean) == len(std) == 3 or min(std) <= 0:
+            raise UserError("task.mean, task.std: give three numbers each, one a colour, std above 0")
+        self.data, self.train_transform, self.val_transform = data, train_transform, val_transforms[protocol]
+        self.mean, self.std = list(mean), list(std)
+        self.head, self.protocol, self.label_smoothing, self.dropout = head, protocol, label_smoothing, dropout
+        self.mixing = Mixing(mixup, cutmix)
+
+    @property
+    def classes(self) -> list[str]:
+        """Names for people, in the order of the logits."""
+        return self.data.classes
+
+    def network(self, backbone: Staged, tdaf: Callable[[Staged], Staged]) -> nn.Module:
+        body = tdaf(backbone)
+        width, classes = body.widths[-1], len(self.classes)
+        published = self.head == "published" and body.classifier is not None
+        if published and self.dropout:
+            raise UserError(
+                f"task.dropout={self.dropout}: this backbone's published classifier has its own; use task.head=linear"
+            )
+        head = body.classifier(width, classes) if published else LinearHead(width, classes, self.dropout)
+        return Classifier(body, head, Normalise(self.mean, self.std, body.dims))
+
+    def dataset(self, split: str) -> Samples:
+        if split == "train":
+            return Samples(self.data.split(split), self.train_transform, self.mixing)
+        return Samples(self.data.split(split), self.val_transform, Mixing(0.0, 0.0))
+
+    def losses(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """outputs: logits (B, K). A mixed batch counts both labels by their weights."""
+        logits = outputs.float()
+        if "mixed_label" not in batch:
+            return {"cross_entropy": self._cross_entropy(logits, batch["label"]).mean()}
+        own, other = (self._cross_entropy(logits, batch[key]) for key in ("label", "mixed_label"))
+        return {"cross_entropy": torch.lerp(own, other, batch["mixed_weight"]).mean()}
+
+    def _cross_entropy(self, logits: Tensor, label: Tensor) -> Tensor:
+        return F.cross_entropy(logits, label, label_smoothing=self.label_smoothing, reduction="none")
+
+    def evaluator(self) -> Accuracy:
+        return Accuracy(self.protocol)
+
+    def pictures(self, inputs: Tensor, outputs: Tensor) -> list[Tensor]:
+        """The best class and its probability on each image; of ten views the centre crop is shown."""
+        best, index = log_probabilities(outputs).exp().cpu().max(1)
+        images = inputs.cpu() if inputs.ndim == 4 else inputs[:, min(4, inputs.shape[1] - 1)].cpu()
+        texts = [f"{self.classes[k]} {p:.0%}" for k, p in zip(index.tolist(), best.tolist(), strict=True)]
+        return [labelled(image, text) for image, text in zip(images, texts, strict=True)]

@@ -1,0 +1,81 @@
+"""Checkpoints that survive: tensors and plain data only, written aside, fsynced, renamed; verified by CRC when read."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tdaf.errors import RunError, UserError
+
+LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
+
+
+def save(state: dict[str, Any], path: Path, keep: Path | None = None) -> None:
+    """Writes `state` to `path` so that a kill at any moment leaves a whole file there.
+
+    keep: where the file that stood at `path` stays reachable. RunError if the disk refuses; `path` is then as it was.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(aside, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            link = keep.with_name(f".{keep.name}.{os.getpid()}")
+            link.unlink(missing_ok=True)
+            os.link(path, link)
+            os.replace(link, keep)
+        os.replace(aside, path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        aside.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or "writing failed (is the disk full?)"
+        raise RunError(f"cannot write the checkpoint {path}: {reason}; what was saved before is untouched") from error
+
+
+def load(path: Path) -> dict[str, Any]:
+    """What `save` wrote, on the CPU. UserError if the file is missing, damaged, or no checkpoint."""
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}")
+    try:
+        # torch does not verify the CRC that each entry of its zip file carries; a flipped bit would go unnoticed
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                raise zipfile.BadZipFile
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, EOFError, RuntimeError, OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged or is not a checkpoint") from error
+    except Exception as error:  # pickle's own errors have no common base below Exception
+        raise UserError(f"{path} holds more than tensors and plain data, so it is not loaded") from error
+    if not isinstance(state, dict) or "network" not in state:
+        raise UserError(f"{path} is not a checkpoint of tdaf: it has no entry 'network'")
+    return state
+
+
+def load_last(folder: Path) -> tuple[dict[str, Any] | None, str]:
+    """The newest whole checkpoint of a run, or None, and a sentence when it is not the newest one."""
+    said = ""
+    for name in (LAST, PREVIOUS):
+        if not (folder / name).exists():
+            continue
+        try:
+            return load(folder / name), said
+        except UserError as error:
+            said = f"{error}; falling back on the one before"
+    if said:
+        raise UserError(f"no whole checkpoint is left in {folder}: {LAST} and {PREVIOUS} are damaged; delete the run folder")
+    return None, said
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,180 @@
+"""One loader for every task: which samples, in which order, on which rank, with which random numbers.
+
+Training draws one permutation an epoch and cuts it into global batches; rank r of R takes the r-th of R equal parts of
+each, so R ranks see together exactly what one would. Evaluation gives each sample to exactly one rank.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, get_worker_info
+
+from tdaf.engine import seeds
+from tdaf.errors import RunError, UnreadableSample, UserError
+from tdaf.task import Batch, Dataset
+
+Key = tuple[int, int]  # (epoch, index): all that a sample's random numbers depend on, beside the run's seed
+
+
+class TrainingOrder:
+    """Yields one list of keys a micro-batch for ever, from optimizer step `start` on.
+
+    size: samples in the data set. batch: samples a step over all ranks; it must be divisible by ranks x accumulate.
+    The samples after the last whole batch of an epoch are left out of that epoch.
+    """
+
+    def __init__(
+        self, size: int, batch: int, *, seed: int, rank: int = 0, ranks: int = 1, accumulate: int = 1, start: int = 0
+    ) -> None:
+        if batch < 1:
+            raise UserError(f"trainer.batch={batch}: give 1 or more")
+        if batch % (ranks * accumulate):
+            raise UserError(
+                f"trainer.batch={batch} is not divisible by {ranks} ranks x trainer.accumulate={accumulate}"
+            )
+        if size < batch:
+            raise UserError(f"trainer.batch={batch} is larger than the training set of {size} samples; give a smaller one")
+        self.size, self.batch, self.seed, self.start = size, batch, seed, start
+        self.micro = batch // (ranks * accumulate)
+        self.rank, self.accumulate = rank, accumulate
+        self.steps_per_epoch = size // batch
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        step = self.start
+        while True:
+            epoch, first = divmod(step, self.steps_per_epoch)
+            order = np.random.default_rng(seeds.mix(self.seed, "order", epoch)).permutation(self.size)
+            for place in range(first, self.steps_per_epoch):
+                mine = order[place * self.batch :][self.rank * self.micro * self.accumulate :]
+                for part in range(self.accumulate):
+                    yield [(epoch, int(i)) for i in mine[part * self.micro : (part + 1) * self.micro]]
+                step += 1
+
+
+class EvaluationOrder:
+    """Yields this rank's share of 0..size-1 in batches, each sample once over all ranks."""
+
+    def __init__(self, size: int, batch: int, *, rank: int = 0, ranks: int = 1) -> None:
+        self.mine = range(rank, size, ranks)
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return -(-len(self.mine) // self.batch)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for first in range(0, len(self.mine), self.batch):
+            yield [(0, i) for i in self.mine[first : first + self.batch]]
+
+
+class _Reader:
+    """A data set as DataLoader sees it: a batch at a time, seeded, its unreadable samples named instead of raised."""
+
+    def __init__(self, dataset: Dataset, seed: int, workers: int) -> None:
+        self.dataset, self.seed = dataset, seed
+        # one place a worker for the sample it is reading, in memory that the main process sees: a stalled read is named
+        self.reading = torch.full((max(1, workers),), -1, dtype=torch.int64).share_memory_()
+
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        worker = get_worker_info()
+        with seeds.kept():
+            return self._read(keys, worker.id if worker else 0)
+
+    def _read(self, keys: Sequence[Key], place: int) -> Batch:
+        samples, indices, bad = [], [], []
+        for epoch, index in keys:
+            self.reading[place] = index
+            seeds.set_cpu(self.seed, epoch, index)
+            try:
+                samples.append(self.dataset[index])
+                indices.append(index)
+            except UnreadableSample as error:
+                bad.append((index, self.dataset.name(index), str(error)))
+        self.reading[place] = -1
+        if not samples:
+            return {"index": torch.empty(0, dtype=torch.int64), "bad": bad}
+        seeds.set_cpu(self.seed, keys[0][0], "collate", keys[0][1])
+        return {**self.dataset.collate(samples), "index": torch.tensor(indices), "bad": bad}
+
+
+def _first_is_batch(batch: Batch) -> Batch:
+    return batch
+
+
+class Loader:
+    """Batches of a split, read by worker processes, with unreadable samples counted against `max_bad`.
+
+    order: yields lists of keys. workers: reading processes (0: in this one). timeout: seconds that one batch may take.
+    Iteration raises RunError when a worker stalls or dies, or when more than `max_bad` samples cannot be read.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        order: TrainingOrder | EvaluationOrder,
+        *,
+        seed: int,
+        workers: int = 0,
+        timeout: float = 300.0,
+        prefetch: int = 2,
+        max_bad: int = 0,
+        pin: bool = False,
+    ) -> None:
+        self.dataset, self.max_bad, self.timeout = dataset, max_bad, timeout
+        self.bad: dict[int, tuple[str, str]] = {}  # index: (name, reason)
+        self.reader = _Reader(dataset, seed, workers)
+        self.loader = DataLoader(
+            self.reader,
+            batch_sampler=order,
+            collate_fn=_first_is_batch,
+            num_workers=workers,
+            pin_memory=pin,
+            timeout=timeout if workers else 0,
+            prefetch_factor=prefetch if workers else None,
+            generator=torch.Generator().manual_seed(0),  # else each start of the workers draws from the global generator
+            worker_init_fn=_one_thread,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = iter(self.loader)
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                raise self._explained(error) from error
+            for index, name, reason in batch.pop("bad"):
+                self.bad[index] = (name, reason)
+            if len(self.bad) > self.max_bad:
+                name, reason = next(reversed(self.bad.values()))
+                raise RunError(
+                    f"cannot read {name}: {reason} ({len(self.bad)} unreadable, data.max_bad={self.max_bad}); "
+                    "repair it, list it with scripts/check_data.py, or raise data.max_bad"
+                )
+            yield batch
+
+    def stalled(self) -> list[str]:
+        """The samples being read at this moment, by name."""
+        return [self.dataset.name(i) for i in self.reader.reading.tolist() if i >= 0]
+
+    def _explained(self, error: RuntimeError) -> RuntimeError | RunError:
+        reading = ", ".join(self.stalled()) or "unknown"
+        if "timed out" in str(error):
+            return RunError(f"no batch within loader.timeout={self.timeout:g} s; being read: {reading}")
+        if "exited unexpectedly" in str(error) or "is killed by signal" in str(error):
+            return RunError(f"a loader worker died (out of memory?); being read: {reading}; try fewer loader.workers")
+        return error
+
+
+def default_workers(ranks_here: int) -> int:
+    """Reading processes a rank: the machine's cores shared between its ranks, at most 12."""
+    return max(1, min(12, len(os.sched_getaffinity(0)) // max(1, ranks_here)))
+
+
+def _one_thread(worker: int) -> Any:
+    torch.set_num_threads(1)

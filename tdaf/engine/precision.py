@@ -1,0 +1,67 @@
+"""Number format, memory format and the way of a batch to the device."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tdaf.errors import UserError
+from tdaf.task import Batch
+
+KINDS = ("auto", "fp32", "bf16", "fp16")
+
+
+class Precision:
+    """Autocast and, for fp16, loss scaling. kind "auto": bf16 on a GPU that has it, else fp32."""
+
+    def __init__(self, kind: str, device: torch.device, channels_last: bool = True) -> None:
+        if kind not in KINDS:
+            raise UserError(f"trainer.precision={kind}: give one of {', '.join(KINDS)}")
+        if kind == "auto":
+            kind = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        self.kind, self.device, self.channels_last = kind, device, channels_last
+        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[kind]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=kind == "fp16")
+
+    def autocast(self) -> AbstractContextManager:
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.kind != "fp32")
+
+    def place(self, network: nn.Module) -> nn.Module:
+        """The network on the device, its kernels channels last (2D or 3D, as each kernel asks)."""
+        network = network.to(self.device)
+        for parameter in network.parameters():
+            if self.channels_last and parameter.dim() in (4, 5):
+                parameter.data = parameter.data.contiguous(memory_format=_channels_last(parameter.dim()))
+        return network
+
+    def move(self, batch: Batch) -> Batch:
+        """Every tensor of the batch on the device, without waiting for the copies."""
+        return {name: _move(value, self.device) for name, value in batch.items()}
+
+
+def float32(outputs: Any) -> Any:
+    """Outputs with every floating-point tensor in float32: losses are never computed in a shorter format."""
+    if isinstance(outputs, Tensor):
+        return outputs.float() if outputs.is_floating_point() else outputs
+    if isinstance(outputs, dict):
+        return {name: float32(value) for name, value in outputs.items()}
+    if isinstance(outputs, (list, tuple)):
+        return type(outputs)(float32(value) for value in outputs)
+    return outputs
+
+
+def _move(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, list):
+        return [_move(v, device) for v in value]
+    if isinstance(value, tuple):
+        return tuple(_move(v, device) for v in value)
+    return value
+
+
+def _channels_last(dims: int) -> torch.memory_format:
+    return torch.channels_last if dims == 4 else torch.channels_last_3d

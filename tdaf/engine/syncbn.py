@@ -1,0 +1,54 @@
+"""Batch norm over all ranks: torch's SyncBatchNorm on GPUs, and the same thing for CPU ranks, which torch lacks."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as td
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class _CpuSyncBatchNorm(_BatchNorm):
+    """Statistics of the batches of all gloo ranks (they may differ in size), differentiable through the all-reduce."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected at least a 2D input, got {input.dim()}D")
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or td.get_world_size() == 1:
+            return super().forward(input)
+        axes = [0, *range(2, input.dim())]
+        count = input.new_tensor([input.numel() / input.shape[1]])
+        sums = all_reduce(torch.cat([input.sum(axes), input.square().sum(axes), count]))
+        channels, count = input.shape[1], sums[-1]
+        mean = sums[:channels] / count
+        variance = (sums[channels:-1] / count - mean.square()).clamp_min(0)
+        if self.track_running_stats:
+            with torch.no_grad():
+                self.num_batches_tracked.add_(1)
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance * count / (count - 1).clamp_min(1), self.momentum)
+        shape = [1, channels] + [1] * (input.dim() - 2)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return input * scale.view(shape) + (self.bias - mean * scale).view(shape)
+
+
+def synchronise(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network with every batch norm's statistics taken over all ranks; parameters and buffers are the same objects."""
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            module.__class__ = _CpuSyncBatchNorm
+    return network
+
+
+@torch.no_grad()
+def average_statistics(network: nn.Module) -> None:
+    """Gives all ranks the mean of their running statistics, so that each evaluates, and saves, the same network."""
+    for buffer in network.buffers():
+        if buffer.is_floating_point():
+            td.all_reduce(buffer, op=td.ReduceOp.SUM)
+            buffer /= td.get_world_size()

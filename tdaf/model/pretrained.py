@@ -1,0 +1,212 @@
+"""Weights from a file or from torchvision into any network whose backbone is `Staged`, by name."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from tdaf.errors import UserError
+from tdaf.model.inflate import inflate_weight
+
+_STAGE = re.compile(r"^(?:.*?\.)?stages\.(\d+)\.(.+)$")
+_EARLIER = re.compile(r"\bearlier\.(\d+)\.")  # where TDAF keeps the statistics of the flows before the last one
+_INNER = re.compile(r"(?:^|\.)((?:earlier\.\d+\.)?(?:stages|gates)\.\d+\..+)$")
+_CONTAINERS = ("network", "state_dict", "model")
+_WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
+
+
+@dataclass
+class Report:
+    """What `load` did, by the network's names (`unexpected`: the checkpoint's). str() gives a few lines to print."""
+
+    loaded: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    inflated: int = 0
+
+    def __str__(self) -> str:
+        total = len(self.loaded) + len(self.missing) + len(self.mismatched)
+        first = f"loaded {len(self.loaded)} of {total} tensors"
+        lines = [first + (f", {self.inflated} of them inflated from 2D" if self.inflated else "")]
+        if self.missing:
+            lines.append(f"missing from the checkpoint ({len(self.missing)}): {_some(self.missing)}")
+        if self.unexpected:
+            lines.append(f"not in the network ({len(self.unexpected)}): {_some(self.unexpected)}")
+        if self.mismatched:
+            shown = [f"{name} {_shape(theirs)} for {_shape(ours)}" for name, theirs, ours in self.mismatched]
+            lines.append(f"of another shape, left alone ({len(shown)}): {_some(shown)}")
+        return "\n".join(lines)
+
+
+def load(network: nn.Module, state: dict[str, Tensor]) -> Report:
+    """Copy what fits of `state` into `network`, in place.
+
+    `state` is a state dict of this project (any task's, with or without TDAF) or a plain one of torchvision's. Names
+    are the same but for a prefix: `body.stages.1.layer2.0.conv1.weight` here is `layer2.0.conv1.weight` there. The
+    statistics of TDAF's earlier flows, where the checkpoint has none of its own, are those of the last flow; 2D
+    kernels are inflated for a 3D network. A head of another class count stays as it is and is reported, and so does a
+    stem of another size.
+    Raises UserError, with nothing changed, when the backbone's own names or shapes differ: another architecture.
+    """
+    wanted = network.state_dict()
+    places = _places(state, wanted)
+    shift = _earlier_flows(state) - _earlier_flows(wanted)
+    report = Report()
+    copies: list[tuple[Tensor, Tensor]] = []
+    used: set[str] = set()
+    for name, ours in wanted.items():
+        found = next((places[alias] for alias in _aliases(name, shift) if alias in places), None)
+        if found is None:
+            if not name.endswith("num_batches_tracked"):  # not there in checkpoints from before PyTorch 0.4.1
+                report.missing.append(name)
+            continue
+        used.add(found)
+        theirs = state[found]
+        if _inflatable(theirs, ours):
+            theirs = inflate_weight(theirs, tuple(ours.shape))
+            report.inflated += 1
+        if theirs.shape == ours.shape:
+            report.loaded.append(name)
+            copies.append((ours, theirs))
+        else:
+            report.mismatched.append((name, tuple(theirs.shape), tuple(ours.shape)))
+    report.unexpected = [name for name in state if name not in used and not name.endswith("num_batches_tracked")]
+    _check_architecture(report, wanted, state)
+    with torch.no_grad():
+        for ours, theirs in copies:
+            ours.copy_(theirs)
+    return report
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """The state dict in a file: ours ({"network": ...}), a plain one, or one under "state_dict" or "model".
+
+    Raises UserError for a file that is missing, unreadable, or holds no state dict. Never runs code from the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"checkpoint {path}: {'not a file' if path.exists() else 'no such file'}")
+    try:
+        with path.open("rb") as file:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except PermissionError:
+        raise UserError(f"checkpoint {path}: no permission to read it") from None
+    except Exception:  # torch.load has no error of its own: zip, pickle, unicode, key, system and other errors
+        raise UserError(
+            f"checkpoint {path}: not a file of tensors that torch.load(weights_only=True) reads; "
+            "damaged, cut short, or of another kind"
+        ) from None
+    for key in _CONTAINERS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise UserError(
+            f"checkpoint {path}: holds no state dict (tensors by name), also not under {', '.join(_CONTAINERS)}"
+        )
+    for wrapper in _WRAPPERS:
+        if all(name.startswith(wrapper) for name in content):
+            content = {name.removeprefix(wrapper): value for name, value in content.items()}
+    return content
+
+
+def torchvision_weights(name: str) -> dict[str, Tensor]:
+    """The weights that torchvision names `name` ("ResNet50_Weights.IMAGENET1K_V1"), downloaded unless cached.
+
+    Raises UserError for an unknown name, or when the download fails.
+    """
+    from torchvision.models import get_model_weights, get_weight, list_models  # as long to import as torch
+
+    try:
+        weights = get_weight(name)
+    except (ValueError, KeyError):
+        known = {str(entry) for model in list_models() for entry in get_model_weights(model)}
+        close = get_close_matches(name, sorted(known), n=1, cutoff=0.3)
+        hint = f"; did you mean {close[0]}?" if close else ", which look like ResNet50_Weights.IMAGENET1K_V1"
+        raise UserError(f"pretrained weights {name}: torchvision has none of this name{hint}") from None
+    try:
+        return weights.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise UserError(f"pretrained weights {name}: {weights.url} could not be fetched ({reason})") from None
+
+
+def _aliases(name: str, shift: int) -> list[str]:
+    """What a tensor of the network may be called in a checkpoint, the nearest first.
+
+    Flows are matched from the last one on, as a flow's size is what its statistics belong to: `shift` is the
+    checkpoint's number of flows less the network's.
+    """
+    own = _EARLIER.sub(lambda match: f"earlier.{int(match[1]) + shift}.", name)
+    last = _EARLIER.sub("", name)
+    return [own, _inner_name(own), last, _inner_name(last), _plain_name(last)]
+
+
+def _inner_name(name: str) -> str:
+    """A backbone's name whatever network the backbone is part of; other names as they are."""
+    match = _INNER.search(name)
+    return match[1] if match else name
+
+
+def _plain_name(name: str) -> str:
+    """torchvision's name."""
+    match = _STAGE.match(name)
+    return match[2] if match else name.removeprefix("head.")
+
+
+def _earlier_flows(state: dict[str, Tensor]) -> int:
+    return max((int(match[1]) + 1 for match in map(_EARLIER.search, state) if match), default=0)
+
+
+def _places(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, str]:
+    """Every alias that finds a tensor of the checkpoint -> the tensor's own name in it."""
+    places = {_inner_name(name): name for name in state} | {name: name for name in state}
+    # Two stages with children of the same names ("0.weight") cannot be told apart without their stage.
+    times = Counter(_plain_name(name) for name in wanted if not _EARLIER.search(name))
+    return {alias: name for alias, name in places.items() if times[alias] < 2 or alias in wanted}
+
+
+def _inflatable(theirs: Tensor, ours: Tensor) -> bool:
+    return theirs.ndim == 4 and ours.ndim == 5 and theirs.shape == ours.shape[:2] + ours.shape[3:]
+
+
+def _check_architecture(report: Report, wanted: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+    """Heads, gates, attention blocks, appended stages and the stem's size may differ; else the backbone may not."""
+    backbone = [name for name in wanted if _STAGE.match(name) and not _EARLIER.search(name)]
+    loaded = set(report.loaded).intersection(backbone)
+    stages = {_STAGE.match(name)[1] for name in loaded}
+    layers = {_plain_name(name).split(".")[0] for name in loaded}
+    for name, theirs, ours in report.mismatched:
+        if name in backbone[1:]:
+            _refuse(f"{_plain_name(name)} is {_shape(theirs)} in the checkpoint and {_shape(ours)} in the network")
+    if not loaded:
+        theirs = f"{next(iter(state))} {_shape(next(iter(state.values())).shape)}" if state else "nothing"
+        ours = f"{backbone[0]} {_shape(wanted[backbone[0]].shape)}" if backbone else "no stages"
+        _refuse(f"the checkpoint begins with {theirs}, the network with {ours}, and nothing of the backbone fits")
+    for name in report.missing:
+        if name in backbone and _STAGE.match(name)[1] in stages and ".attention." not in name:
+            _refuse(f"the network's {_plain_name(name)} is not in the checkpoint")
+    for name in report.unexpected:
+        match = None if _EARLIER.search(name) else _STAGE.match(name)
+        if match[1] in stages if match else name.split(".")[0] in layers:
+            _refuse(f"the checkpoint's {name} has no place in the network")
+
+
+def _refuse(difference: str) -> NoReturn:
+    raise UserError(f"wrong checkpoint, or one of another architecture: {difference}")
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

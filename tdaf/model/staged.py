@@ -1,0 +1,47 @@
+"""The one contract between a backbone and everything else: a list of stages and what each gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from torch import Tensor, nn
+
+
+class Staged(nn.Module):
+    """A network as stages h_1..h_L (paper, Sec. 3.1). The stem belongs to stage 1.
+
+    stages: L modules, each fed with the previous one's map. A stage that ends in its own `nn.ReLU`
+        (`nn.Sequential(..., nn.ReLU())`) lets TDAF fuse that ReLU with the gate, which saves one stored map a stage.
+    widths: channels after each stage. strides: input size / map size after each stage (in space).
+    dims: 2 for images (B, C, H, W), 3 for clips (B, C, T, H, W).
+    classifier: `classifier(width, classes) -> module` from the last map to (B, classes) where the network's
+        publication has one of its own (VGG's three fully connected layers); None means pooling and one linear layer.
+    """
+
+    def __init__(
+        self,
+        stages: Iterable[nn.Module],
+        widths: list[int],
+        strides: list[int],
+        dims: int = 2,
+        classifier: Callable[[int, int], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.widths = list(widths)
+        self.strides = list(strides)
+        self.dims = dims
+        self.classifier = classifier
+        if not len(self.stages) == len(self.widths) == len(self.strides):
+            raise ValueError(
+                f"a staged network needs one width and one stride a stage, "
+                f"got {len(self.stages)} stages, {len(self.widths)} widths, {len(self.strides)} strides"
+            )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """x (B, C, [T,] H, W) -> the L maps, the last one last."""
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps

@@ -1,0 +1,141 @@
+"""ANAR against Table 1 written out with functional calls, and its published sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tdaf.errors import UserError
+from tdaf.model.anar import ANAR
+
+torch.set_num_threads(1)
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+# Table 1 over the three gated stages of ResNet-50 with c = 512; Tables 4 and 6 give the totals to three digits.
+@pytest.mark.parametrize(
+    ("layers", "dims", "total"), [(3, 2, 164_371), (5, 2, 587_411), (7, 2, 754_067), (5, 3, 1_398_419)]
+)
+def test_published_totals(layers, dims, total):
+    assert sum(count(ANAR(width, layers, dims=dims)) for width in (256, 512, 1024)) == total
+
+
+def test_width_null_is_the_stage_width():
+    assert count(ANAR(256, 5, width=None)) == count(ANAR(256, 5, width=256)) != count(ANAR(256, 5))
+
+
+class Table1:
+    """Table 1 with functional calls only; parameters are taken in the order in which the table uses them."""
+
+    def __init__(self, module: ANAR, c: int, depthwise: bool) -> None:
+        self.module, self.c, self.depthwise = module, c, depthwise
+        self.conv = F.conv2d if module.dims == 2 else F.conv3d
+        self.deconv = F.conv_transpose2d if module.dims == 2 else F.conv_transpose3d
+
+    def norm(self, layer: nn.Module, x: Tensor) -> Tensor:
+        axes = [0, *range(2, x.dim())]
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        mean, var = x.mean(axes, keepdim=True), x.var(axes, unbiased=False, keepdim=True)
+        return (x - mean) / torch.sqrt(var + 1e-5) * layer.weight.reshape(shape) + layer.bias.reshape(shape)
+
+    def unit(self, block: nn.Module, x: Tensor, kernel: int) -> Tensor:
+        """conv or deconv without bias, then batch norm; depthwise: the same in two steps with ReLU between."""
+        convs = [m for m in block.modules() if hasattr(m, "kernel_size")]
+        norms = [m for m in block.modules() if hasattr(m, "running_mean")]
+        assert all(m.bias is None for m in convs)
+        split = self.depthwise and kernel > 1
+        assert len(convs) == len(norms) == (2 if split else 1)
+        assert set(convs[0].kernel_size) == {kernel}
+        groups = x.shape[1] if split else 1
+        if kernel == 4:
+            x = self.deconv(x, convs[0].weight, stride=2, padding=1, groups=groups)
+        elif kernel == 3:
+            x = self.conv(x, convs[0].weight, stride=2, padding=1, groups=groups)
+        else:
+            x = self.conv(x, convs[0].weight)
+        x = self.norm(norms[0], x)
+        if split:
+            x = self.norm(norms[1], self.conv(torch.relu(x), convs[1].weight))
+        return x
+
+    def resize(self, x: Tensor, size) -> Tensor:
+        return F.interpolate(x, size=tuple(size), mode="bilinear" if x.dim() == 4 else "trilinear", align_corners=False)
+
+    def __call__(self, x: Tensor, size) -> Tensor:
+        g, c, relu = self.module, self.c, torch.relu
+        layers = {(0, False): 2, (0, True): 3, (1, True): 5, (2, True): 7}[len(g.down), g.last is not None]
+        a = relu(self.unit(g.trans, x, 1))
+        assert a.shape[1] == (c // 8 if layers <= 3 else c // 4)
+        if layers == 2:  # the table's order: up-sample, then project
+            up = self.resize(a, [2 * s for s in a.shape[2:]])
+        elif layers == 3:
+            up = relu(self.unit(g.last, a, 4))
+        elif layers == 5:
+            b = relu(self.unit(g.down[0], a, 3))
+            up = self.resize(self.unit(g.up[0], b, 4), a.shape[2:]) + self.unit(g.skip[0], a, 1)
+            assert (b.shape[1], up.shape[1]) == (c // 8, c // 16)
+            up = relu(self.unit(g.last, relu(up), 4))
+        else:
+            b = relu(self.unit(g.down[0], a, 3))
+            d = relu(self.unit(g.down[1], b, 3))
+            up = relu(self.resize(self.unit(g.up[0], d, 4), b.shape[2:]) + self.unit(g.skip[0], b, 1))
+            assert (b.shape[1], d.shape[1], up.shape[1]) == (c // 8, c // 8, c // 16)
+            up = relu(self.resize(self.unit(g.up[1], up, 4), a.shape[2:]) + self.unit(g.skip[1], a, 1))
+            assert up.shape[1] == c // 16
+            up = relu(self.unit(g.last, up, 4))
+        assert layers == 2 or up.shape[1] == c // 32
+        return self.resize(torch.sigmoid(self.conv(up, g.mask.weight, g.mask.bias)), size)
+
+
+@pytest.mark.parametrize("depthwise", [False, True])
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("layers", [2, 3, 5, 7])
+def test_equals_table_1(layers, dims, depthwise):
+    torch.manual_seed(0)
+    anar = ANAR(48, layers, 64, dims, depthwise).double()
+    for parameter in anar.parameters():
+        nn.init.uniform_(parameter, -0.5, 0.8)
+    for size, asked in (((5, 7, 6), (9, 13, 12)), ((4, 8, 4), (8, 16, 8)), ((1, 1, 3), (2, 1, 5))):
+        x = torch.randn(3, 48, *size[:dims], dtype=torch.float64)
+        ours = anar(x, asked[:dims])
+        theirs = Table1(anar, 64, depthwise)(x, asked[:dims])
+        if layers == 2:  # sigmoid after up-sampling, which Table1 does in the same place
+            theirs = Table1(anar, 64, depthwise)(x, asked[:dims])
+        assert ours.shape == (3, 1, *asked[:dims])
+        assert (ours - theirs).abs().max() < 1e-9
+        assert ours.min() > 0 and ours.max() < 1 and ours.std() > 0.01
+
+
+def test_depthwise_is_smaller_and_grouped():
+    plain, light = ANAR(256, 5), ANAR(256, 5, depthwise=True)
+    assert count(light) < count(plain) / 2
+    wide = [m for m in light.modules() if hasattr(m, "kernel_size") and max(m.kernel_size) > 1]
+    assert len(wide) == 3 and all(m.groups == m.in_channels == m.out_channels for m in wide)
+
+
+@pytest.mark.parametrize("eta", [0.2, 0.5, 0.9])
+def test_identity_start_makes_gate_plus_eta_one(eta):
+    mask = ANAR(64, 5, 64, init="identity", eta=eta)(torch.randn(2, 64, 6, 6), (12, 12))
+    assert torch.allclose(mask + eta, torch.ones_like(mask), atol=1e-6)
+
+
+@pytest.mark.parametrize("layers", [2, 3, 5, 7])
+def test_kaiming_start_leaves_the_sigmoid_room(layers):
+    torch.manual_seed(0)
+    mask = ANAR(256, layers)(torch.randn(4, 256, 14, 14).relu(), (28, 28))
+    assert ((mask > 0.02) & (mask < 0.98)).float().mean() > 0.9
+    assert mask.std() > 0.03
+
+
+def test_wrong_settings():
+    with pytest.raises(UserError, match="anar=6: must be one of 2, 3, 5, 7"):
+        ANAR(64, 6)
+    with pytest.raises(UserError, match="anar_width=null: a stage has 40 channels"):
+        ANAR(40, 3, width=None)
+    with pytest.raises(UserError, match="anar_width=16"):
+        ANAR(40, 3, width=16)

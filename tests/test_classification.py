@@ -1,0 +1,247 @@
+"""The classification task: network, mixing, losses, accuracy and pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from tasks.classification.evaluator import Accuracy
+from tasks.classification.mixing import Mixing
+from tasks.classification.network import Classifier, LinearHead, Normalise
+from tasks.classification.sources import ClassNames
+from tasks.classification.task import Classification
+from tasks.classification.transforms import cifar_val, imagenet_val
+from tdaf.errors import RunError, UserError
+from tdaf.model.backbones.mobilenet import mobilenet
+from tdaf.model.backbones.resnet import resnet
+from tdaf.model.backbones.vgg import vgg
+from tdaf.model.staged import Staged
+
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+class Images:
+    """Six images of 8 x 8, each of one value; the label is the place modulo `classes`."""
+
+    skipped = 1
+
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+
+    def __len__(self) -> int:
+        return 6
+
+    def name(self, index: int) -> str:
+        return f"image {index}"
+
+    def read(self, index: int) -> tuple[Tensor, int]:
+        return torch.full((3, 8, 8), 40 * index, dtype=torch.uint8), index % self.classes
+
+
+class Source(ClassNames):
+    def split(self, name: str) -> Images:
+        return Images(len(self.classes))
+
+
+def task(classes: int = 4, **settings: Any) -> Classification:
+    names = [f"class {k}" for k in range(classes)]
+    views = {"1crop": cifar_val(), "10crop": imagenet_val(size=6, short_side=8, crops=10)}
+    return Classification(Source(names), cifar_val(), views, MEAN, STD, **settings)
+
+
+def body(width: int = 5, classifier: Any = None) -> Staged:
+    return Staged([nn.Conv2d(3, 4, 3), nn.Conv2d(4, width, 2)], [4, width], [1, 1], classifier=classifier)
+
+
+PUBLISHED = [
+    (lambda: resnet(50), "published", 25_557_032, "fc.weight"),
+    (lambda: vgg(16), "published", 138_357_544, "classifier.0.weight"),
+    (lambda: vgg(16), "linear", 15_227_688, "fc.weight"),
+    (lambda: mobilenet(), "published", 4_231_976, "fc.weight"),
+]
+
+
+@pytest.mark.parametrize(("backbone", "head", "parameters", "first"), PUBLISHED)
+def test_parameters_and_keys(backbone: Any, head: str, parameters: int, first: str) -> None:
+    with torch.device("meta"):
+        network = task(1000, head=head).network(backbone(), lambda staged: staged)
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    keys = list(network.state_dict())
+    assert all(key.startswith(("body.stages.", "head.")) for key in keys)
+    assert [key for key in keys if key.startswith("head.")][0] == f"head.{first}"
+
+
+def test_head_follows_the_body_that_tdaf_gives() -> None:
+    def published(width: int, classes: int) -> nn.Module:
+        return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * width, classes))
+
+    wide = lambda staged: body(9, staged.classifier)  # noqa: E731
+    assert task().network(body(), wide).head.fc.in_features == 9
+    assert task().network(body(classifier=published), wide).head[2].in_features == 36
+    assert isinstance(task(head="linear").network(body(classifier=published), wide).head, LinearHead)
+    assert task(dropout=0.3).network(body(), wide).head.dropout.p == 0.3
+    with pytest.raises(UserError, match="task.dropout=0.3.*task.head=linear"):
+        task(dropout=0.3).network(body(classifier=published), wide)
+
+
+def test_normalise_equals_torchvisions() -> None:
+    x = torch.randint(0, 256, (2, 3, 5, 4), dtype=torch.uint8)
+    expected = torchvision.transforms.functional.normalize(x.float() / 255, MEAN, STD)
+    normalise = Normalise(MEAN, STD)
+    torch.testing.assert_close(normalise(x), expected, atol=1e-6, rtol=1e-6)
+    assert torch.equal(normalise(x.float()), normalise(x)) and not normalise.state_dict()
+    assert normalise(x.to(memory_format=torch.channels_last)).is_contiguous(memory_format=torch.channels_last)
+    clip = x[:, :, None].expand(2, 3, 7, 5, 4)
+    torch.testing.assert_close(Normalise(MEAN, STD, dims=3)(clip), expected[:, :, None].expand(2, 3, 7, 5, 4))
+    assert normalise.to(torch.bfloat16)(x).dtype == torch.bfloat16
+
+
+def test_views_are_samples_to_the_network() -> None:
+    network = task().network(body(), lambda staged: staged)
+    x = torch.randint(0, 256, (2, 10, 3, 8, 8), dtype=torch.uint8)
+    logits = network(x)
+    assert logits.shape == (2, 10, 4)
+    torch.testing.assert_close(logits[1], network(x[1]))
+    volume = Staged([nn.Conv3d(3, 5, 1)], [5], [1], dims=3)
+    clips = Classifier(volume, LinearHead(5, 4), Normalise(MEAN, STD, dims=3))
+    assert clips(torch.zeros(2, 3, 4, 6, 6)).shape == (2, 4) and clips(torch.zeros(2, 7, 3, 4, 6, 6)).shape == (2, 7, 4)
+
+
+def test_batches() -> None:
+    train, ten = task().dataset("train"), task(protocol="10crop").dataset("val")
+    batch = train.collate([train[i] for i in (5, 0)])
+    assert batch["input"].dtype == torch.uint8 and batch["input"][:, 0, 0, 0].tolist() == [200, 0]
+    assert batch["label"].tolist() == [1, 0] and set(batch) == {"input", "label"}
+    assert ten.collate([ten[0], ten[1]])["input"].shape == (2, 10, 3, 6, 6)
+    assert (len(train), train.name(3), train.skipped) == (6, "image 3", 1)
+    mixed = task(mixup=1.0)
+    assert "mixed_label" in mixed.dataset("train").collate([train[0], train[1]])
+    assert "mixed_label" not in mixed.dataset("val").collate([train[0], train[1]])
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_mixing_equals_torchvisions(kind: str) -> None:
+    images = torch.randint(0, 256, (5, 3, 17, 12), dtype=torch.uint8)
+    labels = torch.tensor([3, 1, 0, 2, 2])
+    cut = 0
+    for seed in range(12):
+        torch.manual_seed(seed)
+        batch = Mixing(**{"mixup": 0.0, "cutmix": 0.0, kind: 0.8})(images, labels)
+        weight = float(batch["mixed_weight"][0])
+        assert torch.equal(batch["mixed_label"], torch.tensor([2, 3, 1, 0, 2])) and torch.equal(batch["label"], labels)
+        assert batch["mixed_weight"].shape == (5,) and (batch["mixed_weight"] == weight).all()
+        others = images.roll(1, 0)
+        if kind == "mixup":
+            expected = (1 - weight) * images.double() + weight * others.double()
+            assert (batch["input"].double() - expected).abs().max() <= 0.5 + 1e-4
+            torch.manual_seed(seed)
+            theirs = torchvision.transforms.v2.MixUp(alpha=0.8, num_classes=4)(images.float(), labels)
+            assert (batch["input"] - theirs[0]).abs().max() <= 0.5 + 1e-4
+            hot = nn.functional.one_hot(labels, 4)
+            torch.testing.assert_close((1 - weight) * hot + weight * hot.roll(1, 0), theirs[1])
+        else:
+            taken = (batch["input"] == others).all(1) & ~(batch["input"] == images).all(1)
+            assert ((batch["input"] == others) | (batch["input"] == images)).all()
+            rows, columns = taken[0].any(1).sum(), taken[0].any(0).sum()
+            assert taken[0].sum() == rows * columns  # a box
+            assert weight == pytest.approx(int(taken[0].sum()) / (17 * 12))
+            cut += int(rows > 0)
+    assert kind == "mixup" or cut > 6
+
+
+def test_mixup_and_cutmix_take_turns() -> None:
+    images = torch.tensor([0, 200], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 16, 16).contiguous()
+    torch.manual_seed(0)
+    blended = 0
+    for _ in range(200):
+        mixed = Mixing(1.0, 1.0)(images, torch.tensor([0, 1]))["input"]
+        blended += bool(((mixed != 0) & (mixed != 200)).any())
+    assert 70 < blended < 130
+    for settings in ((-1.0, 0.0), (0.0, float("inf"))):
+        with pytest.raises(UserError, match="give 0 .off. or the positive alpha"):
+            Mixing(*settings)
+
+
+def test_losses_written_out() -> None:
+    logits = torch.randn(3, 4)
+    label, other, weight = torch.tensor([0, 3, 2]), torch.tensor([2, 0, 3]), torch.tensor([0.2, 0.2, 0.7])
+    expected = 0.0
+    for i in range(3):
+        target = np.full(4, 0.1 / 4)
+        target[label[i]] += 0.9 * (1 - float(weight[i]))
+        target[other[i]] += 0.9 * float(weight[i])
+        p = np.exp(logits[i].double().numpy())
+        expected -= float((target * np.log(p / p.sum())).sum()) / 3
+    smoothed = task(label_smoothing=0.1)
+    losses = smoothed.losses(logits, {"label": label, "mixed_label": other, "mixed_weight": weight})
+    assert list(losses) == ["cross_entropy"] and float(losses["cross_entropy"]) == pytest.approx(expected, rel=1e-5)
+    plain = smoothed.losses(logits.bfloat16(), {"label": label})["cross_entropy"]
+    reference = nn.CrossEntropyLoss(label_smoothing=0.1)(logits.bfloat16().float(), label)
+    assert plain.dtype == torch.float32 and torch.allclose(plain, reference)
+
+
+@pytest.mark.parametrize(("classes", "views"), [(3, 0), (7, 0), (7, 10), (1, 0)])
+def test_accuracy_by_brute_force(classes: int, views: int) -> None:
+    torch.manual_seed(classes)
+    shape = (40, views, classes) if views else (40, classes)
+    outputs = torch.randint(-2, 3, shape).float()  # few values: many ties
+    labels = torch.randint(0, classes, (40,))
+    evaluator = task(classes, protocol="10crop" if views else "1crop").evaluator()
+    records = []
+    for part in (slice(0, 33), slice(33, 40)):
+        records += evaluator.update(outputs[part], {"label": labels[part]})
+    top1, top5, loss = 0, 0, 0.0
+    for row, label in zip(outputs.double().numpy(), labels.tolist(), strict=True):
+        p = np.exp(row) / np.exp(row).sum(-1, keepdims=True)
+        p = p.mean(0) if views else p
+        better = sum(bool(q > p[label] + 1e-9) for q in p)
+        rank = better + sum(abs(q - p[label]) <= 1e-9 for q in p[:label])
+        top1, top5, loss = top1 + (rank == 0), top5 + (rank < 5), loss - np.log(p[label])
+    got = evaluator.compute(records)
+    if views:  # means over views tie only by chance in float32
+        assert abs(got["top1"] - 100 * top1 / 40) <= 2.5 and abs(got["top5"] - 100 * top5 / 40) <= 2.5
+    else:
+        assert got["top1"] == 100 * top1 / 40 and got["top5"] == 100 * top5 / 40
+    assert got["loss"] == pytest.approx(loss / 40, rel=1e-5) and set(got) == {"top1", "top5", "loss"}
+    assert len(records) == 40 and evaluator.protocol == ("10crop" if views else "1crop")
+
+
+def test_no_sample_is_an_error() -> None:
+    with pytest.raises(RunError, match="no sample"):
+        Accuracy("1crop").compute([])
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 32, 32), (2, 10, 3, 60, 80), (2, 3, 300, 224)])
+def test_pictures(shape: tuple[int, ...]) -> None:
+    inputs = torch.full(shape, 128, dtype=torch.uint8)
+    sure = torch.tensor([[9.0, 0, 0, 0], [0, 0, 9.0, 0]])
+    logits = sure[:, None].expand(2, shape[1], 4) if len(shape) == 5 else sure
+    pictures = task().pictures(inputs, logits)
+    assert len(pictures) == 2
+    for picture in pictures:
+        assert picture.dtype == torch.uint8 and picture.shape[0] == 3 and min(picture.shape[1:]) >= 192
+        height, width = picture.shape[1:]
+        assert height * shape[-1] == width * shape[-2]
+        assert (picture[:, : height // 2] == 128).all()
+        assert (picture[:, -height // 4 :] > 240).sum() > 100  # letters
+    assert not torch.equal(*pictures)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"protocol": "5crop"}, "protocol=5crop: this data set has 1crop, 10crop"),
+        ({"head": "mlp"}, "task.head=mlp: give published or linear"),
+        ({"label_smoothing": 1.0}, "task.label_smoothing=1.0"),
+        ({"dropout": -0.1}, "task.dropout=-0.1"),
+        ({"cutmix": -1.0}, "task.cutmix=-1.0"),
+    ],
+)
+def test_settings_that_cannot_be(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        task(**settings)
