@@ -8,47 +8,46 @@ from __future__ import annotations
 
 import sys
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
-
-from configs import compose
 from tdaf.errors import UserError
 
-HYDRAS_OWN = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--resolve", "--shell-completion", "-sc")
+SWEEP = ("-m", "--multirun")
+SHOW = (["--cfg", "job"], ["-c", "job"])
+HYDRAS_OWN = ("--hydra-help", "--version", "--info", "-i", "--shell-completion", "-sc", "--cfg", "-c")
 
 
-def run(config: compose.Config) -> int:
-    from configs.launch import launch  # torch takes seconds to import, which --help and a misspelt key need not wait for
-    from configs.run import train
+def command(arguments: list[str]) -> int:
+    # imports wait until they are needed: a misspelt key takes Hydra but not torch, which takes seconds
+    from configs import compose, sweep
 
-    return launch(train, config)
+    settings = [argument for argument in arguments if argument not in SWEEP]
+    sweeping = len(settings) < len(arguments)
+    for place in range(len(settings) - 1):
+        if settings[place : place + 2] in SHOW:
+            rest = [argument for argument in settings[:place] + settings[place + 2 :] if argument != "--resolve"]
+            jobs = sweep.combinations(rest) if sweeping else [rest]
+            print("---\n".join(compose.to_yaml(compose.compose(job)) for job in jobs), end="")
+            return 0
+    if any(argument.split("=")[0] in HYDRAS_OWN for argument in settings):
+        import hydra
 
+        hydra.main(version_base="1.3", config_path="configs", config_name="train")(lambda config: None)()
+        return 0
+    if sweeping:
+        return sweep.sweep(settings)
+    config = compose.compose(settings)
+    from configs.run import start
 
-def sweep(overrides: list[str]) -> int:
-    """Every combination through Hydra's launcher (this process, or SLURM's), after all of them have been checked."""
-    for combination in compose.combinations(overrides):
-        compose.compose(combination)
-    codes = []
-
-    @hydra.main(version_base="1.3", config_path="configs", config_name="train")
-    def job(config: DictConfig) -> None:
-        hydras = HydraConfig.get()
-        codes.append(run(compose.finish(config, dict(hydras.runtime.choices), list(hydras.overrides.task))))
-
-    job()
-    return max(codes, default=0)
+    return start(config)
 
 
 def main() -> int:
-    arguments = sys.argv[1:]
-    if any(a.split("=")[0] in HYDRAS_OWN for a in arguments):
-        hydra.main(version_base="1.3", config_path="configs", config_name="train")(lambda config: None)()
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        from configs import help
+
+        print(help.text())
         return 0
     try:
-        if "-m" in arguments or "--multirun" in arguments:
-            return sweep([a for a in arguments if a not in ("-m", "--multirun")])
-        return run(compose.compose(arguments))
+        return command(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -12,7 +12,7 @@ from tdaf.errors import RunError, UserError
 def given(
     arguments: list[str], names: tuple[str, ...], short: dict[str, str] | None = None, *, others: bool = True
 ) -> tuple[dict[str, str | None], list[str]]:
-    """(the script's own settings `names`, None where not given; the remaining arguments, as overrides of a run's settings).
+    """(the script's own settings `names`, None where not given; the other arguments, as overrides of a run's settings).
 
     short: own names for settings of a run. others: whether remaining arguments are allowed at all. Raises UserError.
     """

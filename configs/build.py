@@ -2,43 +2,55 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from torch import nn
 
 from configs.compose import Config
+from configs.overrides import first_line
+from configs.signature import checked, checked_tree
 from tdaf.demo.prepare import prepare
 from tdaf.engine import optim
+from tdaf.engine.settings import Settings
 from tdaf.errors import UserError
 from tdaf.model import pretrained
 from tdaf.task import Task
 
+REFUSALS = (TypeError, ValueError, ImportError, AttributeError)  # what a class says to arguments that it does not take
+
 
 def make(node: Config, where: str, **extra: Any) -> Any:
-    """The object that `node` describes. where: the setting's name, for messages. extra: arguments not in the config."""
+    """The object that `node` describes. where: the setting's name, for messages. extra: arguments not in the config.
+
+    Raises UserError for a setting that its class has not, or takes in another kind, and for what the class refuses.
+    """
     try:
-        return instantiate(node, _convert_="all", **extra)
+        return instantiate(checked_tree(node, where, tuple(extra)), _convert_="all", **extra)
     except InstantiationException as error:
-        cause = error.__cause__
+        cause: BaseException = error
+        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+            cause = cause.__cause__
         if isinstance(cause, UserError):
             raise cause from None
-        if isinstance(cause, (TypeError, ImportError, AttributeError)) or cause is None:
-            raise UserError(_explained(node, where, error)) from error
+        if isinstance(cause, REFUSALS):
+            raise UserError(f"{where}: {node['_target_']} cannot be built: {first_line(cause)}") from error
         raise
+
+
+def settings(config: Config) -> Settings:
+    return make({"_target_": "tdaf.engine.settings.Settings", **config["trainer"]}, "trainer")
 
 
 def data_root(config: Config) -> str | None:
     """`data.root`; where it is null and the recipe has demo data, those, drawn if they are not there yet."""
     if config["data"]["root"] is None and config["demo"]:
-        return str(prepare(**{**config["demo"], "root": Path(config["demo"]["root"])}))
+        demo = checked(prepare, {**config["demo"], "root": str(config["demo"]["root"])}, "demo")
+        return str(prepare(**{**demo, "root": Path(demo["root"])}))
     return config["data"]["root"]
 
 
@@ -63,25 +75,22 @@ def load_pretrained(config: Config, network: nn.Module) -> pretrained.Report | N
         return None
     if source == "imagenet":
         if config["weights"] is None:
-            raise UserError("pretrained=imagenet: torchvision has no weights for this backbone; give a checkpoint's path")
+            raise UserError("pretrained=imagenet: torchvision has no weights for this backbone; give a checkpoint")
         return pretrained.load(network, pretrained.torchvision_weights(config["weights"]))
     return pretrained.load(network, pretrained.read_checkpoint(source))
 
 
 def optimizer(config: Config) -> Callable[[nn.Module], torch.optim.Optimizer]:
-    settings = {k: v for k, v in config["optim"].items() if k != "factory"}
+    """A function (network) -> its optimizer. Raises UserError at once for settings that it never takes."""
+    own = {k: v for k, v in config["optim"].items() if k != "factory"}
+    own = checked(optim.optimizer, own, "optim", ("network", "factory", "batch"))
     factory = make(config["optim"]["factory"], "optim.factory")
-    return lambda network: optim.optimizer(network, factory, batch=config["trainer"]["batch"], **settings)
 
+    def built(network: nn.Module) -> torch.optim.Optimizer:
+        try:
+            return optim.optimizer(network, factory, batch=config["trainer"]["batch"], **own)
+        except REFUSALS as error:
+            raise UserError(f"optim: {config['optim']['factory']['_target_']}: {first_line(error)}") from error
 
-def _explained(node: Config, where: str, error: InstantiationException) -> str:
-    text = str(error.__cause__ or error)
-    unknown = re.search(r"unexpected keyword argument '(\w+)'", text)
-    if unknown:
-        known = [name for name in inspect.signature(get_object(node["_target_"])).parameters if name != "self"]
-        close = difflib.get_close_matches(unknown[1], known, n=1)
-        return (
-            f"{where}.{unknown[1]}: {node['_target_']} has no such setting"
-            + (f"; did you mean {close[0]}?" if close else f"; it has {', '.join(known)}")
-        )
-    return f"{where}: {node.get('_target_')} cannot be built: {text.splitlines()[0]}"
+    built(nn.Linear(1, 1, device="meta"))
+    return built

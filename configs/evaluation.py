@@ -9,7 +9,7 @@ import torch
 
 from configs import build
 from configs.compose import Config
-from configs.launch import launch, together
+from configs.launch import launch
 from configs.run import loading, validation
 from configs.trained import Trained, read
 from tdaf.engine import dist
@@ -27,7 +27,7 @@ def evaluate_checkpoint(path: str | None, overrides: list[str], folded: bool = F
 
 
 def _job(path: str, overrides: list[str], folded: bool, config: Config, device: torch.device) -> None:
-    trained, task, network, loader = together(lambda: _built(path, overrides, folded, device))
+    trained, task, network, loader = dist.together(lambda: _built(path, overrides, folded, device))
     precision = Precision(config["trainer"]["precision"], device, config["trainer"]["channels_last"])
     found = evaluate(precision.place(network), task, loader, precision)
     if dist.rank() != 0:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -31,26 +31,15 @@ def launch(job: Job, config: Config) -> int:
     return dist.spawn(_rank, (job, config, gpus), gpus)
 
 
-def together(make: Callable[[], Any]) -> Any:
-    """`make()` on every rank; a mistake that any rank finds is said once and ends all of them."""
-    result, said = None, None
-    try:
-        result = make()
-    except UserError as error:
-        said = str(error)
-    found = dist.broadcast([text for text in dist.gather(said) if text])
-    if found:
-        raise UserError(found[0] if dist.rank() == 0 else "")
-    return result
-
-
 def _rank(job: Job, config: Config, gpus: int) -> int:
-    patience = config["loader"]["timeout"] + config["trainer"]["hang_timeout"] + 60
+    hang = config["trainer"]["hang_timeout"]
+    patience = hang and hang + config["loader"]["timeout"] + 60
     try:
-        job(config, dist.join(gpus, patience))
+        with dist.losing_a_rank():
+            job(config, dist.join(gpus, patience))
         return OK
-    except Preempted:
-        return _complain("told to stop; everything is saved and the same command goes on", REQUEUE)
+    except Preempted as told:
+        return _complain(told, REQUEUE)
     except UserError as error:
         return _complain(error, MISTAKE)
     except RunError as error:
@@ -60,13 +49,15 @@ def _rank(job: Job, config: Config, gpus: int) -> int:
         hint = "try a smaller trainer.batch, trainer.accumulate=2 or tdaf.rematerialise=true"
         return _complain(f"out of GPU memory: {first} ({hint})", FAULT)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal and `spawn` both send one
         return _complain("interrupted; the same command goes on from the last checkpoint", INTERRUPTED)
     finally:
         dist.leave()
 
 
 def _complain(said: object, code: int) -> int:
+    stopped = code in (REQUEUE, INTERRUPTED)
     rank = f"rank {dist.rank()}: " if dist.rank() else ""
-    if str(said):
-        print(f"{'stopped' if code in (REQUEUE, INTERRUPTED) else 'error'}: {rank}{said}", file=sys.stderr, flush=True)
+    if str(said) and not (stopped and rank):  # all ranks stop alike, and one says so
+        print(f"{'stopped' if stopped else 'error'}: {rank}{said}", file=sys.stderr, flush=True)
     return code

@@ -10,9 +10,10 @@ from typing import IO, Any
 
 import torch
 
-from configs import build
+from configs import build, rehearsal
 from configs.compose import Config, differences, from_folder, to_yaml
-from configs.launch import together
+from configs.launch import launch
+from configs.signature import checked
 from configs.summary import introduce, summarise
 from tdaf.engine import checkpoint, dist, seeds
 from tdaf.engine.loader import EvaluationOrder, Loader, TrainingOrder, default_workers
@@ -22,21 +23,31 @@ from tdaf.errors import RunError, UserError
 from tdaf.task import Dataset
 
 
+def start(config: Config) -> int:
+    """Trains on as many ranks as `gpus` says. Returns an exit code."""
+    return launch(train, config)
+
+
 def train(config: Config, device: torch.device) -> None:
     """Trains, or goes on with, the run in `run_dir`; a finished one is only reported."""
-    finished = together(lambda: _finished(config))
-    if finished:
+    done = dist.broadcast(dist.together(lambda: finished(config)))
+    if done:
         if dist.rank() == 0:
-            print(finished, flush=True)
+            print(done, flush=True)
         return
-    trainer = together(lambda: _built(config, device))
-    trainer.fit()
-    summarise(config, trainer)
+    trainer = dist.together(lambda: _built(config, device))
+    steps = dist.broadcast(dist.gather(trainer.step))
+    dist.together(lambda: _check_shared(config, steps))
+    with trainer.folder:
+        trainer.fit()
+        summarise(config, trainer)
 
 
 def loading(config: Config, device: torch.device) -> dict[str, Any]:
     """Loader's settings."""
-    settings = dict(config["loader"])
+    given = ("dataset", "order", "seed", "max_bad", "pin")
+    settings = checked(Loader, {**config["loader"], "workers": 0}, "loader", given)
+    settings["workers"] = config["loader"]["workers"]
     if settings["workers"] == "auto":
         settings["workers"] = default_workers(max(1, torch.cuda.device_count()) if dist.world() > 1 else 1)
     return {**settings, "seed": config["seed"], "max_bad": config["data"]["max_bad"], "pin": device.type == "cuda"}
@@ -47,17 +58,19 @@ def validation(dataset: Dataset, batch: int, settings: dict[str, Any]) -> Loader
     return Loader(dataset, EvaluationOrder(len(dataset), batch, rank=dist.rank(), ranks=dist.world()), **settings)
 
 
-def _finished(config: Config) -> str | None:
+def finished(config: Config) -> str | None:
     """A sentence if this run is complete already. UserError if its folder belongs to a run with other settings."""
     folder = Path(config["run_dir"])
-    if not (folder / "config.yaml").exists():
-        return None
+    try:
+        if not (folder / "config.yaml").exists():
+            return None
+    except OSError as error:
+        raise UserError(f"run_dir={folder} cannot be used: {error.strerror}") from error
     changed = differences(from_folder(folder), config)
     if changed:
-        raise UserError(
-            f"{folder} holds a run with other settings ({'; '.join(changed[:3])}{'; ...' if len(changed) > 3 else ''}): "
-            "give another run_dir, or delete that folder"
-        )
+        shown = "; ".join(changed[:3]) + ("; ..." if len(changed) > 3 else "")
+        hint = "give another run_dir, or delete that folder"
+        raise UserError(f"{folder} holds a run with other settings ({shown}): {hint}")
     try:
         metric = json.loads((folder / "summary.json").read_text())["metric"]
     except (FileNotFoundError, ValueError, KeyError):
@@ -67,8 +80,8 @@ def _finished(config: Config) -> str | None:
 
 
 def _built(config: Config, device: torch.device) -> Trainer:
-    """All that a run needs, before a worker starts or the GPU is used. The run folder comes last: a mistake leaves none."""
-    settings = build.make({"_target_": "tdaf.engine.settings.Settings", **config["trainer"]}, "trainer")
+    """All that a run needs, before a worker starts or the GPU is used. The folder comes last: mistakes leave none."""
+    settings = build.settings(config)
     task = build.task(config)
     splits = {name: task.dataset(name) for name in ("train", "val")}
     order = functools.partial(
@@ -83,8 +96,12 @@ def _built(config: Config, device: torch.device) -> Trainer:
     micro = order().micro
     seeds.set_all(seeds.mix(config["seed"], "weights"))
     network = build.network(config, task)
+    rehearsal.shapes(network, splits["train"], splits["val"], micro)
     report = build.load_pretrained(config, network)
-    state, said = checkpoint.load_last(Path(config["run_dir"]) / "checkpoints")
+    folder = RunFolder(Path(config["run_dir"]), quiet=dist.rank() != 0)
+    if folder.folder.exists():
+        _lock(folder)
+    state, said = checkpoint.load_last(folder.checkpoints)
     seeds.set_all(seeds.mix(config["seed"], "rank", dist.rank()))
     reading = loading(config, device)
     trainer = Trainer(
@@ -96,42 +113,55 @@ def _built(config: Config, device: torch.device) -> Trainer:
         order=lambda start: order(start=start),
         loader=lambda order: Loader(splits["train"], order, **reading),
         validation=lambda: validation(splits["val"], micro, reading),
-        folder=_open(config, state),
+        folder=folder,
         device=device,
         about={"config": config, "classes": list(task.classes)},
     )
-    for line in filter(None, [said, str(report or "")]):
-        trainer.folder.say(line)
     if state:
         trainer.restore(state)
-        trainer.folder.say(f"going on from step {trainer.step} of {trainer.steps}")
+    _open(config, trainer)
+    for line in filter(None, [said, str(report or "")]):
+        folder.say(line)
+    if state:
+        folder.say(f"going on from step {trainer.step} of {trainer.steps}")
     else:
         introduce(config, trainer, splits["train"], splits["val"])
     return trainer
 
 
-_locks: list[IO[str]] = []  # a lock lasts as long as its file is open
+def _check_shared(config: Config, steps: list[int]) -> None:
+    if len(set(steps)) > 1:
+        raise UserError(
+            f"the ranks found checkpoints of different steps {sorted(set(steps))} in run_dir={config['run_dir']}: "
+            "it must lie on a disk that all machines share"
+        )
 
 
-def _open(config: Config, state: dict[str, Any] | None) -> RunFolder:
-    """The run folder with the settings in it, locked against a second process."""
-    path = Path(config["run_dir"])
-    if dist.rank() != 0:
-        return RunFolder(path, quiet=True)
+def _open(config: Config, trainer: Trainer) -> None:
+    """Makes the run folder, with the settings in it, or opens it to go on from the trainer's step."""
+    _lock(trainer.folder)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = open(path / ".lock", "w")
-    except OSError as error:
-        raise UserError(f"run_dir={path} cannot be written: {error.strerror}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise UserError(f"another process is training in {path}; wait for it, or give another run_dir") from None
-    _locks.append(lock)
-    step, evaluated = (state["step"], state["evaluated"]) if state else (0, 0)
-    try:
-        folder = RunFolder(path, step=step, evaluated=evaluated)
-        folder.write("config.yaml", to_yaml(config))
+        trainer.folder.start(trainer.step, trainer.evaluated)
+        trainer.folder.write("config.yaml", to_yaml(config))
     except RunError as error:
         raise UserError(str(error)) from error
-    return folder
+
+
+_locks: dict[Path, IO[str]] = {}  # a lock lasts as long as its file is open
+
+
+def _lock(folder: RunFolder) -> None:
+    """Keeps a second process out of the run folder."""
+    path = folder.folder.absolute()
+    if folder.quiet or path in _locks:
+        return
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        file = open(path / ".lock", "w")
+    except OSError as error:
+        raise UserError(f"run_dir={folder.folder} cannot be written: {error.strerror}") from error
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # flock's would live on in the loader workers of a killed run
+    except OSError:
+        raise UserError(f"another process is training in {folder.folder}; wait, or give another run_dir") from None
+    _locks[path] = file

@@ -65,8 +65,8 @@ def summarise(config: Config, trainer: Trainer) -> None:
     }
     trainer.folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
     best = f"best {trainer.best['value']:.4g} at epoch {trainer.best['epoch']:.4g}"
-    trainer.folder.say(f"finished: {metric} {last.values[metric]:.4g} ({best}); {trainer.folder.folder / 'summary.json'}")
-    trainer.folder.close()
+    path = trainer.folder.folder / "summary.json"
+    trainer.folder.say(f"finished: {metric} {last.values[metric]:.4g} ({best}); {path}")
 
 
 def versions() -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""A trained network again, from a checkpoint or a run folder: what evaluate, predict and the other scripts start from."""
+"""A trained network again, from a checkpoint or a run folder: what evaluate, predict and other scripts start from."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from tdaf.task import Task
 
 @dataclass
 class Trained:
-    """path: the checkpoint's file. config: its run's settings with the overrides. about: what was stored beside them."""
+    """path: the checkpoint's file. config: its run's settings with the overrides. about: what was stored with them."""
 
     path: Path
     config: Config
@@ -29,6 +30,10 @@ class Trained:
     def folder(self) -> Path:
         """The run folder, or the checkpoint's own where it lies alone."""
         return self.path.parent.parent if self.path.parent.name == "checkpoints" else self.path.parent
+
+    def task(self) -> Task:
+        """The run's task with the names of its classes and without its data: enough to predict with."""
+        return build.make(self.config["task"], "task", data=SimpleNamespace(classes=self.about["classes"]))
 
     def network(self, task: Task) -> nn.Module:
         """The network with its weights, in eval mode on the CPU."""

@@ -1,8 +1,9 @@
-"""What a task is to the engine: four verbs and a name. The engine imports no task; a task inherits nothing."""
+"""What a task is to the engine: four verbs and a name, and three more to show itself. A task inherits nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -45,6 +46,7 @@ class Task(Protocol):
     loader seeds all three from (seed, epoch, index), which makes them independent of workers and ranks."""
 
     metric: str  # the evaluator's key by which "best" is chosen; higher is better
+    classes: Sequence[str]  # what the outputs stand for; stored with every checkpoint
 
     def network(self, backbone: Staged, tdaf: Callable[[Staged], Staged]) -> nn.Module:
         """The network whose `forward(batch["input"])` gives the outputs. The task decides where TDAF goes."""
@@ -59,3 +61,9 @@ class Task(Protocol):
 
     def pictures(self, inputs: Tensor, outputs: Any) -> list[Tensor]:
         """Each input as an uint8 RGB image (3, H, W) with its prediction drawn on it, for TensorBoard and predict."""
+
+    def inputs(self, paths: list[Path]) -> Dataset:
+        """Files that a user gives to predict, prepared as in evaluation; it also has `picture(index)`, uint8 (3, H, W)."""
+
+    def answers(self, outputs: Any) -> list[dict[str, Any]]:
+        """What predict writes of each sample: plain data."""

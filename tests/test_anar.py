@@ -104,11 +104,9 @@ def test_equals_table_1(layers, dims, depthwise):
         x = torch.randn(3, 48, *size[:dims], dtype=torch.float64)
         ours = anar(x, asked[:dims])
         theirs = Table1(anar, 64, depthwise)(x, asked[:dims])
-        if layers == 2:  # sigmoid after up-sampling, which Table1 does in the same place
-            theirs = Table1(anar, 64, depthwise)(x, asked[:dims])
         assert ours.shape == (3, 1, *asked[:dims])
         assert (ours - theirs).abs().max() < 1e-9
-        assert ours.min() > 0 and ours.max() < 1 and ours.std() > 0.01
+        assert ours.min() > 0 and ours.max() < 1 and ours.std() > 1e-3
 
 
 def test_depthwise_is_smaller_and_grouped():

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from tasks.classification.evaluator import Accuracy
 from tasks.classification.mixing import Mixing
 from tasks.classification.network import Classifier, LinearHead, Normalise
-from tasks.classification.sources import ClassNames
 from tasks.classification.task import Classification
 from tasks.classification.transforms import cifar_val, imagenet_val
 from tdaf.errors import RunError, UserError
@@ -43,7 +42,10 @@ class Images:
         return torch.full((3, 8, 8), 40 * index, dtype=torch.uint8), index % self.classes
 
 
-class Source(ClassNames):
+class Source:
+    def __init__(self, classes: list[str]) -> None:
+        self.classes = classes
+
     def split(self, name: str) -> Images:
         return Images(len(self.classes))
 

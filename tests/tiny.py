@@ -50,7 +50,7 @@ def tiny(dims: int = 2, last: int = 64) -> Staged:
 def settle(network: nn.Module, dims: int = 2, size: int = 40) -> nn.Module:
     """The network with statistics and affine values that are not those of a fresh one."""
     for module in network.modules():
-        if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
+        if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)) and module.affine:
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.uniform_(module.bias, -0.5, 0.5)
     dtype = next(network.parameters()).dtype

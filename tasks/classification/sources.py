@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
 
-from tdaf.errors import UserError
+from tasks.classification.reading import read_image
 
 
 class LabelledImages(Protocol):
@@ -30,11 +31,19 @@ class Source(Protocol):
         """The split "train" or "val"; raises UserError when it is not there."""
 
 
-class ClassNames:
-    """Classes without images: enough to build a trained network again and to name what it predicts."""
+class Files:
+    """Image files without labels (-1), as a user gives them to predict."""
 
-    def __init__(self, classes: list[str]) -> None:
-        self.classes = list(classes)
+    skipped = 0
 
-    def split(self, name: str) -> LabelledImages:
-        raise UserError(f"no data set is given, so there is no split '{name}'; set data.root=PATH")
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int) -> tuple[Tensor, int]:
+        return read_image(self.paths[index]), -1
+
+    def name(self, index: int) -> str:
+        return str(self.paths[index])

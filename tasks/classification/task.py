@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from tasks.classification.evaluator import Accuracy, log_probabilities
 from tasks.classification.mixing import Mixing
 from tasks.classification.network import Classifier, LinearHead, Normalise
 from tasks.classification.pictures import labelled
-from tasks.classification.sources import LabelledImages, Source
+from tasks.classification.sources import Files, LabelledImages, Source
 from tasks.classification.transforms import Transform
 from tdaf.errors import UserError
 from tdaf.model.staged import Staged
@@ -37,6 +38,10 @@ class Samples:
 
     def name(self, index: int) -> str:
         return self.images.name(index)
+
+    def picture(self, index: int) -> Tensor:
+        """The image as it was before the transform, uint8 RGB (3, H, W)."""
+        return self.images.read(index)[0]
 
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
         """Stacks, then mixes; the keys are those of `Mixing`."""
@@ -119,6 +124,18 @@ class Classification:
 
     def evaluator(self) -> Accuracy:
         return Accuracy(self.protocol)
+
+    def inputs(self, paths: list[Path]) -> Samples:
+        """Image files of the user's, prepared as the protocol prepares a validation image."""
+        return Samples(Files(paths), self.val_transform, Mixing(0.0, 0.0))
+
+    def answers(self, outputs: Tensor) -> list[dict[str, Any]]:
+        """{"top5": [{"class": name, "probability": p}, ...]} a sample, the best first."""
+        found = log_probabilities(outputs).exp().cpu().topk(min(5, len(self.classes)))
+        return [
+            {"top5": [{"class": self.classes[k], "probability": p} for k, p in zip(classes, values, strict=True)]}
+            for classes, values in zip(found.indices.tolist(), found.values.tolist(), strict=True)
+        ]
 
     def pictures(self, inputs: Tensor, outputs: Tensor) -> list[Tensor]:
         """The best class and its probability on each image; of ten views the centre crop is shown."""

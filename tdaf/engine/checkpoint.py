@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 
 
 def save(state: dict[str, Any], path: Path, keep: Path | None = None) -> None:
-    """Writes `state` to `path` so that a kill at any moment leaves a whole file there.
+    """Writes `state` to `path` so that a kill at any moment leaves a whole file, at `path` or at `keep`.
 
-    keep: where the file that stood at `path` stays reachable. RunError if the disk refuses; `path` is then as it was.
+    keep: where the file that stood at `path` goes. RunError if the disk refuses; what was saved before is then intact.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -27,16 +28,13 @@ def save(state: dict[str, Any], path: Path, keep: Path | None = None) -> None:
             file.flush()
             os.fsync(file.fileno())
         if keep is not None and path.exists():
-            link = keep.with_name(f".{keep.name}.{os.getpid()}")
-            link.unlink(missing_ok=True)
-            os.link(path, link)
-            os.replace(link, keep)
+            os.replace(path, keep)  # a kill right behind this line leaves `keep`, which load_last then takes
         os.replace(aside, path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
+        raise RunError(f"cannot write the checkpoint {path}: {_reason(error)}; what was saved before is untouched") from error
+    finally:
         aside.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or "writing failed (is the disk full?)"
-        raise RunError(f"cannot write the checkpoint {path}: {reason}; what was saved before is untouched") from error
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -49,10 +47,12 @@ def load(path: Path) -> dict[str, Any]:
             if archive.testzip() is not None:
                 raise zipfile.BadZipFile
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, EOFError, RuntimeError, OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged or is not a checkpoint") from error
-    except Exception as error:  # pickle's own errors have no common base below Exception
+    except pickle.UnpicklingError as error:
         raise UserError(f"{path} holds more than tensors and plain data, so it is not loaded") from error
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except Exception as error:  # what a damaged file raises depends on the damaged byte
+        raise UserError(f"{path} is damaged or is not a checkpoint") from error
     if not isinstance(state, dict) or "network" not in state:
         raise UserError(f"{path} is not a checkpoint of tdaf: it has no entry 'network'")
     return state
@@ -71,6 +71,14 @@ def load_last(folder: Path) -> tuple[dict[str, Any] | None, str]:
     if said:
         raise UserError(f"no whole checkpoint is left in {folder}: {LAST} and {PREVIOUS} are damaged; delete the run folder")
     return None, said
+
+
+def _reason(error: OSError | RuntimeError) -> str:
+    """torch's writer of zip files raises a RuntimeError of its own in place of, or on top of, the disk's."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    return (cause and cause.strerror) or "writing failed (is the disk full?)"
 
 
 def _sync_folder(folder: Path) -> None:

@@ -10,16 +10,24 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from multiprocessing import connection
 from typing import Any
 
 import torch
 import torch.distributed as td
 from torch import multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from tdaf.errors import UserError
+from tdaf.errors import RunError, UserError
+
+FOR_EVER = 7 * 24 * 3600  # seconds; a process group needs some limit
 
 
 def rank() -> int:
@@ -47,7 +55,7 @@ def count_gpus(gpus: int | str) -> int:
 def join(gpus: int, timeout: float) -> torch.device:
     """Joins the group that the environment describes (if any) and returns this rank's device.
 
-    timeout: seconds after which a collective that does not complete fails.
+    timeout: seconds after which a collective that does not complete fails; 0: never.
     """
     local = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", local) if gpus else torch.device("cpu")
@@ -57,7 +65,7 @@ def join(gpus: int, timeout: float) -> torch.device:
         torch.cuda.set_device(device)
     if under_torchrun() and int(os.environ["WORLD_SIZE"]) > 1 and not td.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
-        td.init_process_group(backend, timeout=timedelta(seconds=timeout), device_id=device if gpus else None)
+        td.init_process_group(backend, timeout=timedelta(seconds=timeout or FOR_EVER), device_id=device if gpus else None)
     return device
 
 
@@ -84,6 +92,49 @@ def broadcast(value: Any) -> Any:
     return box[0]
 
 
+def parallel(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network with its gradients averaged over the ranks; all must call this."""
+    if world() == 1:
+        return network
+    ids = [device.index] if device.type == "cuda" else None
+    with warnings.catch_warnings():
+        # torch 2.15 renames broadcast_buffers; the versions before know no other name
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(network, ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def together(make: Callable[[], Any]) -> Any:
+    """`make()` on every rank. A UserError or RunError of any rank is raised on all of them, with a message on rank 0 only.
+
+    No collective may be called inside `make`: the rank that failed would not take part in it.
+    """
+    result, fault = None, None
+    try:
+        result = make()
+    except (UserError, RunError) as error:
+        if world() == 1:
+            raise
+        # a mistake in the settings is every rank's own; a fault while running has a place
+        fault = type(error), f"rank {rank()}: {error}" if rank() and isinstance(error, RunError) else str(error)
+    first = broadcast(next((f for f in gather(fault) if f), None))
+    if first is not None:
+        kind, said = first
+        raise kind(said if rank() == 0 else "")
+    return result
+
+
+@contextmanager
+def losing_a_rank() -> Iterator[None]:
+    """Turns the errors of collectives whose other end is gone into one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        signs = ("gloo", "NCCL", "Connection closed", "Connection reset")
+        if world() == 1 or not any(sign in str(error) for sign in signs):
+            raise
+        raise RunError("another rank has ended, or did not answer in time; its own message says why") from error
+
+
 def spawn(function: Callable[..., int], args: tuple, ranks: int) -> int:
     """Runs `function(*args)` as `ranks` processes of this machine, each seeing torchrun's environment variables.
 
@@ -94,8 +145,6 @@ def spawn(function: Callable[..., int], args: tuple, ranks: int) -> int:
         port = probe.getsockname()[1]
     context = mp.get_context("spawn")
     processes = [context.Process(target=_child, args=(function, args, r, ranks, port)) for r in range(ranks)]
-    for process in processes:
-        process.start()
 
     def forward(number: int, frame: Any) -> None:
         for process in processes:
@@ -104,6 +153,8 @@ def spawn(function: Callable[..., int], args: tuple, ranks: int) -> int:
 
     previous = {s: signal.signal(s, forward) for s in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
     try:
+        for process in processes:
+            process.start()
         return _wait(processes)
     finally:
         for number, handler in previous.items():
@@ -114,6 +165,8 @@ def _wait(processes: list[Any]) -> int:
     while any(p.is_alive() for p in processes):
         failed = [p.exitcode for p in processes if p.exitcode]
         if failed:
+            if failed[0] < 0:
+                print(f"error: a rank was ended by {signal.Signals(-failed[0]).name}", file=sys.stderr, flush=True)
             grace = time.monotonic() + 30  # the other ranks may be saving the same checkpoint or naming the same fault
             while any(p.is_alive() for p in processes) and time.monotonic() < grace:
                 time.sleep(0.1)
@@ -133,4 +186,11 @@ def _child(function: Callable[..., int], args: tuple, rank: int, ranks: int, por
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.exit(function(*args))
+
+
+def _end_with_parent() -> None:
+    """A killed parent must not leave ranks behind that go on, and hold the run folder's lock."""
+    connection.wait([mp.parent_process().sentinel])
+    os._exit(1)

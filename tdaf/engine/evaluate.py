@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from tdaf.engine import dist
 from tdaf.engine.loader import Loader
 from tdaf.engine.precision import Precision, float32
 from tdaf.errors import RunError
-from tdaf.task import Task
+from tdaf.task import Evaluator, Task
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,21 @@ class Evaluation:
 def evaluate(
     network: nn.Module, task: Task, loader: Loader, precision: Precision, beat: Callable[[], None] = lambda: None
 ) -> Evaluation:
-    """Runs the network over this rank's share of a split and computes the numbers on rank 0 for all ranks."""
+    """Runs the network over this rank's share of a split and computes the numbers on rank 0 for all ranks.
+
+    RunError: more samples than `data.max_bad` cannot be read, in this share or in all of them together.
+    """
     evaluator = task.evaluator()
+    records = _records(network, evaluator, loader, precision, beat)
+    shares = dist.gather((records, loader.bad))
+    result = dist.together(lambda: _result(shares, evaluator, loader) if dist.rank() == 0 else None)
+    return dist.broadcast(result)
+
+
+def _records(
+    network: nn.Module, evaluator: Evaluator, loader: Loader, precision: Precision, beat: Callable[[], None]
+) -> list[tuple[int, Any]]:
+    """Of this rank's share: (the sample's index, its record)."""
     training = network.training
     network.eval()
     records = []
@@ -49,14 +63,19 @@ def evaluate(
         found = evaluator.update(float32(outputs), moved)
         records.extend(zip(batch["index"].tolist(), found, strict=True))
     network.train(training)
-    shares = dist.gather((records, len(loader.bad)))
-    result = None
-    if dist.rank() == 0:
-        records = sorted((r for share, _ in shares for r in share), key=lambda pair: pair[0])
-        bad = sum(count for _, count in shares)
-        expected = len(loader.dataset)
-        if len({index for index, _ in records}) != len(records) or len(records) + bad != expected:
-            raise RunError(f"evaluation counted {len(records)} of {expected} samples ({bad} unreadable): a sample was lost")
-        values = evaluator.compute([record for _, record in records]) if records else {}
-        result = Evaluation(values, len(records), bad + loader.dataset.skipped, evaluator.protocol)
-    return dist.broadcast(result)
+    return records
+
+
+def _result(shares: list[tuple[list, dict]], evaluator: Evaluator, loader: Loader) -> Evaluation:
+    records = sorted((r for share, _ in shares for r in share), key=lambda pair: pair[0])
+    bad = {index: why for _, found in shares for index, why in found.items()}
+    if len(bad) > loader.max_bad:
+        names = ", ".join(name for name, _ in list(bad.values())[:3]) + (", ..." if len(bad) > 3 else "")
+        raise RunError(f"cannot read {len(bad)} samples ({names}), data.max_bad={loader.max_bad}")
+    expected = len(loader.dataset)
+    if len({index for index, _ in records}) != len(records) or len(records) + len(bad) != expected:
+        raise RunError(f"evaluation counted {len(records)} of {expected} samples ({len(bad)} unreadable): a sample was lost")
+    if not records:
+        raise RunError("not one sample of the split could be read; see scripts/check_data.py")
+    values = evaluator.compute([record for _, record in records])
+    return Evaluation(values, len(records), len(bad) + loader.dataset.skipped, evaluator.protocol)

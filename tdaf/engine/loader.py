@@ -7,8 +7,10 @@ each, so R ranks see together exactly what one would. Evaluation gives each samp
 from __future__ import annotations
 
 import os
+import signal
+import sys
+import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -136,7 +138,7 @@ class Loader:
             timeout=timeout if workers else 0,
             prefetch_factor=prefetch if workers else None,
             generator=torch.Generator().manual_seed(0),  # else each start of the workers draws from the global generator
-            worker_init_fn=_one_thread,
+            worker_init_fn=_settle,
         )
 
     def __iter__(self) -> Iterator[Batch]:
@@ -149,14 +151,17 @@ class Loader:
             except RuntimeError as error:
                 raise self._explained(error) from error
             for index, name, reason in batch.pop("bad"):
-                self.bad[index] = (name, reason)
-            if len(self.bad) > self.max_bad:
-                name, reason = next(reversed(self.bad.values()))
-                raise RunError(
-                    f"cannot read {name}: {reason} ({len(self.bad)} unreadable, data.max_bad={self.max_bad}); "
-                    "repair it, list it with scripts/check_data.py, or raise data.max_bad"
-                )
+                self._count(index, name, reason)
             yield batch
+
+    def _count(self, index: int, name: str, reason: str) -> None:
+        if index in self.bad:
+            return
+        self.bad[index] = (name, reason)
+        said = f"cannot read {name}: {reason} ({len(self.bad)} unreadable, data.max_bad={self.max_bad})"
+        if len(self.bad) > self.max_bad:
+            raise RunError(f"{said}; repair it, list it with scripts/check_data.py, or raise data.max_bad")
+        print(f"skipped: {said}", file=sys.stderr, flush=True)
 
     def stalled(self) -> list[str]:
         """The samples being read at this moment, by name."""
@@ -164,7 +169,7 @@ class Loader:
 
     def _explained(self, error: RuntimeError) -> RuntimeError | RunError:
         reading = ", ".join(self.stalled()) or "unknown"
-        if "timed out" in str(error):
+        if "DataLoader timed out" in str(error):
             return RunError(f"no batch within loader.timeout={self.timeout:g} s; being read: {reading}")
         if "exited unexpectedly" in str(error) or "is killed by signal" in str(error):
             return RunError(f"a loader worker died (out of memory?); being read: {reading}; try fewer loader.workers")
@@ -176,5 +181,19 @@ def default_workers(ranks_here: int) -> int:
     return max(1, min(12, len(os.sched_getaffinity(0)) // max(1, ranks_here)))
 
 
-def _one_thread(worker: int) -> Any:
+def _settle(worker: int) -> None:
+    """Readies a worker process. A signal to the whole job (scancel, torchrun, timeout) must not end it, for the run still
+    reads while it comes to its end; the SIGTERM by which DataLoader ends a worker comes from its parent and must."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_heed, args=(os.getppid(),), daemon=True).start()
+
+
+def _heed(parent: int) -> None:
+    """Ends this worker when its parent says so or is gone, also in the middle of a read that hangs."""
+    while os.getppid() == parent:
+        told = signal.sigtimedwait({signal.SIGTERM}, 1.0)
+        if told is not None and told.si_pid == parent:
+            break
+    os._exit(0)

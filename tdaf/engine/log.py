@@ -7,8 +7,9 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from torch import Tensor
@@ -28,29 +29,33 @@ def disk(what: Path) -> Iterator[None]:
 class RunFolder:
     """Writes what a run has to say. On other ranks than 0 (`quiet`) every method does nothing.
 
-    step, evaluated: where the run goes on from and its last evaluation; later events, left by a killed run, are dropped.
+    As a context it is closed at the end, with the fault that ended the run as the last line of log.txt.
     """
 
-    def __init__(self, folder: Path, *, step: int = 0, evaluated: int = 0, quiet: bool = False) -> None:
+    def __init__(self, folder: Path, *, quiet: bool = False) -> None:
         self.folder, self.quiet = folder, quiet
         self.checkpoints = folder / "checkpoints"
-        self._writer = None
-        if quiet:
+        self._step = 0
+        self._open: dict[str, Any] = {}
+
+    def start(self, step: int, evaluated: int) -> None:
+        """Makes the folder, or goes on in it from step `step`, whose last evaluation was at step `evaluated`: what a
+        killed run left of later steps is dropped."""
+        if self.quiet:
             return
-        with disk(folder):
+        self._step = step
+        with disk(self.folder):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            for half in self.checkpoints.glob(".*.pt.*"):
+            for half in [*self.folder.glob(".*.*.[0-9]*"), *self.checkpoints.glob(".*.*.[0-9]*")]:
                 half.unlink()
             self._forget_after({"train": step, "val": evaluated})
-            self._log = open(folder / "log.txt", "a", buffering=1)
-            self._metrics = open(folder / "metrics.jsonl", "a", buffering=1)
 
     def say(self, line: str) -> None:
         """One line for people: on standard output and, with the time, in log.txt."""
         if not self.quiet:
             print(line, flush=True)
             with disk(self.folder / "log.txt"):
-                self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+                self._note(line)
 
     def event(self, split: str, step: int, epoch: float, values: dict[str, float]) -> None:
         """One line of metrics.jsonl, and the same numbers in TensorBoard."""
@@ -58,7 +63,7 @@ class RunFolder:
             return
         with disk(self.folder / "metrics.jsonl"):
             line = {"step": step, "epoch": round(epoch, 4), "split": split, **values}
-            self._metrics.write(json.dumps(line) + "\n")
+            self._append("metrics.jsonl", json.dumps(line))
             for name, value in values.items():
                 self.board.add_scalar(f"{split}/{name}", value, step)
 
@@ -73,26 +78,40 @@ class RunFolder:
         if self.quiet:
             return
         with disk(self.folder / name):
-            aside = self.folder / f".{name}.{os.getpid()}"
-            aside.write_text(text)
-            os.replace(aside, self.folder / name)
+            _replace(self.folder / name, text)
 
     @property
     def board(self) -> Any:
-        if self._writer is None:
+        if "tensorboard" not in self._open:
             from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
-            self._writer = SummaryWriter(str(self.folder / "tensorboard"))
-        return self._writer
+            self._open["tensorboard"] = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._step + 1)
+        return self._open["tensorboard"]
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None:
+            self.close()
+        elif not self.quiet:
+            with suppress(OSError, RunError):  # of a full disk, say, which is the fault to tell already
+                self._note(f"ended by {type(error).__name__}: {error}".removesuffix(": "))
+                self.close()
 
     def close(self) -> None:
-        if self.quiet:
-            return
         with disk(self.folder):
-            self._log.close()
-            self._metrics.close()
-            if self._writer is not None:
-                self._writer.close()
+            for file in self._open.values():
+                file.close()
+        self._open.clear()
+
+    def _note(self, line: str) -> None:
+        self._append("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
+
+    def _append(self, name: str, line: str) -> None:
+        if name not in self._open:
+            self._open[name] = open(self.folder / name, "a", buffering=1)
+        self._open[name].write(line + "\n")
 
     def _forget_after(self, known: dict[str, int]) -> None:
         path = self.folder / "metrics.jsonl"
@@ -106,9 +125,19 @@ class RunFolder:
                     kept.append(line + "\n")
             except (ValueError, KeyError):
                 continue  # the line that a kill cut off
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        aside.write_text("".join(kept))
+        _replace(path, "".join(kept))
+
+
+def _replace(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(aside, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 class Bar:

@@ -33,6 +33,8 @@ def optimizer(
     """
     if lr <= 0:
         raise UserError(f"optim.lr={lr}: give a learning rate above 0")
+    if weight_decay < 0:
+        raise UserError(f"optim.weight_decay={weight_decay}: give 0 or more")
     rate = lr * batch / base_batch if base_batch else lr
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     seen: set[int] = set()

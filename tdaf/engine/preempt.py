@@ -16,6 +16,9 @@ REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: the run is whole and wants to be star
 class Preempted(Exception):
     """The run was told to stop and has saved; exit code REQUEUE."""
 
+    def __init__(self) -> None:
+        super().__init__("told to stop; everything is saved and the same command goes on")
+
 
 class Preemption:
     """Asks all ranks once a step whether any was told to stop, without making the GPU or the step wait.

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as td
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all ranks; so is its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        td.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        td.all_reduce(total)
+        return total
 
 
 class _CpuSyncBatchNorm(_BatchNorm):
@@ -19,20 +36,20 @@ class _CpuSyncBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or td.get_world_size() == 1:
             return super().forward(input)
-        axes = [0, *range(2, input.dim())]
-        count = input.new_tensor([input.numel() / input.shape[1]])
-        sums = all_reduce(torch.cat([input.sum(axes), input.square().sum(axes), count]))
-        channels, count = input.shape[1], sums[-1]
-        mean = sums[:channels] / count
-        variance = (sums[channels:-1] / count - mean.square()).clamp_min(0)
+        axes, channels = [0, *range(2, input.dim())], input.shape[1]
+        shape = [1, channels] + [1] * (input.dim() - 2)
+        x = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
+        sums = _Sum.apply(torch.cat([x.sum(axes), x.new_tensor([x.numel() / channels])]))
+        mean, count = sums[:-1] / sums[-1], sums[-1]
+        # a second exchange: the mean of squares minus the squared mean would lose the digits that SyncBatchNorm keeps
+        variance = _Sum.apply((x - mean.view(shape)).square().sum(axes)) / count
         if self.track_running_stats:
             with torch.no_grad():
                 self.num_batches_tracked.add_(1)
                 self.running_mean.lerp_(mean, self.momentum)
                 self.running_var.lerp_(variance * count / (count - 1).clamp_min(1), self.momentum)
-        shape = [1, channels] + [1] * (input.dim() - 2)
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return input * scale.view(shape) + (self.bias - mean * scale).view(shape)
+        return ((x - mean.view(shape)) * scale.view(shape) + self.bias.view(shape)).to(input.dtype)
 
 
 def synchronise(network: nn.Module, device: torch.device) -> nn.Module:

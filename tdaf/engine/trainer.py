@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import datetime
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tdaf.engine import checkpoint, dist, optim, seeds
@@ -56,8 +56,9 @@ class Trainer:
     ) -> None:
         self.settings, self.task, self.folder, self.device, self.about = settings, task, folder, device, about
         self.order, self.loader, self.validation = order, loader, validation
+        torch.use_deterministic_algorithms(settings.deterministic, warn_only=True)
         if settings.deterministic:
-            torch.use_deterministic_algorithms(True, warn_only=True)
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
             torch.backends.cudnn.benchmark = False
         self.precision = Precision(settings.precision, device, settings.channels_last)
         self.network = self.precision.place(network)
@@ -67,7 +68,7 @@ class Trainer:
         averaging = get_ema_multi_avg_fn(settings.ema) if settings.ema else None
         self.ema = AveragedModel(self.network, multi_avg_fn=averaging) if settings.ema else None
         self.steps_per_epoch = order(0).steps_per_epoch
-        whole = math.ceil((settings.epochs or math.inf) * self.steps_per_epoch) if settings.epochs else settings.max_steps
+        whole = math.ceil(settings.epochs * self.steps_per_epoch) if settings.epochs else settings.max_steps
         self.steps = min(whole, settings.max_steps or whole)
         self.schedule = make_schedule(steps_per_epoch=self.steps_per_epoch, steps=whole)
         self.meter = LossMeter(device)
@@ -76,34 +77,29 @@ class Trainer:
         self.last: Evaluation | None = None
         if settings.compile:
             self.network.compile()
-        self.parallel = self._parallel()
 
-    def _parallel(self) -> nn.Module:
-        if dist.world() == 1:
-            return self.network
-        ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(self.network, ids, broadcast_buffers=False, gradient_as_bucket_view=True)
-
+    @dist.losing_a_rank()
     def fit(self) -> None:
         """Trains to the end. RunError: a fault, nothing saved is lost; Preempted: told to stop, saved."""
+        self.parallel = dist.parallel(self.network, self.device)  # not above, where a rank may fail alone
         self.reading = self.training = self.loader(self.order(self.step))
         limit, reading = self.settings.hang_timeout, lambda: self.reading.stalled()
-        with Preemption() as stop, Watchdog(limit, self.folder.folder, dist.rank(), reading) as self.dog:
+        with Preemption() as self.stop, Watchdog(limit, self.folder.folder, dist.rank(), reading) as self.dog:
             self._evaluate_if_due()
             batches, bar = iter(self.training), Bar("train", self.steps, self.step, quiet=self.folder.quiet)
             try:
-                self._loop(batches, bar, stop)
+                self._loop(batches, bar)
             finally:
                 bar.stop()
 
-    def _loop(self, batches: Iterator[Batch], bar: Bar, stop: Preemption) -> None:
+    def _loop(self, batches: Iterator[Batch], bar: Bar) -> None:
         self.pace.go()
         while self.step < self.steps:
-            stop.ask()
+            self.stop.ask()
             self._one_step(batches)
             self.dog.beat()
             bar.advance()
-            stopping = stop.answer()
+            stopping = self.stop.answer()
             pause = stopping or self._due() or self.step % self.settings.checkpoint_every == 0
             if pause or self.step % self.settings.log_every == 0:
                 self._report()
@@ -143,7 +139,7 @@ class Trainer:
             outputs = self.parallel(moved["input"])
         losses = self.task.losses(float32(outputs), moved)
         self.precision.scaler.scale(sum(losses.values()) * weight).backward()
-        self.meter.add(self.step, {name: loss.detach() for name, loss in losses.items()}, batch["index"])
+        self.meter.add(self.step + 1, {name: loss.detach() for name, loss in losses.items()}, batch["index"])
 
     @property
     def epoch(self) -> float:
@@ -151,8 +147,15 @@ class Trainer:
 
     def _due(self) -> bool:
         """Whether the step just made ends an interval of evaluation."""
-        every = round(self.settings.evaluate_every * self.steps_per_epoch)
-        return self.step == self.steps or (every > 0 and self.step > 0 and self.step % every == 0)
+        if self.step == self.steps or not self.settings.evaluate_every:
+            return self.step == self.steps
+        return self.step > 0 and self.step % max(1, round(self.settings.evaluate_every * self.steps_per_epoch)) == 0
+
+    def _evaluating(self) -> None:
+        """Between two batches of an evaluation, before which all was saved: one rank needs nobody's consent to leave."""
+        self.dog.beat()
+        if self.stop.told and dist.world() == 1:
+            raise Preempted
 
     def _evaluate_if_due(self) -> None:
         if not self._due() or self.evaluated == self.step:
@@ -160,7 +163,7 @@ class Trainer:
         self._agree()
         judged = self.ema.module if self.ema is not None else self.network
         self.reading = self.validation()
-        self.last = evaluate(judged, self.task, self.reading, self.precision, self.dog.beat)
+        self.last = evaluate(judged, self.task, self.reading, self.precision, self._evaluating)
         self.evaluated = self.step
         value = self.last.values[self.task.metric]
         better = not self.best or value > self.best["value"]
@@ -174,11 +177,14 @@ class Trainer:
         if better and dist.rank() == 0:
             best = {"network": judged.state_dict(), "step": self.step, "metric": self.last.values, "about": self.about}
             checkpoint.save(best, self.folder.checkpoints / checkpoint.BEST)
+        self.dog.beat()
         self._save()
 
     def _report(self) -> None:
         """Logs the mean losses since the last report. RunError if one of them was not finite."""
-        losses = self.meter.read()
+        mine = dist.together(self.meter.read)
+        shares = dist.gather(mine) or [mine]
+        losses = {name: sum(share[name] for share in shares) / len(shares) for name in mine}
         step_time, data_time = self.pace.read()
         total, speed = sum(losses.values()), self.settings.batch / step_time
         values = {"loss": total, **losses, "lr": self.rate, "images_per_second": speed, "data_seconds": data_time}
@@ -199,10 +205,14 @@ class Trainer:
                 averaged.copy_(own)
 
     def _save(self) -> None:
+        if not nn.utils.get_total_norm(self.network.parameters()).isfinite():
+            raise RunError(f"non-finite weights at step {self.step}; the checkpoint before is kept: try trainer.clip=1")
         self._agree()
         rngs = dist.gather(seeds.state(self.device))
-        if dist.rank() != 0:
-            return
+        # all wait: a rank that left while another writes would have it ended by whoever started them
+        dist.together(lambda: self._write(rngs) if dist.rank() == 0 else None)
+
+    def _write(self, rngs: list[dict[str, Any]]) -> None:
         state = {
             "network": self.network.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else None,
@@ -219,18 +229,17 @@ class Trainer:
         checkpoint.save(state, self.folder.checkpoints / checkpoint.LAST, self.folder.checkpoints / checkpoint.PREVIOUS)
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Puts everything back to where `state` was saved. UserError if it is of another network."""
+        """Puts everything back to where `state` was saved. UserError if it is of another network or optimizer."""
         try:
             self.network.load_state_dict(state["network"])
             if self.ema is not None:
                 self.ema.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, KeyError, AttributeError) as error:
-            raise UserError(f"the run folder's checkpoint is of another network or optimizer: {str(error)[:200]!r}") from error
+            raise UserError(f"the run folder's checkpoint is of another network: {str(error)[:200]!r}") from error
         self.precision.scaler.load_state_dict(state["scaler"])
-        self.step, self.evaluated = state["step"], state["evaluated"]
         self.pace.restore(state["pace"])
-        self.best = state["best"]
+        self.step, self.evaluated, self.best = state["step"], state["evaluated"], state["best"]
         self.last = Evaluation(**state["last"]) if state["last"] else None
         if len(state["rng"]) == dist.world():
             seeds.restore(state["rng"][dist.rank()], self.device)

@@ -41,15 +41,21 @@ class Watchdog:
                 self._give_up()
 
     def _give_up(self) -> None:
+        try:
+            self._tell()
+        finally:  # even where the disk is full
+            os._exit(1)
+
+    def _tell(self) -> None:
         files = ", ".join(self.reading()) or "none"
         line = (
             f"error: rank {self.rank}: no step within trainer.hang_timeout={self.seconds:g} s; "
             f"files being read: {files}; stacks: {self.path}\n"
         )
-        with open(self.path, "w") as file:
-            file.write(line)
-            faulthandler.dump_traceback(file=file, all_threads=True)
         faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
         sys.__stderr__.write(line)
         sys.__stderr__.flush()
-        os._exit(1)
+        with open(self.path, "w") as file:
+            file.write(line)
+            file.flush()  # faulthandler writes past the file's buffer
+            faulthandler.dump_traceback(file=file, all_threads=True)

@@ -21,8 +21,8 @@ def fold(network: nn.Module) -> nn.Module:
     """A copy for inference (eval mode, no gradients) with every batch norm that follows a convolution folded into it.
 
     TDAF's flows have statistics of their own, so the copy's flows have weights of their own: it is larger, and faster.
-    Pairs are found by symbolic tracing (torch.fx) of the largest modules that allow it; what cannot be traced is left as
-    it is and its children are tried. Module names stay: a folded norm becomes nn.Identity. Outputs agree to rounding.
+    Pairs are found by symbolic tracing (torch.fx) of the largest modules that allow it; what cannot be traced is left
+    as it is and its children are tried. Names stay: a folded norm becomes nn.Identity. Outputs agree to rounding.
     """
     network = copy.deepcopy(network).eval().requires_grad_(False)
     for module in network.modules():
@@ -44,9 +44,14 @@ def _fold(module: nn.Module) -> None:
         _replace(module, norm, nn.Identity())
 
 
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, _NORMS) or super().is_leaf_module(module, name)
+
+
 def _trace(module: nn.Module) -> fx.Graph | None:
     try:
-        return fx.Tracer().trace(module)
+        return _Tracer().trace(module)
     except Exception:  # tracing runs a user's own code on symbols, which may fail in any way
         return None
 

@@ -20,12 +20,12 @@ def mobilenet(stem: str = "imagenet", attention: str = "none", dims: int = 2) ->
     """Thirteen depthwise separable blocks after one 3x3 convolution, ReLU throughout.
 
     L = 5: a stage begins at each layer of stride 2; strides 2, 4, 8, 16, 32. `stem="cifar"`: the first convolution has
-    stride 1, strides 1, 2, 4, 8, 16. `attention`: a mechanism after the batch norm of every pointwise convolution.
+    stride 1, strides 1, 2, 4, 8, 16; "small" is "imagenet", which has no pool. `attention`: a mechanism after the batch norm of every pointwise convolution.
     `dims=3`: all kernels cubes, the first stride (1, 2, 2).
     Raises UserError for a setting that has no network.
     """
-    if stem not in ("imagenet", "cifar"):
-        raise UserError(f"stem={stem}: choose imagenet or cifar")
+    if stem not in ("imagenet", "small", "cifar"):
+        raise UserError(f"stem={stem}: choose imagenet, small or cifar")
     if dims not in (2, 3):
         raise UserError(f"dims={dims}: choose 2 (images) or 3 (clips)")
     conv = nn.Conv2d(3, 32, 3, stride=1 if stem == "cifar" else 2, padding=1, bias=False)

@@ -57,6 +57,7 @@ class _Wide(ResNet):
         return super()._make_layer(block, planes * self.width // 64, *args, **kwargs)
 
 
+STEMS = {"imagenet": 4, "small": 2, "cifar": 1}  # to the stride of stage 1
 _LAYERS: dict[int, tuple[type[Basic | Deep], list[int]]] = {
     18: (Basic, [2, 2, 2, 2]),
     34: (Basic, [3, 4, 6, 3]),
@@ -78,7 +79,8 @@ def resnet(
     """ResNet; with groups > 1 ResNeXt (32x4d: groups 32, width_per_group 4). width: planes of the first layer, 64 in
     every published network; the following layers have 2, 4 and 8 times as many.
 
-    L = 4, the stem in stage 1; strides 4, 8, 16, 32. `stem="cifar"`: 3x3 with stride 1 and no pool, strides 1, 2, 4, 8.
+    L = 4, the stem in stage 1; strides 4, 8, 16, 32. `stem`: "imagenet", 7x7 with stride 2 and a pool; "small" (inputs of
+    about 64 pixels) and "cifar" (32), 3x3 with stride 2 or 1 and no pool, strides from 2 or 1 on.
     `attention`: a mechanism at the end of every residual branch, before the sum (SENet, Fig. 3; CBAM, Fig. 3).
     `dims=3`: all kernels cubes, stem stride (1, 2, 2), shortcut B (Hara et al. 2018, Table 1).
     Raises UserError for a setting that has no network.
@@ -86,8 +88,8 @@ def resnet(
     _check(depth, groups, width_per_group, width, stem, dims)
     block, counts = _LAYERS[depth]
     network = _Wide(width, block, counts, num_classes=1, groups=groups, width_per_group=width_per_group)
-    if stem == "cifar":
-        network.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+    if stem != "imagenet":
+        network.conv1 = nn.Conv2d(3, width, 3, stride=STEMS[stem], padding=1, bias=False)
     layers = [network.layer1, network.layer2, network.layer3, network.layer4]
     widths = [width * 2**i * block.expansion for i in range(4)]
     for layer, channels in zip(layers, widths):
@@ -95,15 +97,14 @@ def resnet(
             member.attention = mechanism(attention, channels)
         layer[-1].activate = False
     first = OrderedDict(conv1=network.conv1, bn1=network.bn1, relu=network.relu, maxpool=network.maxpool)
-    if stem == "cifar":
+    if stem != "imagenet":
         del first["maxpool"]
     parts = [first, {}, {}, {}]
     stages = [
         nn.Sequential(OrderedDict(**part, **{f"layer{i}": layer}, relu_out=nn.ReLU(inplace=True)))
         for i, (part, layer) in enumerate(zip(parts, layers), start=1)
     ]
-    strides = [1, 2, 4, 8] if stem == "cifar" else [4, 8, 16, 32]
-    staged = Staged(stages, widths, strides)
+    staged = Staged(stages, widths, [STEMS[stem] * 2**i for i in range(4)])
     if dims == 3:
         inflate(staged, stem=network.conv1)
     return initialise(staged)
@@ -119,8 +120,8 @@ def _join(block: Basic | Deep, x: Tensor, branch: Tensor) -> Tensor:
 def _check(depth: int, groups: int, width_per_group: int, width: int, stem: str, dims: int) -> None:
     if depth not in _LAYERS:
         raise UserError(f"depth={depth}: ResNet has the depths {', '.join(map(str, _LAYERS))}")
-    if stem not in ("imagenet", "cifar"):
-        raise UserError(f"stem={stem}: choose imagenet or cifar")
+    if stem not in STEMS:
+        raise UserError(f"stem={stem}: choose {', '.join(STEMS)}")
     if dims not in (2, 3):
         raise UserError(f"dims={dims}: choose 2 (images) or 3 (clips)")
     if groups < 1 or width_per_group < 1:

@@ -1,0 +1,60 @@
+"""What is to be reached: the speed and memory goals of this project, a row of the table each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Bar:
+    """key: the result's name. device: "cpu", "gpu" or "any". low, high: what the result is to lie between; None: open.
+
+    fixed: holds for any network and batch; the other bars are for what Settings.of_the_bars says.
+    """
+
+    key: str
+    what: str
+    peer: str
+    device: str = "any"
+    high: float | None = None
+    low: float | None = None
+    fixed: bool = True
+
+    def met(self, value: float) -> bool:
+        return (self.high is None or value <= self.high) and (self.low is None or value >= self.low)
+
+    def __str__(self) -> str:
+        if self.low is not None and self.high is not None:
+            return f"{self.low:g} to {self.high:g}"
+        if self.high is not None:
+            return f"<= {self.high:g}"
+        return f">= {self.low:g}" if self.low is not None else "-"
+
+
+def _network(key: str, what: str, peer: str, device: str = "any", **limits: float) -> Bar:
+    return Bar(key, what, peer, device, fixed=False, **limits)
+
+
+BARS = (
+    _network("gflops", "FLOPs of TDAF", "plain", low=1.231, high=1.241),
+    _network("forward", "forward", "plain", "cpu", high=1.30),
+    _network("forward", "forward", "plain", "gpu", high=1.38),
+    _network("compiled", "forward, both compiled", "plain", "cpu", high=1.25),
+    _network("compiled", "forward, both compiled", "plain", "gpu", high=1.30),
+    _network("training", "training step", "plain", "cpu", high=1.35),
+    _network("training", "training step", "plain", "gpu", high=1.42),
+    _network("compiled_training", "training step, both compiled", "plain", "gpu", high=1.35),
+    _network("folded", "forward, TDAF folded", "TDAF not folded", high=0.90),
+    Bar("folded_difference", "largest change of a logit by folding", "largest logit", high=1e-5),
+    _network("folded_plain", "forward, both folded", "plain"),
+    _network("torchvision", "forward, plain", "torchvision's own network"),
+    _network("saved", "bytes saved for backward", "plain", high=1.30),
+    _network("peak", "peak memory of a training step", "plain", "gpu"),
+    Bar("trainer", "Trainer's step, small network", "bare PyTorch loop", high=1.02),
+    Bar("trainer_large", "Trainer's step, this network", "bare PyTorch loop", "gpu", high=1.02),
+    Bar("loader", "image loader, images/s", "PIL + torchvision v1 transforms", low=1.7),
+    Bar("loader_timm", "image loader, images/s", "timm's create_loader", low=1.4),
+    Bar("start_help", "train.py --help", "import torch", high=0.25),
+    Bar("start_cfg", "train.py --cfg job", "import torch", high=0.25),
+    Bar("start_mistake", "train.py with a misspelt key", "import torch", high=0.25),
+)

@@ -1,0 +1,85 @@
+"""What a command does: once, a second time, as one of a sweep, and from a run folder alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from commands import call, tiny
+
+from configs import arguments
+from scripts import evaluate
+from tdaf.demo.prepare import prepare
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("demo")
+    prepare("imagenet", root, 0, 40, 21, 32)
+    return root
+
+
+def test_a_sweep_runs_each_job_once(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """Four folders; the second time all are skipped but one that a kill left behind, which goes on."""
+    monkeypatch.chdir(tmp_path)
+    torch.set_num_threads(1)
+    words = tiny(demo, "flows=1,3", "anar=3,5", "trainer.checkpoint_every=1")
+    assert call(monkeypatch, ["-m", *words]) == 0
+    folders = sorted(path.parent for path in tmp_path.rglob("summary.json"))
+    assert len(folders) == 4 and {folder.parent for folder in folders} == {tmp_path / "runs" / "imagenet"}
+    capsys.readouterr()
+    gone = folders[2]
+    expected = torch.load(gone / "checkpoints/last.pt", weights_only=True)["network"]
+    (gone / "summary.json").unlink()
+    (gone / "checkpoints/previous.pt").replace(gone / "checkpoints/last.pt")
+    times = {path: path.stat().st_mtime_ns for folder in folders if folder != gone for path in folder.rglob("*")}
+    assert call(monkeypatch, [*words[::-1], "--multirun"]) == 0
+    said = capsys.readouterr().out
+    assert said.count(" is finished: top1 ") == 3 and said.count("going on from step") == 1
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    again = torch.load(gone / "checkpoints/last.pt", weights_only=True)["network"]
+    assert all(torch.equal(again[name], value) for name, value in expected.items())
+
+
+def test_one_failing_job_leaves_the_others(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/3/checkpoints").mkdir(parents=True)
+    for name in ("last.pt", "previous.pt"):
+        (tmp_path / "runs/3/checkpoints" / name).write_text("damaged")
+    assert call(monkeypatch, ["-m", *tiny(demo, "anar=2,3,5", "run_dir=runs/${anar}")]) == 2
+    assert sorted(path.parent.name for path in tmp_path.rglob("summary.json")) == ["2", "5"]
+    assert capsys.readouterr().err.count("error: ") == 1
+
+
+def test_a_sweep_told_to_stop_starts_no_other_job(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for code, started in ((75, 1), (130, 1), (1, 3)):
+        begun: list[dict] = []
+        monkeypatch.setattr("configs.run.start", lambda config: begun.append(config) or code)
+        assert call(monkeypatch, ["-m", *tiny(demo, "anar=2,3,5")]) == code
+        assert [config["anar"] for config in begun] == [2, 3, 5][:started]
+
+
+def test_resume_and_evaluate_need_only_the_folder(demo: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, tiny(demo, "run_dir=run", "trainer.checkpoint_every=1")) == 0
+    summary = json.loads(Path("run/summary.json").read_text())
+    Path("run/summary.json").unlink()
+    Path("run/checkpoints/previous.pt").replace("run/checkpoints/last.pt")
+    Path("run").rename("moved")
+    assert call(monkeypatch, ["resume=moved", "loader.workers=0", "trainer.log_every=7"]) == 0
+    again = json.loads(Path("moved/summary.json").read_text())
+    assert "going on from step" in capsys.readouterr().out
+    assert again["metrics"] == summary["metrics"] and again["best"] == summary["best"]
+
+    def evaluated(*words: str) -> dict:
+        assert call(monkeypatch, ["checkpoint=moved", *words], lambda: arguments.main(evaluate.evaluate, "")) == 0
+        protocol = words[0].partition("=")[2] if words else "1crop"
+        return json.loads(Path(f"moved/evaluation-{protocol}.json").read_text())
+
+    one = evaluated()
+    assert one["values"]["top1"] == summary["metric"]["best"] and one["samples"] == 21 and one["protocol"] == "1crop"
+    ten = evaluated("protocol=10crop")
+    assert ten["samples"] == 21 and ten["protocol"] == "10crop" and ten["values"]["loss"] != one["values"]["loss"]

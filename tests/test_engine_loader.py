@@ -1,0 +1,199 @@
+"""The loader: which samples in which order, the same random numbers in any worker, and what happens to bad samples."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_run import Pictures, same
+
+from tdaf.engine.loader import EvaluationOrder, Loader, TrainingOrder
+from tdaf.errors import RunError, UserError
+
+
+def taken(order: TrainingOrder, count: int) -> list[list[tuple[int, int]]]:
+    return [keys for keys, _ in zip(order, range(count), strict=False)]
+
+
+def batches(workers: int, start: int = 0, count: int = 7) -> list[dict[str, Any]]:
+    order = TrainingOrder(22, 6, seed=3, start=start)
+    loader = Loader(Pictures(22, mixed=True), order, seed=3, workers=workers)
+    return [batch for batch, _ in zip(loader, range(count), strict=False)]
+
+
+@pytest.fixture(scope="module")
+def reference() -> list[dict[str, Any]]:
+    return batches(0)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader")
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_do_not_change_a_batch(workers: int, reference: list[dict[str, Any]]) -> None:
+    assert same(batches(workers), reference)
+
+
+def test_random_numbers_differ_between_samples_and_epochs(reference: list[dict[str, Any]]) -> None:
+    flat = [row for batch in reference for row in batch["input"].flatten(1).tolist()]
+    assert len({tuple(row) for row in flat}) == len(flat)
+    places = [i for batch in reference for i in batch["index"].tolist()]
+    assert len(set(places)) < len(places), "some sample was seen in two epochs"
+
+
+@pytest.mark.parametrize("start", [1, 3, 4])
+def test_a_loader_started_later_goes_on_with_the_same_batches(start: int, reference: list[dict[str, Any]]) -> None:
+    assert same(batches(0, start, 3), reference[start : start + 3])
+
+
+def test_an_epoch_is_a_permutation_less_its_last_part() -> None:
+    order = TrainingOrder(22, 6, seed=3)
+    first, second = taken(order, 6)[:3], taken(order, 6)[3:]
+    for epoch, part in enumerate((first, second)):
+        keys = [key for batch in part for key in batch]
+        assert {e for e, _ in keys} == {epoch}
+        assert len({i for _, i in keys}) == 18
+    assert first != [[(0, i) for _, i in batch] for batch in second]
+    assert taken(TrainingOrder(22, 6, seed=4), 3) != first
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_ranks_and_parts_together_are_one_ranks_batch(accumulate: int) -> None:
+    whole = taken(TrainingOrder(50, 12, seed=1, start=2), 5)
+    shares = [
+        taken(TrainingOrder(50, 12, seed=1, start=2, rank=r, ranks=2, accumulate=accumulate), 5 * accumulate) for r in range(2)
+    ]
+    for step, batch in enumerate(whole):
+        parts = [share[step * accumulate + p] for share in shares for p in range(accumulate)]
+        assert [key for part in parts for key in part] == batch
+        assert {len(part) for part in parts} == {6 // accumulate}
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 2, 21, 22, 24])
+def test_evaluation_gives_each_sample_to_one_rank(size: int, ranks: int) -> None:
+    shares = [list(EvaluationOrder(size, 4, rank=r, ranks=ranks)) for r in range(ranks)]
+    assert sorted(i for share in shares for batch in share for _, i in batch) == list(range(size))
+    assert all(len(share) == len(EvaluationOrder(size, 4, rank=r, ranks=ranks)) for r, share in enumerate(shares))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"batch": 0}, "trainer.batch=0"),
+        ({"batch": 30}, "larger than the training set of 22"),
+        ({"batch": 6, "ranks": 4}, "not divisible by 4 ranks"),
+        ({"batch": 6, "ranks": 2, "accumulate": 2}, "trainer.accumulate=2"),
+    ],
+)
+def test_a_batch_that_cannot_be_is_refused(settings: dict[str, int], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        TrainingOrder(22, seed=0, **settings)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_reading_leaves_the_global_generators_alone(workers: int) -> None:
+    def drawn() -> tuple[float, float, float]:
+        return torch.rand(1).item(), float(np.random.rand()), random.random()
+
+    for seed in (torch.manual_seed, np.random.seed, random.seed):
+        seed(9)
+    expected = drawn()
+    for seed in (torch.manual_seed, np.random.seed, random.seed):
+        seed(9)
+    assert len(list(Loader(Pictures(9), EvaluationOrder(9, 2), seed=0, workers=workers))) == 5
+    assert drawn() == expected
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unreadable_samples_are_named_counted_and_skipped(workers: int, capfd: pytest.CaptureFixture[str]) -> None:
+    loader = Loader(Pictures(9, bad=(2, 3, 7)), EvaluationOrder(9, 2), seed=0, workers=workers, max_bad=3)
+    for _ in range(2):  # the second time around nothing is counted again
+        read = list(loader)
+        assert [batch["index"].tolist() for batch in read] == [[0, 1], [], [4, 5], [6], [8]]
+    assert loader.bad == {i: (f"picture-{i}.jpg", "it is no JPEG") for i in (2, 3, 7)}
+    said = capfd.readouterr().err.splitlines()
+    assert [line for line in said if "skipped" in line] == [
+        f"skipped: cannot read picture-{i}.jpg: it is no JPEG ({n} unreadable, data.max_bad=3)" for n, i in enumerate((2, 3, 7), 1)
+    ]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_one_unreadable_sample_too_many_ends_the_reading(workers: int) -> None:
+    loader = Loader(Pictures(9, bad=(2, 7)), EvaluationOrder(9, 2), seed=0, workers=workers, max_bad=1)
+    with pytest.raises(RunError, match=r"cannot read picture-7\.jpg: it is no JPEG \(2 unreadable, data\.max_bad=1\)"):
+        list(loader)
+
+
+def test_a_skipped_sample_does_not_change_the_others() -> None:
+    whole, part = (
+        next(iter(Loader(Pictures(4, bad=bad), EvaluationOrder(4, 4), seed=0, max_bad=1)))["input"] for bad in ((), (1,))
+    )
+    assert torch.equal(whole[[0, 2, 3]], part)
+
+
+class Stalling(Pictures):
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index == 5:
+            time.sleep(600)
+        return super().__getitem__(index)
+
+
+def test_a_stalled_read_is_named() -> None:
+    loader = Loader(Stalling(9), EvaluationOrder(9, 2), seed=0, workers=1, timeout=1)
+    with pytest.raises(RunError, match=r"no batch within loader\.timeout=1 s; being read: picture-5\.jpg"):
+        list(loader)
+
+
+class Dying(Pictures):
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def test_a_killed_worker_is_said_in_one_line() -> None:
+    loader = Loader(Dying(9), EvaluationOrder(9, 2), seed=0, workers=1)
+    with pytest.raises(RunError, match=r"^a loader worker died .*being read: picture-5\.jpg; try fewer loader\.workers$"):
+        list(loader)
+
+
+class Signalled(Pictures):
+    """Ends nothing: a signal that somebody else sends to this worker."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index == 1:
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                os.kill(os.getpid(), number)
+            time.sleep(0.05)
+        return super().__getitem__(index)
+
+
+def test_a_worker_outlives_the_signals_to_the_whole_job() -> None:
+    assert len(list(Loader(Signalled(9), EvaluationOrder(9, 2), seed=0, workers=1))) == 5
+
+
+def test_no_worker_is_left_behind_after_a_fault() -> None:
+    def children() -> set[str]:
+        return set(Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split())
+
+    before = children()
+    try:
+        list(Loader(Pictures(9, bad=(2,)), EvaluationOrder(9, 2), seed=0, workers=2))
+    except RunError:
+        pass
+    assert children() == before
+
+
+def test_a_fault_of_the_data_set_itself_keeps_its_own_traceback() -> None:
+    class Broken(Pictures):
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            raise KeyError("a bug")
+
+    with pytest.raises(KeyError, match="a bug"):
+        list(Loader(Broken(9), EvaluationOrder(9, 2), seed=0))
