@@ -97,11 +97,11 @@ def _built(config: Config, device: torch.device) -> Trainer:
     seeds.set_all(seeds.mix(config["seed"], "weights"))
     network = build.network(config, task)
     rehearsal.shapes(network, splits["train"], splits["val"], micro)
-    report = build.load_pretrained(config, network)
     folder = RunFolder(Path(config["run_dir"]), quiet=dist.rank() != 0)
     if folder.folder.exists():
         _lock(folder)
     state, said = checkpoint.load_last(folder.checkpoints)
+    report = None if state else build.load_pretrained(config, network)
     seeds.set_all(seeds.mix(config["seed"], "rank", dist.rank()))
     reading = loading(config, device)
     trainer = Trainer(

@@ -57,7 +57,10 @@ def benchmark(arguments: list[str]) -> int:
     found, start = {}, time.perf_counter()
     for name in chosen:
         print(f"measuring {name} ...", file=sys.stderr, flush=True)
-        found |= subjects[name](settings)
+        measured = subjects[name](settings)
+        for line in report.lines(measured, settings):
+            print(line, file=sys.stderr, flush=True)
+        found |= measured
     about |= {"load": [*about["load"], machine.load()], "seconds": round(time.perf_counter() - start)}
     table = report.rows(found, settings)
     text = report.markdown(table, about, figures=settings.gpu)

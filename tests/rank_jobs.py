@@ -38,15 +38,14 @@ def one_step(folder: Path) -> dict[str, Tensor]:
     before = copy.deepcopy(made.network)
     made.schedule.factor = lambda step: float(step == 0)
     run(made)
-    return {
-        **{name: old - new for (name, old), new in zip(before.named_parameters(), made.network.parameters(), strict=True)},
-        **dict(made.network.named_buffers()),
-    }
+    pairs = zip(before.named_parameters(), made.network.parameters(), strict=True)
+    return {**{name: old - new for (name, old), new in pairs}, **dict(made.network.named_buffers())}
 
 
 def parts(folder: Path) -> dict[str, Tensor]:
     """Weights after three steps of two accumulated parts."""
-    return run(trainer(folder, network=lambda: still(False), max_steps=3, accumulate=2, **{**HOW, "lr": 0.1})).network.state_dict()
+    made = trainer(folder, network=lambda: still(False), max_steps=3, accumulate=2, **{**HOW, "lr": 0.1})
+    return run(made).network.state_dict()
 
 
 def norm_input(shape: tuple[int, ...]) -> Tensor:

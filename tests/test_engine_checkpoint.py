@@ -21,7 +21,8 @@ from tdaf.errors import RunError, UserError
 
 
 def state(value: float, size: int = 500) -> dict[str, Any]:
-    return {"network": {"w": torch.full((size,), value)}, "step": int(value), "about": {"list": [1, None, "x", 0.5, True]}}
+    about = {"list": [1, None, "x", 0.5, True]}
+    return {"network": {"w": torch.full((size,), value)}, "step": int(value), "about": about}
 
 
 def names(folder: Path) -> set[str]:
@@ -102,7 +103,7 @@ def test_a_damaged_last_falls_back_on_the_one_before(tmp_path: Path) -> None:
     assert same(found, state(1.0))
     assert said == f"{last} is damaged or is not a checkpoint; falling back on the one before"
     previous.write_bytes(b"")
-    with pytest.raises(UserError, match=r"no whole checkpoint is left in .*delete the run folder"):
+    with pytest.raises(UserError, match=r"no whole checkpoint is left in .*delete that run"):
         checkpoint.load_last(tmp_path)
 
 

@@ -112,7 +112,7 @@ ENDED = r"error: (rank \d: )?another rank has ended, or did not answer in time; 
         (
             unreadable,
             1,
-            [ENDED, r"error: rank 1: cannot read picture-\d+\.jpg: it is no JPEG \(1 unreadable, data\.max_bad=0\); .*"],
+            [ENDED, r"error: rank 1: cannot read picture-\d+\.jpg: it is no JPEG \(1 unreadable, data\.max_bad=0\);.*"],
         ),
         (killed, 137, [r"error: a rank was ended by SIGKILL", ENDED]),
     ],
@@ -151,7 +151,8 @@ def test_ranks_end_with_a_killed_parent(tmp_path: Path) -> None:
 
 def test_torchrun_trains_on_two_ranks(tmp_path: Path) -> None:
     program = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "train.py")
-    overrides = ["gpus=0", f"run_dir={tmp_path / 'run'}", f"demo.root={tmp_path}", "trainer.max_steps=4", "trainer.sync_bn=true"]
+    overrides = ["gpus=0", "trainer.max_steps=4", "trainer.sync_bn=true"]
+    overrides += [f"run_dir={tmp_path / 'run'}", f"demo.root={tmp_path}"]
     process = start(overrides, tmp_path / "out.txt", program)
     assert process.wait(180) == 0, (tmp_path / "out.txt").read_text()
     said = (tmp_path / "out.txt").read_text()

@@ -6,16 +6,14 @@ import json
 import os
 import random
 import signal
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_run import Pictures, run, same, start, trained, trainer, until
+from tiny_run import Pictures, numbers, run, same, trained, trainer
 
-from tdaf.engine import checkpoint
+from tdaf.engine import checkpoint, seeds
 from tdaf.engine.preempt import Preempted
 from tdaf.errors import UserError
 
@@ -73,12 +71,6 @@ def steps(folder: Path) -> list[tuple[str, int]]:
     return [(event["split"], event["step"]) for event in map(json.loads, lines)]
 
 
-def numbers(folder: Path) -> list[dict[str, Any]]:
-    """The logged numbers without what a clock said."""
-    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in e.items() if k not in ("images_per_second", "data_seconds")} for e in events]
-
-
 @pytest.mark.parametrize("seed", range(6))
 def test_a_run_cut_at_random_moments_is_the_whole_run(tmp_path: Path, whole: Path, seed: int) -> None:
     draw = random.Random(seed)
@@ -112,6 +104,13 @@ def test_a_run_goes_on_from_the_one_before_a_damaged_checkpoint(tmp_path: Path, 
     run(made)
     assert same(trained(tmp_path), trained(whole))
     assert numbers(tmp_path) == numbers(whole)
+
+
+def test_the_loss_scale_of_fp16_is_kept(tmp_path: Path) -> None:
+    run(built(tmp_path / "whole", precision="fp16"))
+    assert trained(tmp_path / "whole")["scaler"]["scale"] > 0
+    assert finish(tmp_path / "cut", [("_one_step", 6), ("_backward", 9)], precision="fp16") == 2
+    assert same(trained(tmp_path / "cut"), trained(tmp_path / "whole"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
@@ -162,113 +161,7 @@ def test_two_damaged_checkpoints_are_said(tmp_path: Path) -> None:
         built(tmp_path)
 
 
-COMMAND = ["task.head=linear", "task.dropout=0.2", "task.mixup=0.4", "trainer.ema=0.9", "trainer.checkpoint_every=1", "gpus=0"]
-Starts = Callable[..., subprocess.Popen]
-
-
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Starts]:
-    """A folder, and what starts the command for the run folder `name` in it; "whole" has run there uninterrupted."""
-    root = tmp_path_factory.mktemp("commands")
-
-    def begin(name: str, *overrides: str) -> subprocess.Popen:
-        return start([*COMMAND, f"demo.root={root}", f"run_dir={root / name}", *overrides], root / f"{name}.txt")
-
-    process = begin("whole")
-    assert process.wait(300) == 0, (root / "whole.txt").read_text()
-    return root, begin
-
-
-def moments(folder: Path) -> list[Callable[[], bool]]:
-    """Five moments of a run: in training, while saving (twice), in evaluation, and behind it."""
-
-    def said(words: str) -> bool:
-        log = folder / "log.txt"
-        return log.exists() and words in log.read_text()
-
-    def saving(step: int) -> bool:
-        return said(f"step {step}/12") and any((folder / "checkpoints").glob(".last.pt.*"))
-
-    return [
-        lambda: said("step 1/12"),
-        lambda: saving(3),
-        lambda: said("step 5/12"),  # an epoch: it is saved, evaluated and saved
-        lambda: said("epoch 2 val") or any((folder / "checkpoints").glob(".best.pt.*")),
-        lambda: saving(11),
-    ]
-
-
-def killed(process: subprocess.Popen) -> None:
-    os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait(30) == -signal.SIGKILL
-
-
-def test_kill_9_at_any_moment(commands: tuple[Path, Starts]) -> None:
-    root, begin = commands
-    for place, moment in enumerate(moments(root / "killed")):
-        process = begin("killed", f"loader.workers={place % 2}")
-        assert until(moment, process), (root / "killed.txt").read_text()
-        killed(process)
-    process = begin("killed")
-    assert process.wait(300) == 0, (root / "killed.txt").read_text()
-    assert same(trained(root / "killed"), trained(root / "whole"))
-    assert numbers(root / "killed") == numbers(root / "whole")
-    assert (root / "killed" / "summary.json").exists()
-    assert (root / "killed.txt").read_text().count("going on from step") >= 4
-
-
-def test_sigterm_to_the_whole_job_saves_and_asks_for_a_new_start(commands: tuple[Path, Starts]) -> None:
-    root, begin = commands
-    process = begin("told", "loader.workers=1")
-    log = root / "told" / "log.txt"
-    assert until(lambda: log.exists() and "step 4/12" in log.read_text(), process), (root / "told.txt").read_text()
-    os.killpg(process.pid, signal.SIGTERM)  # as scancel and torchrun do: the reading workers hear it too
-    assert process.wait(60) == 75, (root / "told.txt").read_text()
-    said = (root / "told.txt").read_text().splitlines()
-    assert said[-1] == "stopped: told to stop; everything is saved and the same command goes on"
-    assert "Traceback" not in "".join(said)
-    again = begin("told", "loader.workers=1")
-    assert until(lambda: "going on from step" in log.read_text(), again)
-    os.killpg(again.pid, signal.SIGSTOP)
-    second = begin("told")
-    assert second.wait(60) == 2
-    os.killpg(again.pid, signal.SIGCONT)
-    said = (root / "told.txt").read_text().splitlines()
-    assert [line for line in said if line.startswith(f"error: another process is training in {root / 'told'}; ")]
-    assert again.wait(120) == 0, (root / "told.txt").read_text()
-    assert same(trained(root / "told")["network"], trained(root / "whole")["network"])
-
-
-def test_where_a_run_cannot_start_is_said_in_one_line(commands: tuple[Path, Starts]) -> None:
-    """In a finished run's folder, in one of a run with other settings, and where nothing can be written."""
-    root, begin = commands
-    (root / "file").write_text("")
-    before = {path: path.stat().st_mtime_ns for path in (root / "whole").rglob("*") if path.is_file()}
-    finished, other = begin("whole"), begin("other", f"run_dir={root / 'whole'}", "optim.lr=0.7")
-    nowhere = begin("nowhere", f"run_dir={root / 'file' / 'run'}")
-    assert [process.wait(120) for process in (finished, other, nowhere)] == [0, 2, 2]
-    said = {name: (root / f"{name}.txt").read_text().splitlines()[-1] for name in ("whole", "other", "nowhere")}
-    assert "is finished: top1" in said["whole"]
-    assert said["other"].startswith(f"error: {root / 'whole'} holds a run with other settings (optim.lr: 0.05")
-    assert said["nowhere"] == f"error: run_dir={root / 'file' / 'run'} cannot be written: Not a directory"
-    assert before == {path: path.stat().st_mtime_ns for path in (root / "whole").rglob("*") if path.is_file()}
-
-
-def test_ctrl_c_ends_the_run_in_one_line(commands: tuple[Path, Starts]) -> None:
-    root, begin = commands
-    process = begin("interrupted", "loader.workers=1")
-    log = root / "interrupted" / "log.txt"
-    assert until(lambda: log.exists() and "step 2/12" in log.read_text(), process)
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(60) == 130, (root / "interrupted.txt").read_text()
-    said = (root / "interrupted.txt").read_text()
-    assert said.splitlines()[-1] == "stopped: interrupted; the same command goes on from the last checkpoint"
-    assert "Traceback" not in said
-
-
 def test_generators_come_back_as_they_were(tmp_path: Path) -> None:
-    from tdaf.engine import seeds
-
     seeds.set_all(3)
     torch.randn(1)
     torch.save(seeds.state(torch.device("cpu")), tmp_path / "rng.pt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import random
 import subprocess
@@ -73,7 +74,8 @@ class ColourTask:
 
     def losses(self, outputs: Tensor, batch: dict[str, Any]) -> dict[str, Tensor]:
         assert outputs.dtype == torch.float32
-        return {"cross_entropy": nn.functional.cross_entropy(outputs, batch["label"]), "size": outputs.square().mean() * 0.01}
+        cross_entropy = nn.functional.cross_entropy(outputs, batch["label"])
+        return {"cross_entropy": cross_entropy, "size": outputs.square().mean() * 0.01}
 
     def evaluator(self) -> Counting:
         return Counting()
@@ -102,8 +104,8 @@ def trainer(
     **settings: Any,
 ) -> Trainer:
     """A trainer over `folder`, which goes on from the checkpoint in it, put together as configs/run.py does."""
-    given: dict[str, Any] = {"epochs": None, "max_steps": 12, "batch": 8, "log_every": 4, "pictures": 0, "checkpoint_every": 3, **settings}
-    how = Settings(**given)
+    usual = {"epochs": None, "max_steps": 12, "batch": 8, "log_every": 4, "pictures": 0, "checkpoint_every": 3}
+    how = Settings(**{**usual, **settings})
     train, val = train or Pictures(44), val or Pictures(21)
     order = functools.partial(
         TrainingOrder, len(train), how.batch, seed=5, rank=dist.rank(), ranks=dist.world(), accumulate=how.accumulate
@@ -156,6 +158,12 @@ def trained(folder: Path) -> dict[str, Any]:
     return {k: state[k] for k in ("network", "ema", "optimizer", "scaler", "rng", "step", "evaluated", "best", "last")}
 
 
+def numbers(folder: Path) -> list[dict[str, Any]]:
+    """The logged numbers without what a clock said."""
+    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in e.items() if k not in ("images_per_second", "data_seconds")} for e in events]
+
+
 TINY = (
     "task=imagenet recipe=demo trainer.batch=8 trainer.max_steps=12 trainer.checkpoint_every=3 trainer.log_every=4 "
     "trainer.pictures=0 demo.train=40 demo.val=21 demo.size=32 task.train_transform.size=24 "
@@ -164,13 +172,13 @@ TINY = (
 ).split()
 
 
-def start(overrides: list[str], output: Path, program: tuple[str, ...] = ("train.py",), **environment: str) -> subprocess.Popen:
+def start(overrides: list[str], output: Path, program: tuple[str, ...] = ("train.py",)) -> subprocess.Popen:
     """The command line in a process group of its own, its output and errors going to the file `output`."""
     with open(output, "ab") as file:
         return subprocess.Popen(
             [sys.executable, *program, *TINY, *overrides],
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,

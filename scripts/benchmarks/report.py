@@ -43,8 +43,13 @@ def _row(bar: Bar, result: Result | None, settings: Settings) -> Row:
 
 def markdown(table: list[Row], about: dict[str, Any], figures: bool) -> str:
     """figures: whether absolute figures are printed too."""
-    lines = [_about(about), "", HEAD, "|" + "---|" * HEAD.count(" | ") + "---|"]
-    return "\n".join([*lines, *(_line(row, figures) for row in table)])
+    head = [_about(about), "", HEAD, "|" + "---|" * HEAD.count(" | ") + "---|"]
+    return "\n".join([*head, *(_line(row, figures) for row in table)])
+
+
+def lines(found: dict[str, Result], settings: Settings) -> list[str]:
+    """The table's lines of these results alone."""
+    return [_line(row, settings.gpu) for row in rows(found, settings) if row["value"] is not None]
 
 
 def _about(about: dict[str, Any]) -> str:

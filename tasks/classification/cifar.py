@@ -26,7 +26,10 @@ class Cifar10:
 
     def __init__(self, root: str | None) -> None:
         if not root:
-            raise UserError("data.root is not set; give the folder that holds cifar-10-batches-py, or try recipe=demo")
+            raise UserError(
+                f"data.root is not set; give the folder that holds {FOLDER}/ with data_batch_1 to data_batch_5, "
+                "test_batch and batches.meta, or try recipe=demo"
+            )
         given = Path(root).expanduser()
         self.folder = given if (given / "test_batch").is_file() else given / FOLDER
         needed = [*FILES["train"], *FILES["val"], "batches.meta"]

@@ -32,7 +32,8 @@ def save(state: dict[str, Any], path: Path, keep: Path | None = None) -> None:
         os.replace(aside, path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        raise RunError(f"cannot write the checkpoint {path}: {_reason(error)}; what was saved before is untouched") from error
+        said = f"cannot write the checkpoint {path}: {_reason(error)}; what was saved before is untouched"
+        raise RunError(said) from error
     finally:
         aside.unlink(missing_ok=True)
 
@@ -69,7 +70,7 @@ def load_last(folder: Path) -> tuple[dict[str, Any] | None, str]:
         except UserError as error:
             said = f"{error}; falling back on the one before"
     if said:
-        raise UserError(f"no whole checkpoint is left in {folder}: {LAST} and {PREVIOUS} are damaged; delete the run folder")
+        raise UserError(f"no whole checkpoint is left in {folder}: {LAST}, {PREVIOUS} are damaged; delete that run")
     return None, said
 
 

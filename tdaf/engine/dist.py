@@ -60,12 +60,14 @@ def join(gpus: int, timeout: float) -> torch.device:
     local = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", local) if gpus else torch.device("cpu")
     if gpus and local >= torch.cuda.device_count():
-        raise UserError(f"local rank {local} has no GPU: this machine shows {torch.cuda.device_count()}; start fewer ranks")
+        visible = torch.cuda.device_count()
+        raise UserError(f"local rank {local} has no GPU: this machine shows {visible}; start fewer ranks")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if under_torchrun() and int(os.environ["WORLD_SIZE"]) > 1 and not td.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
-        td.init_process_group(backend, timeout=timedelta(seconds=timeout or FOR_EVER), device_id=device if gpus else None)
+        patience = timedelta(seconds=timeout or FOR_EVER)
+        td.init_process_group(backend, timeout=patience, device_id=device if gpus else None)
     return device
 
 
@@ -104,7 +106,7 @@ def parallel(network: nn.Module, device: torch.device) -> nn.Module:
 
 
 def together(make: Callable[[], Any]) -> Any:
-    """`make()` on every rank. A UserError or RunError of any rank is raised on all of them, with a message on rank 0 only.
+    """`make()` on every rank. A UserError or RunError of any rank is raised on all, with a message on rank 0 only.
 
     No collective may be called inside `make`: the rank that failed would not take part in it.
     """
@@ -138,7 +140,8 @@ def losing_a_rank() -> Iterator[None]:
 def spawn(function: Callable[..., int], args: tuple, ranks: int) -> int:
     """Runs `function(*args)` as `ranks` processes of this machine, each seeing torchrun's environment variables.
 
-    Returns the first non-zero exit code (the other ranks are then ended), or 0. SIGTERM, SIGUSR1 and Ctrl-C reach the ranks.
+    Returns the first non-zero exit code (the other ranks are then ended), or 0. SIGTERM, SIGUSR1 and Ctrl-C reach the
+    ranks, which also end with this process.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

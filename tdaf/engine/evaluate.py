@@ -40,7 +40,10 @@ def evaluate(
     RunError: more samples than `data.max_bad` cannot be read, in this share or in all of them together.
     """
     evaluator = task.evaluator()
-    records = _records(network, evaluator, loader, precision, beat)
+    try:
+        records = _records(network, evaluator, loader, precision, beat)
+    except RuntimeError as error:
+        raise loader.explained(error) from None
     shares = dist.gather((records, loader.bad))
     result = dist.together(lambda: _result(shares, evaluator, loader) if dist.rank() == 0 else None)
     return dist.broadcast(result)
@@ -74,7 +77,8 @@ def _result(shares: list[tuple[list, dict]], evaluator: Evaluator, loader: Loade
         raise RunError(f"cannot read {len(bad)} samples ({names}), data.max_bad={loader.max_bad}")
     expected = len(loader.dataset)
     if len({index for index, _ in records}) != len(records) or len(records) + len(bad) != expected:
-        raise RunError(f"evaluation counted {len(records)} of {expected} samples ({len(bad)} unreadable): a sample was lost")
+        counts = f"{len(records)} of {expected} samples ({len(bad)} unreadable)"
+        raise RunError(f"evaluation counted {counts}: a sample was lost or counted twice")
     if not records:
         raise RunError("not one sample of the split could be read; see scripts/check_data.py")
     values = evaluator.compute([record for _, record in records])

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -37,10 +37,10 @@ class TrainingOrder:
             raise UserError(f"trainer.batch={batch}: give 1 or more")
         if batch % (ranks * accumulate):
             raise UserError(
-                f"trainer.batch={batch} is not divisible by {ranks} ranks x trainer.accumulate={accumulate}"
+                f"trainer.batch={batch} is not divisible by ranks={ranks} x trainer.accumulate={accumulate}"
             )
         if size < batch:
-            raise UserError(f"trainer.batch={batch} is larger than the training set of {size} samples; give a smaller one")
+            raise UserError(f"trainer.batch={batch} is larger than the training set of {size} samples; give less")
         self.size, self.batch, self.seed, self.start = size, batch, seed, start
         self.micro = batch // (ranks * accumulate)
         self.rank, self.accumulate = rank, accumulate
@@ -137,11 +137,11 @@ class Loader:
             pin_memory=pin,
             timeout=timeout if workers else 0,
             prefetch_factor=prefetch if workers else None,
-            generator=torch.Generator().manual_seed(0),  # else each start of the workers draws from the global generator
+            generator=torch.Generator().manual_seed(0),  # else it draws from the global generator
             worker_init_fn=_settle,
         )
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         batches = iter(self.loader)
         while True:
             try:
@@ -149,7 +149,12 @@ class Loader:
             except StopIteration:
                 return
             except RuntimeError as error:
-                raise self._explained(error) from error
+                fault = self.explained(error)
+            else:
+                fault = None
+            if fault is not None:
+                del batches  # not within `except`: the error's frames would keep the workers, and torch would tell again
+                raise fault
             for index, name, reason in batch.pop("bad"):
                 self._count(index, name, reason)
             yield batch
@@ -167,7 +172,11 @@ class Loader:
         """The samples being read at this moment, by name."""
         return [self.dataset.name(i) for i in self.reader.reading.tolist() if i >= 0]
 
-    def _explained(self, error: RuntimeError) -> RuntimeError | RunError:
+    def explained(self, error: RuntimeError) -> RuntimeError | RunError:
+        """What a fault of the worker processes comes to in one line; any other error as it is.
+
+        torch tells of a dead worker from a signal handler, wherever the main thread happens to be.
+        """
         reading = ", ".join(self.stalled()) or "unknown"
         if "DataLoader timed out" in str(error):
             return RunError(f"no batch within loader.timeout={self.timeout:g} s; being read: {reading}")
@@ -182,8 +191,8 @@ def default_workers(ranks_here: int) -> int:
 
 
 def _settle(worker: int) -> None:
-    """Readies a worker process. A signal to the whole job (scancel, torchrun, timeout) must not end it, for the run still
-    reads while it comes to its end; the SIGTERM by which DataLoader ends a worker comes from its parent and must."""
+    """Readies a worker process. A signal to the whole job (scancel, torchrun, timeout) must not end it, for the run
+    still reads while it comes to its end; the SIGTERM by which DataLoader ends a worker is its parent's, and must."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

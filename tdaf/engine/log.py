@@ -1,4 +1,4 @@
-"""The run folder: config.yaml, metrics.jsonl, summary.json, log.txt, tensorboard/, checkpoints/. Rank 0 alone writes it."""
+"""The run folder: config.yaml, metrics.jsonl, summary.json, log.txt, tensorboard/, checkpoints/. Rank 0 writes it."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is None:
             self.close()
         elif not self.quiet:
@@ -150,7 +150,8 @@ class Bar:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+        note = TextColumn("{task.fields[note]}")
+        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note)
         self._bar = Progress(*columns, console=Console(stderr=True), redirect_stdout=True)
         self._task = self._bar.add_task(title, total=total, completed=start, note="")
         self._bar.start()

@@ -40,7 +40,7 @@ class LossMeter:
                 values = ", ".join(f"{n}={v:g}" for n, v in zip(self.names, terms.tolist(), strict=True))
                 raise RunError(
                     f"non-finite loss at step {step}: {values}; samples {index.tolist()}; "
-                    "the last checkpoint before it is kept: try a lower optim.lr, trainer.clip=1 or trainer.precision=fp32"
+                    "the checkpoint before it is kept: try a lower optim.lr, trainer.clip=1 or trainer.precision=fp32"
                 )
 
     def _clear(self) -> None:

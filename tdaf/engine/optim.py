@@ -27,7 +27,7 @@ def optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer over the parameters that train, in groups.
 
-    lr is meant for `base_batch` samples a step and scaled linearly to `batch` (Goyal et al., 2017); None leaves it alone.
+    lr is meant for `base_batch` samples a step and scaled linearly to `batch` (Goyal et al., 2017); None: used as is.
     The three `*_weight_decay` switches say whether norm layers' parameters, biases and depthwise kernels decay;
     bias_lr multiplies the learning rate of biases outside norm layers (FCOS: 2).
     """

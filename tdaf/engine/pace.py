@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class Pace:
-    """training, everything: seconds so far, over all parts of a run that was cut; evaluation counts in the second only."""
+    """training, everything: seconds so far, over all parts of a cut run; evaluation counts in the second only."""
 
     def __init__(self) -> None:
         self.training, self._before, self._start = 0.0, 0.0, time.perf_counter()

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a few validation samples: predictions drawn, and the attention maps of every flow and stage."""
+"""What TensorBoard shows of a few validation samples: predictions, and the attention maps of every flow and stage."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def show(
 def attention_grid(picture: Tensor, maps: dict[tuple[int, int], Tensor], place: int) -> Tensor:
     """uint8 (3, H, W): the picture, then a row a flow and a column a stage, each mask from black (0) to white (1).
 
-    maps: (flow, stage) to masks (B, 1, [T,] h, w) of which sample `place` is drawn; a clip's mask is its mean over time.
+    maps: (flow, stage) to masks (B, 1, [T,] h, w) of which sample `place` is drawn; a clip's is its mean over time.
     """
     flows = sorted({flow for flow, _ in maps})
     stages = sorted({stage for _, stage in maps})

@@ -14,7 +14,7 @@ class Settings:
     epochs: length of the schedule; max_steps ends the run earlier, or is the length where epochs is None.
     batch: samples a step, over all ranks and all of the `accumulate` parts of a step. clip: largest gradient norm.
     ema: decay of the averaged weights, which are then what is evaluated and kept as best.
-    pictures: how many validation samples are drawn into TensorBoard. hang_timeout: seconds; 0 switches the watchdog off.
+    pictures: how many validation samples are drawn into TensorBoard. hang_timeout: seconds; 0: no watchdog.
     """
 
     epochs: float | None = 90

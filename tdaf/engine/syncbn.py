@@ -53,7 +53,7 @@ class _CpuSyncBatchNorm(_BatchNorm):
 
 
 def synchronise(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network with every batch norm's statistics taken over all ranks; parameters and buffers are the same objects."""
+    """The network with every batch norm's statistics taken over all ranks; parameters, buffers are the same objects."""
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(network)
     for module in network.modules():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import nullcontext
 from typing import Any
 
@@ -89,10 +89,13 @@ class Trainer:
             batches, bar = iter(self.training), Bar("train", self.steps, self.step, quiet=self.folder.quiet)
             try:
                 self._loop(batches, bar)
+            except RuntimeError as error:
+                raise self.training.explained(error) from None
             finally:
                 bar.stop()
+                batches.close()  # its workers end here, and not when the last trace of an error is gone
 
-    def _loop(self, batches: Iterator[Batch], bar: Bar) -> None:
+    def _loop(self, batches: Generator[Batch, None, None], bar: Bar) -> None:
         self.pace.go()
         while self.step < self.steps:
             self.stop.ask()
@@ -110,7 +113,7 @@ class Trainer:
                 self._evaluate_if_due()
                 self.pace.go()
 
-    def _one_step(self, batches: Iterator[Batch]) -> None:
+    def _one_step(self, batches: Generator[Batch, None, None]) -> None:
         """One optimizer step over `accumulate` micro-batches. Nothing in here waits for the device."""
         self.rate = optim.set_rate(self.optimizer, self.schedule.factor(self.step))
         parts = self.settings.accumulate
@@ -152,7 +155,7 @@ class Trainer:
         return self.step > 0 and self.step % max(1, round(self.settings.evaluate_every * self.steps_per_epoch)) == 0
 
     def _evaluating(self) -> None:
-        """Between two batches of an evaluation, before which all was saved: one rank needs nobody's consent to leave."""
+        """Between two batches of an evaluation, before which all was saved: a single rank may leave at once."""
         self.dog.beat()
         if self.stop.told and dist.world() == 1:
             raise Preempted
@@ -172,7 +175,8 @@ class Trainer:
         self.folder.event("val", self.step, self.epoch, self.last.values)
         self.folder.say(f"epoch {self.epoch:.4g} val: {self.last}{' *' if better else ''}")
         if dist.rank() == 0 and self.settings.pictures:
-            show(judged, self.task, self.reading.dataset, self.settings.pictures, self.precision, self.folder, self.step)
+            split, count = self.reading.dataset, self.settings.pictures
+            show(judged, self.task, split, count, self.precision, self.folder, self.step)
         self.reading = self.training
         if better and dist.rank() == 0:
             best = {"network": judged.state_dict(), "step": self.step, "metric": self.last.values, "about": self.about}
