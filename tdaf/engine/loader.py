@@ -98,9 +98,10 @@ class _Reader:
                 bad.append((index, self.dataset.name(index), str(error)))
         self.reading[place] = -1
         if not samples:
-            return {"index": torch.empty(0, dtype=torch.int64), "bad": bad}
+            return {"index": [], "bad": bad}
         seeds.set_cpu(self.seed, keys[0][0], "collate", keys[0][1])
-        return {**self.dataset.collate(samples), "index": torch.tensor(indices), "bad": bad}
+        # a list, as every tensor that crosses from a worker has its price
+        return {**self.dataset.collate(samples), "index": indices, "bad": bad}
 
 
 def _first_is_batch(batch: Batch) -> Batch:
@@ -157,6 +158,7 @@ class Loader:
                 raise fault
             for index, name, reason in batch.pop("bad"):
                 self._count(index, name, reason)
+            batch["index"] = torch.tensor(batch["index"], dtype=torch.int64)
             yield batch
 
     def _count(self, index: int, name: str, reason: str) -> None:
