@@ -14,7 +14,7 @@ from configs.run import loading, validation
 from configs.trained import Trained, read
 from tdaf.engine import dist
 from tdaf.engine.evaluate import evaluate
-from tdaf.engine.log import disk
+from tdaf.engine.log import RunFolder
 from tdaf.engine.precision import Precision
 from tdaf.model.fold import fold
 
@@ -29,13 +29,18 @@ def evaluate_checkpoint(path: str | None, overrides: list[str], folded: bool = F
 def _job(path: str, overrides: list[str], folded: bool, config: Config, device: torch.device) -> None:
     trained, task, network, loader = dist.together(lambda: _built(path, overrides, folded, device))
     precision = Precision(config["trainer"]["precision"], device, config["trainer"]["channels_last"])
-    found = evaluate(precision.place(network), task, loader, precision)
+    files: dict[str, str] = {}
+    found = evaluate(precision.place(network), task, loader, precision, keep=files.__setitem__)
     if dist.rank() != 0:
         return
+    for name, text in files.items():
+        if name.endswith(".md"):
+            print(text)
     print(f"{trained.path}: {found}", flush=True)
-    target = trained.folder / f"evaluation-{found.protocol}.json"
-    with disk(target):
-        target.write_text(json.dumps({"checkpoint": str(trained.path), **vars(found)}, indent=2) + "\n")
+    numbers = json.dumps({"checkpoint": str(trained.path), **vars(found)}, indent=2) + "\n"
+    folder = RunFolder(trained.folder)
+    for name, text in {f"evaluation-{found.protocol}.json": numbers, **files}.items():
+        folder.write(name if name not in files else f"evaluation-{found.protocol}/{name}", text)
 
 
 def _built(path: str, overrides: list[str], folded: bool, device: torch.device) -> tuple:

@@ -16,8 +16,9 @@ from configs.launch import launch
 from configs.signature import checked
 from configs.summary import introduce, summarise
 from tdaf.engine import checkpoint, dist, seeds
-from tdaf.engine.loader import EvaluationOrder, Loader, TrainingOrder, default_workers
+from tdaf.engine.loader import Loader, default_workers
 from tdaf.engine.log import RunFolder
+from tdaf.engine.order import EvaluationOrder, TrainingOrder
 from tdaf.engine.trainer import Trainer
 from tdaf.errors import RunError, UserError
 from tdaf.task import Dataset
@@ -92,6 +93,7 @@ def _built(config: Config, device: torch.device) -> Trainer:
         rank=dist.rank(),
         ranks=dist.world(),
         accumulate=settings.accumulate,
+        groups=splits["train"].groups,
     )
     micro = order().micro
     seeds.set_all(seeds.mix(config["seed"], "weights"))

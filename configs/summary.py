@@ -30,6 +30,9 @@ def introduce(config: Config, trainer: Trainer, training: Dataset, validation: D
         f"{config['name']} in {trainer.folder.folder}: {len(training)} training, {len(validation)} validation samples"
         + (f", {skipped} on the skip list" if skipped else "")
     )
+    for split, dataset in (("training", training), ("validation", validation)):
+        for note, count in dataset.notes.items():
+            say(f"{split} annotations: {count} {note}")
     parts = f"{_count(dist.world(), 'rank')} x {trainer.order(0).micro} x {_count(settings.accumulate, 'part')}"
     say(
         f"{measure.parameters(trainer.network).total / 1e6:.3f}M parameters; "

@@ -1,8 +1,9 @@
-"""What a task is to the engine: four verbs and a name, and three more to show itself. A task inherits nothing."""
+"""What a task is to the engine: four verbs and a name, and four more to show itself. A task inherits nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,8 @@ class Dataset(Protocol):
     """One split. `dataset[i]` is a dict with "input"; it raises UnreadableSample when sample i cannot be read."""
 
     skipped: int  # samples left out by a skip list; printed beside the metric
+    notes: Mapping[str, int]  # what was found wrong in the annotations and handled: how often; printed at the start
+    groups: Sequence[int] | None  # a number for each sample; a training batch takes samples of one group. None: of any
 
     def __len__(self) -> int: ...
 
@@ -27,6 +30,35 @@ class Dataset(Protocol):
         """What a person finds sample `index` by: a file's path, say."""
 
     def collate(self, samples: list[dict[str, Any]]) -> Batch: ...
+
+
+class Pictures(Protocol):
+    """The pictures that predict draws on, in order: an image file is one, a video is as many as it has frames."""
+
+    videos: bool  # whether there is a video among the files
+    faults: Mapping[Path, str]  # videos that cannot be read, or not to their end, with the reason
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> Tensor:
+        """uint8 RGB (3, H, W). Raises UnreadableSample. Fast where `index` rises by one from call to call."""
+
+    def file(self, index: int) -> Path: ...
+
+    def frame(self, index: int) -> int | None:
+        """The place in its video, from 0; None for an image file."""
+
+    def fps(self, path: Path) -> Fraction:
+        """Frames a second of a video."""
+
+
+class Inputs(Dataset, Protocol):
+    """What predict runs the network on."""
+
+    pictures: Pictures
+
+    def shown(self, index: int) -> Sequence[int]:
+        """The pictures that sample `index` is about: its image, the image a person was cut from, the frames of a clip."""
 
 
 class Evaluator(Protocol):
@@ -39,6 +71,10 @@ class Evaluator(Protocol):
 
     def compute(self, records: list[Any]) -> dict[str, float]:
         """The numbers by name, from the records of the whole split in the order of the data set."""
+
+    def files(self, records: list[Any]) -> dict[str, str]:
+        """Texts by file name, kept beside the numbers: results in a benchmark's own format, say. Called after `compute`
+        with the same records. A name that ends in .md is a table that evaluate prints as well."""
 
 
 class Task(Protocol):
@@ -59,11 +95,17 @@ class Task(Protocol):
 
     def evaluator(self) -> Evaluator: ...
 
-    def pictures(self, inputs: Tensor, outputs: Any) -> list[Tensor]:
-        """Each input as an uint8 RGB image (3, H, W) with its prediction drawn on it, for TensorBoard and predict."""
+    def pictures(self, outputs: Any, batch: Batch) -> dict[str, list[Tensor]]:
+        """By name, one uint8 RGB image (3, H, W) a sample: its input with what the network says of it, for TensorBoard."""
 
-    def inputs(self, paths: list[Path]) -> Dataset:
-        """Files that a user gives to predict, prepared as in evaluation; it also has `picture(index)`, uint8 (3, H, W)."""
+    def inputs(self, paths: list[Path], **options: Any) -> Inputs:
+        """Files that a user gives to predict, prepared as in evaluation. options: what only this task's predict takes."""
 
-    def answers(self, outputs: Any) -> list[dict[str, Any]]:
-        """What predict writes of each sample: plain data."""
+    def answers(self, outputs: Any, batch: Batch) -> list[dict[str, Any]]:
+        """What predict says of each sample: plain data, in pixels of the pictures as they were read."""
+
+    def draw(self, picture: Tensor, answers: list[dict[str, Any]]) -> Tensor:
+        """The picture, uint8 RGB (3, H, W), with the answers of all its samples drawn on it."""
+
+    def document(self, found: list[tuple[Path, int | None, list[dict[str, Any]]]]) -> Any:
+        """What predict writes as JSON: plain data, from (file, frame, answers) of every picture."""

@@ -12,7 +12,7 @@ from tiny_run import ROOT, ColourTask, Pictures, run, trainer
 from torch import Tensor, inf
 
 from tdaf.engine import checkpoint
-from tdaf.engine.loader import TrainingOrder
+from tdaf.engine.order import TrainingOrder
 from tdaf.errors import RunError
 
 

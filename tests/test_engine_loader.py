@@ -15,7 +15,8 @@ import pytest
 import torch
 from tiny_run import Pictures, run, same, trainer
 
-from tdaf.engine.loader import EvaluationOrder, Loader, TrainingOrder
+from tdaf.engine.loader import Loader
+from tdaf.engine.order import EvaluationOrder, TrainingOrder
 from tdaf.errors import RunError, UserError
 
 
@@ -206,3 +207,18 @@ def test_a_fault_of_the_data_set_itself_keeps_its_own_traceback() -> None:
 
     with pytest.raises(KeyError, match="a bug"):
         list(Loader(Broken(9), EvaluationOrder(9, 2), seed=0))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_batches_are_of_one_group_but_for_what_is_left(ranks: int) -> None:
+    groups = [int(i % 3 == 0) for i in range(50)]  # 17 of group 1, 33 of group 0
+    orders = [TrainingOrder(50, 8, seed=1, rank=r, ranks=ranks, groups=groups) for r in range(ranks)]
+    shares = [taken(order, 6) for order in orders]
+    batches = [[i for share in shares for _, i in share[step]] for step in range(6)]
+    kinds = [{groups[i] for i in batch} for batch in batches]
+    assert sorted(map(len, kinds)) == [1, 1, 1, 1, 1, 1]  # 4 batches of group 0, 2 of group 1, and 1 of each is left
+    assert len({i for batch in batches for i in batch}) == 48
+    assert [next(iter(kind)) for kind in kinds] != sorted(next(iter(kind)) for kind in kinds)
+    mixed = taken(TrainingOrder(50, 10, seed=1, groups=groups), 5)
+    assert sorted(len({groups[i] for _, i in batch}) for batch in mixed) == [1, 1, 1, 1, 2]
+    assert {i for batch in mixed for _, i in batch} == set(range(50))

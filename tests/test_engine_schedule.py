@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import io
 import math
+import random
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from tdaf.engine import optim
-from tdaf.engine.schedule import Schedule, constant, cosine, multistep
+from tdaf.engine.schedule import Plateau, Schedule, constant, cosine, multistep
 from tdaf.errors import UserError
 
 STEPS, PER_EPOCH = 60, 5
@@ -98,6 +100,10 @@ def sizes(**settings: object) -> dict[tuple[float, float], int]:
         ({"bias_weight_decay": False}, {(0.1, 0.01): 168, (0.1, 0.0): 4}),
         ({"depthwise_weight_decay": False}, {(0.1, 0.01): 136, (0.1, 0.0): 36}),
         ({"bias_lr": 2.0, "bias_weight_decay": False}, {(0.1, 0.01): 168, (0.2, 0.0): 4}),
+        (
+            {"bias_lr": 2.0, "bias_weight_decay": False, "norm_biases": True},
+            {(0.1, 0.01): 160, (0.2, 0.0): 12},
+        ),
         ({"base_batch": 32}, {(0.025, 0.01): 172}),
     ],
 )
@@ -127,3 +133,68 @@ def test_cosine_ends_where_it_should() -> None:
     schedule = Schedule(cosine(), steps_per_epoch=PER_EPOCH, steps=STEPS)
     assert schedule.factor(0) == 1 and math.isclose(schedule.factor(STEPS), 0, abs_tol=1e-12)
     assert schedule.factor(STEPS + 5) == pytest.approx(0)
+
+
+def losses(seed: int, count: int = 80) -> list[float]:
+    """Falling, then by less than the threshold and with noise, then level; one is not a number."""
+    numbers = random.Random(seed)
+    values = [max(1.0, 3 - 0.2 * i) * (1 - 2e-5 * min(i, 50)) + numbers.choice([0, 0, 0.1]) for i in range(count)]
+    values[30] = math.nan
+    return values
+
+
+@pytest.mark.parametrize(("patience", "threshold"), [(0, 1e-4), (3, 1e-4), (10, 1e-4), (3, 0.0), (3, 0.05)])
+def test_plateau_is_torchs(patience: int, threshold: float) -> None:
+    schedule = Schedule(Plateau(patience=patience, gamma=0.5, threshold=threshold), steps_per_epoch=5, steps=400)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    torchs = lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=patience, threshold=threshold, eps=0)
+    factors = []
+    for epoch, loss in enumerate(losses(patience)):
+        schedule.heard({"top1": 50.0, "loss": loss})
+        torchs.step(loss)
+        factors.append(schedule.factor(5 * epoch + 3))
+        assert factors[-1] == optimizer.param_groups[0]["lr"]
+    assert factors[0] == 1 and factors[-1] < 1
+
+
+def test_a_plateau_goes_on_where_its_checkpoint_was_written() -> None:
+    make = functools.partial(Schedule, steps_per_epoch=5, steps=400, warmup_steps=10)
+    whole, values = make(Plateau(patience=2)), losses(1)
+    for stop in (0, 17, 33):
+        for loss in values[:stop]:
+            whole.heard({"loss": loss})
+        file = io.BytesIO()
+        torch.save(whole.state(), file)
+        file.seek(0)
+        other = make(Plateau(patience=2))
+        other.restore(torch.load(file, weights_only=True))
+        for loss in values[stop:]:
+            whole.heard({"loss": loss})
+            other.heard({"loss": loss})
+            assert [whole.factor(s) for s in (4, 90)] == [other.factor(s) for s in (4, 90)]
+        assert whole.factor(90) < 1
+        whole = make(Plateau(patience=2))
+
+
+def test_only_a_plateau_remembers() -> None:
+    schedule = Schedule(cosine(), steps_per_epoch=5, steps=400)
+    before = [schedule.factor(step) for step in range(400)]
+    schedule.heard({"loss": 3.0})
+    assert schedule.state() == {}
+    schedule.restore({})
+    assert [schedule.factor(step) for step in range(400)] == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"patience": -1}, r"schedule.decay.patience=-1: give 0 or more"),
+        ({"gamma": 1.0}, r"schedule.decay.gamma=1.0: give a factor between 0 and 1"),
+        ({"threshold": 1.0}, r"schedule.decay.threshold=1.0"),
+    ],
+)
+def test_plateaus_that_cannot_be_are_refused(settings: dict[str, float], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Plateau(**settings)
+    with pytest.raises(UserError, match=r"schedule.decay.value=loss: the evaluation gives AP, AP50"):
+        Plateau().heard({"AP": 0.3, "AP50": 0.5})

@@ -13,7 +13,8 @@ from tiny_run import ColourTask, Pictures, little, run, same, trained, trainer
 from torch import Tensor, nn
 
 from tdaf.engine import checkpoint, seeds
-from tdaf.engine.loader import Loader, TrainingOrder
+from tdaf.engine.loader import Loader
+from tdaf.engine.order import TrainingOrder
 from tdaf.engine.precision import Precision, float32
 from tdaf.engine.schedule import Schedule, cosine
 from tdaf.engine.settings import Settings

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from tdaf.engine import checkpoint, dist, optim, seeds
-from tdaf.engine.loader import EvaluationOrder, Loader, TrainingOrder
+from tdaf.engine.loader import Loader
 from tdaf.engine.log import RunFolder
+from tdaf.engine.order import EvaluationOrder, TrainingOrder
 from tdaf.engine.schedule import Schedule, cosine
 from tdaf.engine.settings import Settings
 from tdaf.engine.trainer import Trainer
@@ -33,6 +34,8 @@ class Pictures:
     """Noise drawn from all three global generators on a colour that tells the class; `collate` mixes at random."""
 
     skipped = 0
+    notes: dict[str, int] = {}
+    groups = None
 
     def __init__(self, size: int, bad: tuple[int, ...] = (), noise: float = 1.0, mixed: bool = False) -> None:
         self.size, self.bad, self.noise, self.mixed = size, bad, noise, mixed
@@ -68,6 +71,9 @@ class Counting:
     def compute(self, records: list[tuple[int, bool]]) -> dict[str, float]:
         return {"accuracy": sum(right for _, right in records) / len(records), "places": sum(i for i, _ in records)}
 
+    def files(self, records: list[tuple[int, bool]]) -> dict[str, str]:
+        return {}
+
 
 class ColourTask:
     metric = "accuracy"
@@ -80,8 +86,8 @@ class ColourTask:
     def evaluator(self) -> Counting:
         return Counting()
 
-    def pictures(self, inputs: Tensor, outputs: Tensor) -> list[Tensor]:
-        return list((inputs.clamp(0, 1) * 255).to(torch.uint8))
+    def pictures(self, outputs: Tensor, batch: dict[str, Any]) -> dict[str, list[Tensor]]:
+        return {"prediction": list((batch["input"].clamp(0, 1) * 255).to(torch.uint8))}
 
 
 def little(norm: bool = True, dropout: float = 0.2) -> nn.Module:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as td
 from torch import multiprocessing as mp
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tdaf.errors import RunError, UserError
@@ -92,6 +92,16 @@ def broadcast(value: Any) -> Any:
     box = [value]
     td.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def mean(value: Tensor) -> Tensor:
+    """The mean over all ranks, without a gradient, of a tensor whose shape all ranks agree on; all must call this."""
+    value = value.detach()
+    if world() == 1:
+        return value
+    total = value.clone()
+    td.all_reduce(total)
+    return total / world()
 
 
 def parallel(network: nn.Module, device: torch.device) -> nn.Module:

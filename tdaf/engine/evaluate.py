@@ -33,9 +33,17 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    network: nn.Module, task: Task, loader: Loader, precision: Precision, beat: Callable[[], None] = lambda: None
+    network: nn.Module,
+    task: Task,
+    loader: Loader,
+    precision: Precision,
+    *,
+    keep: Callable[[str, str], None],
+    beat: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Runs the network over this rank's share of a split and computes the numbers on rank 0 for all ranks.
+
+    keep(name, text) takes the evaluator's files, on rank 0. beat() is called before every batch.
 
     RunError: more samples than `data.max_bad` cannot be read, in this share or in all of them together.
     """
@@ -45,7 +53,7 @@ def evaluate(
     except RuntimeError as error:
         raise loader.explained(error) from None
     shares = dist.gather((records, loader.bad))
-    result = dist.together(lambda: _result(shares, evaluator, loader) if dist.rank() == 0 else None)
+    result = dist.together(lambda: _result(shares, evaluator, loader, keep) if dist.rank() == 0 else None)
     return dist.broadcast(result)
 
 
@@ -69,7 +77,9 @@ def _records(
     return records
 
 
-def _result(shares: list[tuple[list, dict]], evaluator: Evaluator, loader: Loader) -> Evaluation:
+def _result(
+    shares: list[tuple[list, dict]], evaluator: Evaluator, loader: Loader, keep: Callable[[str, str], None]
+) -> Evaluation:
     records = sorted((r for share, _ in shares for r in share), key=lambda pair: pair[0])
     bad = {index: why for _, found in shares for index, why in found.items()}
     if len(bad) > loader.max_bad:
@@ -81,5 +91,8 @@ def _result(shares: list[tuple[list, dict]], evaluator: Evaluator, loader: Loade
         raise RunError(f"evaluation counted {counts}: a sample was lost or counted twice")
     if not records:
         raise RunError("not one sample of the split could be read; see scripts/check_data.py")
-    values = evaluator.compute([record for _, record in records])
+    found = [record for _, record in records]
+    values = evaluator.compute(found)
+    for name, text in evaluator.files(found).items():
+        keep(name, text)
     return Evaluation(values, len(records), len(bad) + loader.dataset.skipped, evaluator.protocol)

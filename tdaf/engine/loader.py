@@ -1,8 +1,4 @@
-"""One loader for every task: which samples, in which order, on which rank, with which random numbers.
-
-Training draws one permutation an epoch and cuts it into global batches; rank r of R takes the r-th of R equal parts of
-each, so R ranks see together exactly what one would. Evaluation gives each sample to exactly one rank.
-"""
+"""One loader for every task: samples read by worker processes, each with random numbers of its own."""
 
 from __future__ import annotations
 
@@ -10,68 +6,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
 from tdaf.engine import seeds
-from tdaf.errors import RunError, UnreadableSample, UserError
+from tdaf.engine.order import EvaluationOrder, Key, TrainingOrder
+from tdaf.errors import RunError, UnreadableSample
 from tdaf.task import Batch, Dataset
-
-Key = tuple[int, int]  # (epoch, index): all that a sample's random numbers depend on, beside the run's seed
-
-
-class TrainingOrder:
-    """Yields one list of keys a micro-batch for ever, from optimizer step `start` on.
-
-    size: samples in the data set. batch: samples a step over all ranks; it must be divisible by ranks x accumulate.
-    The samples after the last whole batch of an epoch are left out of that epoch.
-    """
-
-    def __init__(
-        self, size: int, batch: int, *, seed: int, rank: int = 0, ranks: int = 1, accumulate: int = 1, start: int = 0
-    ) -> None:
-        if batch < 1:
-            raise UserError(f"trainer.batch={batch}: give 1 or more")
-        if batch % (ranks * accumulate):
-            raise UserError(
-                f"trainer.batch={batch} is not divisible by ranks={ranks} x trainer.accumulate={accumulate}"
-            )
-        if size < batch:
-            raise UserError(f"trainer.batch={batch} is larger than the training set of {size} samples; give less")
-        self.size, self.batch, self.seed, self.start = size, batch, seed, start
-        self.micro = batch // (ranks * accumulate)
-        self.rank, self.accumulate = rank, accumulate
-        self.steps_per_epoch = size // batch
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        step = self.start
-        while True:
-            epoch, first = divmod(step, self.steps_per_epoch)
-            order = np.random.default_rng(seeds.mix(self.seed, "order", epoch)).permutation(self.size)
-            for place in range(first, self.steps_per_epoch):
-                mine = order[place * self.batch :][self.rank * self.micro * self.accumulate :]
-                for part in range(self.accumulate):
-                    yield [(epoch, int(i)) for i in mine[part * self.micro : (part + 1) * self.micro]]
-                step += 1
-
-
-class EvaluationOrder:
-    """Yields this rank's share of 0..size-1 in batches, each sample once over all ranks."""
-
-    def __init__(self, size: int, batch: int, *, rank: int = 0, ranks: int = 1) -> None:
-        self.mine = range(rank, size, ranks)
-        self.batch = batch
-
-    def __len__(self) -> int:
-        return -(-len(self.mine) // self.batch)
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        for first in range(0, len(self.mine), self.batch):
-            yield [(0, i) for i in self.mine[first : first + self.batch]]
-
 
 class _Reader:
     """A data set as DataLoader sees it: a batch at a time, seeded, its unreadable samples named instead of raised."""

@@ -74,10 +74,11 @@ class RunFolder:
                 self.board.add_image(name, image, step)
 
     def write(self, name: str, text: str) -> None:
-        """A small file of the folder, whole or not at all."""
+        """A file of the folder, whole or not at all."""
         if self.quiet:
             return
         with disk(self.folder / name):
+            (self.folder / name).parent.mkdir(exist_ok=True)
             _replace(self.folder / name, text)
 
     @property

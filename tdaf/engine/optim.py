@@ -24,12 +24,14 @@ def optimizer(
     bias_weight_decay: bool = True,
     depthwise_weight_decay: bool = True,
     bias_lr: float = 1.0,
+    norm_biases: bool = False,
 ) -> torch.optim.Optimizer:
     """The optimizer over the parameters that train, in groups.
 
     lr is meant for `base_batch` samples a step and scaled linearly to `batch` (Goyal et al., 2017); None: used as is.
     The three `*_weight_decay` switches say whether norm layers' parameters, biases and depthwise kernels decay;
-    bias_lr multiplies the learning rate of biases outside norm layers (FCOS: 2).
+    bias_lr multiplies the learning rate of biases (FCOS: 2). norm_biases: whether norm layers' biases are biases in
+    this sense (FCOS goes by the name of a parameter alone: tianzhi0549/FCOS fcos_core/solver/build.py), or norm layers'.
     """
     if lr <= 0:
         raise UserError(f"optim.lr={lr}: give a learning rate above 0")
@@ -44,7 +46,8 @@ def optimizer(
                 continue
             seen.add(id(parameter))
             norm = isinstance(module, (_NormBase, nn.GroupNorm, nn.LayerNorm))
-            bias = name == "bias" and not norm
+            bias = name == "bias" and (norm_biases or not norm)
+            norm = norm and not bias
             depthwise = getattr(module, "groups", 1) > 1 and module.groups == getattr(module, "in_channels", 0)
             decays = (
                 (norm_weight_decay or not norm)

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as td
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import AveragedModel
 
 
 class _Sum(torch.autograd.Function):
@@ -63,9 +64,17 @@ def synchronise(network: nn.Module, device: torch.device) -> nn.Module:
 
 
 @torch.no_grad()
-def average_statistics(network: nn.Module) -> None:
-    """Gives all ranks the mean of their running statistics, so that each evaluates, and saves, the same network."""
+def agree(network: nn.Module, averaged: AveragedModel | None) -> None:
+    """Gives all ranks the mean of their running statistics, so that each evaluates, and saves, the same network.
+
+    averaged: the EMA of the network, whose statistics are the network's own.
+    """
+    if not td.is_initialized() or td.get_world_size() == 1:
+        return
     for buffer in network.buffers():
         if buffer.is_floating_point():
             td.all_reduce(buffer, op=td.ReduceOp.SUM)
             buffer /= td.get_world_size()
+    if averaged is not None:
+        for theirs, own in zip(averaged.module.buffers(), network.buffers(), strict=True):
+            theirs.copy_(own)

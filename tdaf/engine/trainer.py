@@ -15,16 +15,17 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tdaf.engine import checkpoint, dist, optim, seeds
 from tdaf.engine.evaluate import Evaluation, evaluate
-from tdaf.engine.loader import Loader, TrainingOrder
+from tdaf.engine.loader import Loader
 from tdaf.engine.log import Bar, RunFolder
 from tdaf.engine.meter import LossMeter
+from tdaf.engine.order import TrainingOrder
 from tdaf.engine.pace import Pace
 from tdaf.engine.pictures import show
 from tdaf.engine.precision import Precision, float32
 from tdaf.engine.preempt import Preempted, Preemption
 from tdaf.engine.schedule import Schedule
 from tdaf.engine.settings import Settings
-from tdaf.engine.syncbn import average_statistics, synchronise
+from tdaf.engine.syncbn import agree, synchronise
 from tdaf.engine.watchdog import Watchdog
 from tdaf.errors import RunError, UserError
 from tdaf.task import Batch, Task
@@ -163,10 +164,12 @@ class Trainer:
     def _evaluate_if_due(self) -> None:
         if not self._due() or self.evaluated == self.step:
             return
-        self._agree()
+        agree(self.network, self.ema)
         judged = self.ema.module if self.ema is not None else self.network
         self.reading = self.validation()
-        self.last = evaluate(judged, self.task, self.reading, self.precision, self._evaluating)
+        files: dict[str, str] = {}
+        keep, beat = files.__setitem__, self._evaluating
+        self.last = evaluate(judged, self.task, self.reading, self.precision, keep=keep, beat=beat)
         self.evaluated = self.step
         value = self.last.values[self.task.metric]
         better = not self.best or value > self.best["value"]
@@ -181,6 +184,8 @@ class Trainer:
         if better and dist.rank() == 0:
             best = {"network": judged.state_dict(), "step": self.step, "metric": self.last.values, "about": self.about}
             checkpoint.save(best, self.folder.checkpoints / checkpoint.BEST)
+            for name, text in files.items():
+                self.folder.write(f"results/{name}", text)
         self.dog.beat()
         self._save()
 
@@ -199,19 +204,10 @@ class Trainer:
             f"{speed:.1f} images/s (step {step_time * 1000:.0f} ms, data {data_time * 1000:.0f} ms) left {left}"
         )
 
-    def _agree(self) -> None:
-        """One network on all ranks: what differs between them are the running statistics alone."""
-        if dist.world() == 1:
-            return
-        average_statistics(self.network)
-        if self.ema is not None:
-            for averaged, own in zip(self.ema.module.buffers(), self.network.buffers(), strict=True):
-                averaged.copy_(own)
-
     def _save(self) -> None:
         if not nn.utils.get_total_norm(self.network.parameters()).isfinite():
             raise RunError(f"non-finite weights at step {self.step}; the checkpoint before is kept: try trainer.clip=1")
-        self._agree()
+        agree(self.network, self.ema)
         rngs = dist.gather(seeds.state(self.device))
         # all wait: a rank that left while another writes would have it ended by whoever started them
         dist.together(lambda: self._write(rngs) if dist.rank() == 0 else None)
