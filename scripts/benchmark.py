@@ -1,14 +1,15 @@
 """Measures speed and memory, each figure as a ratio to a named peer which is timed in turns with it:
 
-    python scripts/benchmark.py [what=startup,loader,trainer,model,fold,memory,compile] [backbone=res50] [anar=3]
-                                [flows=3] [batch=N] [size=224] [device=auto] [threads=N] [pairs=N] [images=160]
+    python scripts/benchmark.py [what=model,fold,...] [backbone=res50] [anar=3] [flows=3] [batch=N]
+                                [size=224] [device=auto] [threads=N] [pairs=N] [images=160]
                                 [out=PATH]
 
-what: all by default. batch: 8 by default, 128 on a GPU. device: auto, cpu or cuda. threads: of torch in this process.
+what: startup, loader, trainer, model, fold, memory, compile, detection, pose; all by default. batch: 8 by default, 128 on a
+GPU. device: auto, cpu or cuda. threads: of torch in this process.
 pairs: timed rounds of each measurement, instead of its own number. images: files for the loaders, a multiple of 32.
-out: PATH.md gets the table (its other text stays) and PATH.json everything; docs/benchmarks by default where everything
-is measured, which takes less than 15 minutes on two cores. Each row says its bar and whether the median meets it; the
-null is the peer against itself in the same rounds. timm is a peer where it is installed. Exit codes as train.py's.
+out: PATH.md gets a table of each subject measured (its other text stays) and PATH.json everything; without it nothing is
+written. out=docs/benchmarks renews the project's own page. Each row says its bar and whether the median meets it; the
+null is the peer against itself in the same rounds. Peers that are not installed have a dash. Exit codes as train.py's.
 """
 
 from __future__ import annotations
@@ -29,8 +30,7 @@ if TYPE_CHECKING:
 
 NUMBERS = {"anar": 3, "flows": 3, "batch": None, "size": 224, "threads": None, "pairs": None, "images": 160}
 OWN = ("what", "backbone", *NUMBERS, "device", "out")
-WHAT = ("startup", "loader", "trainer", "model", "fold", "memory", "compile")
-OUT = "docs/benchmarks"
+WHAT = ("startup", "loader", "trainer", "model", "fold", "memory", "compile", "detection", "pose")
 
 
 def benchmark(arguments: list[str]) -> int:
@@ -53,26 +53,21 @@ def benchmark(arguments: list[str]) -> int:
     numbers["batch"] = numbers["batch"] or (128 if device.type == "cuda" else 8)
     settings = Settings(backbone=own["backbone"] or "res50", device=device, **numbers)
     subjects = _subjects()
-    about = {**machine.describe(settings, arguments), "load": [machine.load()]}
-    found, start = {}, time.perf_counter()
+    subjects = _subjects()
     for name in chosen:
         print(f"measuring {name} ...", file=sys.stderr, flush=True)
-        measured = subjects[name](settings)
-        for line in report.lines(measured, settings):
-            print(line, file=sys.stderr, flush=True)
-        found |= measured
-    about |= {"load": [*about["load"], machine.load()], "seconds": round(time.perf_counter() - start)}
-    table = report.rows(found, settings)
-    text = report.markdown(table, about, figures=settings.gpu)
-    print(text)
-    out = own["out"] or (OUT if chosen == list(WHAT) else None)
-    if out:
-        report.write(Path(out), table, about, text)
+        about, start = {**machine.describe(settings, arguments), "load": [machine.load()]}, time.perf_counter()
+        table = report.rows(name, subjects[name](settings), settings)
+        about |= {"load": [*about["load"], machine.load()], "seconds": round(time.perf_counter() - start)}
+        text = report.markdown(table, about, figures=settings.gpu)
+        print(text, flush=True)
+        if own["out"]:
+            report.write(Path(own["out"]), name, table, about, text)
     return 0
 
 
 def _subjects() -> dict[str, Callable[[Settings], dict[str, Result]]]:
-    from benchmarks import loader, model, startup, trainer
+    from benchmarks import detection, loader, model, pose, startup, trainer
 
     measures = (
         startup.starting,
@@ -82,6 +77,8 @@ def _subjects() -> dict[str, Callable[[Settings], dict[str, Result]]]:
         model.folding,
         model.memory,
         model.compiling,
+        detection.detection,
+        pose.cropping,
     )
     return dict(zip(WHAT, measures, strict=True))
 

@@ -48,11 +48,13 @@ def test_it_measures_and_writes(tmp_path):
     out = tmp_path / "folder" / "found"
     done = run("what=loader,trainer,model,fold,memory", *SMALL, f"out={out}")
     assert done.returncode == 0, done.stderr
-    data = json.loads(out.with_suffix(".json").read_text())["cpu"]
-    assert data["machine"] and data["threads"] == 1 and data["versions"]["torch"] == torch.__version__
-    assert "out=" not in data["command"] and str(tmp_path) not in json.dumps(data)
-    rows = {(row["key"], row["device"]): row for row in data["rows"]}
-    assert len(rows) == len(BARS)
+    data = json.loads(out.with_suffix(".json").read_text())
+    assert set(data) == {f"{subject} cpu" for subject in ("loader", "trainer", "model", "fold", "memory")}
+    about = data["model cpu"]
+    assert about["machine"] and about["threads"] == 1 and about["versions"]["torch"] == torch.__version__
+    assert "out=" not in about["command"] and str(tmp_path) not in json.dumps(data)
+    rows = {(row["key"], row["device"]): row for section in data.values() for row in section["rows"]}
+    assert len(rows) == sum(len(BARS[section.split()[0]]) for section in data)
     timed = ("forward", "cpu"), ("training", "cpu"), ("folded", "any"), ("trainer", "any"), ("loader", "any")
     for key in timed:
         row = rows[key]
@@ -64,10 +66,10 @@ def test_it_measures_and_writes(tmp_path):
     # a bar for ResNet-50 is not one for another network; the trainer's bar holds for any
     assert rows["forward", "cpu"]["bar"] == "-" and rows["forward", "cpu"]["met"] is None
     assert rows["trainer", "any"]["met"] in (True, False)
-    assert rows["forward", "gpu"]["value"] is rows["start_help", "any"]["value"] is None
+    assert rows["forward", "gpu"]["value"] is None
     page = out.with_suffix(".md").read_text()
-    assert sum(line.startswith("| ") for line in page.splitlines()) == 1 + len(BARS)
-    assert done.stdout.strip() in page
+    assert sum(line.startswith("| ") for line in page.splitlines()) == len(data) + len(rows)
+    assert all(line in page for line in done.stdout.splitlines())
 
 
 @pytest.mark.parametrize(
@@ -124,7 +126,8 @@ def test_bars(value, low, high, met):
 def test_table_says_what_is_missed_and_leaves_out_the_other_device():
     settings = Settings("res50", 3, 3, 8, 224, CPU)
     ratio = spread([1.4, 1.5, 1.6])
-    table = report.rows({"forward": Result(1.5, ratio, ratio), "saved": Result(1.25, note="counted")}, settings)
+    table = report.rows("model", {"forward": Result(1.5, ratio, ratio)}, settings)
+    table += report.rows("memory", {"saved": Result(1.25, note="counted")}, settings)
     lines = report.markdown(table, ABOUT, figures=False).splitlines()
     shown = "1.500 (1.450, 1.550)"
     assert f"| forward (CPU) | plain | <= 1.3 | {shown} | {shown} | 3 | **no** | - |" in lines
@@ -134,11 +137,11 @@ def test_table_says_what_is_missed_and_leaves_out_the_other_device():
 
 def test_a_page_keeps_its_own_words_and_the_other_device(tmp_path):
     out = tmp_path / "page"
-    before, after = "# Title\n\nBefore.\n\n<!-- measured: cpu -->\n", "\n<!-- end: cpu -->\n\nAfter.\n"
+    before, after = "# Title\n\nBefore.\n\n<!-- measured: model cpu -->\n", "\n<!-- end: model cpu -->\n\nAfter.\n"
     out.with_suffix(".md").write_text(f"{before}old{after}")
-    report.write(out, [], {**ABOUT, "gpu": "a GPU"}, "from the GPU")
-    report.write(out, [], ABOUT, "new")
+    report.write(out, "model", [], {**ABOUT, "gpu": "a GPU"}, "from the GPU")
+    report.write(out, "model", [], ABOUT, "new")
     page = out.with_suffix(".md").read_text()
-    assert page.startswith(f"{before}new{after}")
+    assert page.startswith(f"{before}### model cpu\n\nnew{after}")
     assert "from the GPU" in page and "old" not in page
-    assert set(json.loads(out.with_suffix(".json").read_text())) == {"cpu", "gpu"}
+    assert set(json.loads(out.with_suffix(".json").read_text())) == {"model cpu", "model gpu"}

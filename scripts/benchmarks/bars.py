@@ -35,26 +35,58 @@ def _network(key: str, what: str, peer: str, device: str = "any", **limits: floa
     return Bar(key, what, peer, device, fixed=False, **limits)
 
 
-BARS = (
-    _network("gflops", "FLOPs of TDAF", "plain", low=1.231, high=1.241),
-    _network("forward", "forward", "plain", "cpu", high=1.30),
-    _network("forward", "forward", "plain", "gpu", high=1.38),
-    _network("compiled", "forward, both compiled", "plain", "cpu", high=1.25),
-    _network("compiled", "forward, both compiled", "plain", "gpu", high=1.30),
-    _network("training", "training step", "plain", "cpu", high=1.35),
-    _network("training", "training step", "plain", "gpu", high=1.42),
-    _network("compiled_training", "training step, both compiled", "plain", "gpu", high=1.35),
-    _network("folded", "forward, TDAF folded", "TDAF not folded", high=0.90),
-    Bar("folded_difference", "largest change of a logit by folding", "largest logit", high=1e-5),
-    _network("folded_plain", "forward, both folded", "plain"),
-    _network("torchvision", "forward, plain", "torchvision's own network"),
-    _network("saved", "bytes saved for backward", "plain", high=1.30),
-    _network("peak", "peak memory of a training step", "plain", "gpu"),
-    Bar("trainer", "Trainer's step, small network", "bare PyTorch loop", high=1.02),
-    Bar("trainer_large", "Trainer's step, this network", "bare PyTorch loop", "gpu", high=1.02),
-    Bar("loader", "image loader, images/s", "PIL + torchvision v1 transforms", low=1.7),
-    Bar("loader_timm", "image loader, images/s", "timm's create_loader", low=1.4),
-    Bar("start_help", "train.py --help", "import torch", high=0.25),
-    Bar("start_cfg", "train.py --cfg job", "import torch", high=0.25),
-    Bar("start_mistake", "train.py with a misspelt key", "import torch", high=0.25),
-)
+# by the subject that measures them, as scripts/benchmark.py's what= names it
+BARS: dict[str, tuple[Bar, ...]] = {
+    "startup": (
+        Bar("start_help", "train.py --help", "import torch", high=0.25),
+        Bar("start_cfg", "train.py --cfg job", "import torch", high=0.25),
+        Bar("start_mistake", "train.py with a misspelt key", "import torch", high=0.25),
+    ),
+    "loader": (
+        Bar("loader", "image loader, images/s", "PIL + torchvision v1 transforms", low=1.7),
+        Bar("loader_timm", "image loader, images/s", "timm's create_loader", low=1.4),
+    ),
+    "trainer": (
+        Bar("trainer", "Trainer's step, small network", "bare PyTorch loop", high=1.02),
+        Bar("trainer_large", "Trainer's step, this network", "bare PyTorch loop", "gpu", high=1.02),
+    ),
+    "model": (
+        _network("gflops", "FLOPs of TDAF", "plain", low=1.231, high=1.241),
+        _network("forward", "forward", "plain", "cpu", high=1.30),
+        _network("forward", "forward", "plain", "gpu", high=1.38),
+        _network("training", "training step", "plain", "cpu", high=1.35),
+        _network("training", "training step", "plain", "gpu", high=1.42),
+        _network("torchvision", "forward, plain", "torchvision's own network"),
+    ),
+    "fold": (
+        _network("folded", "forward, TDAF folded", "TDAF not folded", high=0.90),
+        Bar("folded_difference", "largest change of a logit by folding", "largest logit", high=1e-5),
+        _network("folded_plain", "forward, both folded", "plain"),
+    ),
+    "memory": (
+        _network("saved", "bytes saved for backward", "plain", high=1.30),
+        _network("peak", "peak memory of a training step", "plain", "gpu"),
+    ),
+    "compile": (
+        _network("compiled", "forward, both compiled", "plain", "cpu", high=1.25),
+        _network("compiled", "forward, both compiled", "plain", "gpu", high=1.30),
+        _network("compiled_training", "training step, both compiled", "plain", "gpu", high=1.35),
+    ),
+    "detection": (
+        _network("fcos_gflops", "FLOPs of FCOS with TDAF, 800x1344", "plain", low=1.091, high=1.101),
+        _network("fcos", "forward of FCOS, 800x1344", "plain", "cpu", high=1.14),
+        _network("fcos", "forward of FCOS, 800x1344", "plain", "gpu"),
+    ),
+    "pose": (
+        Bar("pose_crop", "crop of a person, crops/s", "PIL's transform"),
+        Bar("pose_crop_opencv", "crop of a person, crops/s", "OpenCV's warpAffine"),
+        Bar("pose_loader", "pose loader, images/s", "PIL + NumPy in PyTorch's DataLoader"),
+        _network("pose_training", "training step, pose network", "plain"),
+    ),
+    "clips": (
+        Bar("clips_250", "clips of videos, clips/s, a key frame every 250", "plain PyAV", low=1.2),
+        Bar("clips_12", "clips of videos, clips/s, a key frame every 12", "plain PyAV", low=1.6),
+        Bar("clips_250_torchcodec", "clips of videos, clips/s, a key frame every 250", "torchcodec", low=0.95),
+        Bar("clips_12_torchcodec", "clips of videos, clips/s, a key frame every 12", "torchcodec", low=0.95),
+    ),
+}

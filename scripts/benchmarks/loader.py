@@ -18,7 +18,8 @@ from benchmarks.timing import Result, Times
 from tasks.classification.folder import ImageFolder
 from tasks.classification.task import Classification
 from tasks.classification.transforms import imagenet_train
-from tdaf.engine.loader import EvaluationOrder, Loader
+from tdaf.engine.loader import Loader
+from tdaf.engine.order import EvaluationOrder
 
 V1, OURS, TIMM = "PIL + v1 transforms", "ours", "timm"
 ROUNDS, BATCH, SIZE, SCALE = 20, 32, 224, (0.08, 1.0)
@@ -36,7 +37,7 @@ def reading(settings: Settings) -> dict[str, Result]:
         timm = _timm(folder)
         if timm is not None:
             epochs[TIMM] = timm
-        times = _times(epochs, settings.rounds(ROUNDS))
+        times = epoch_times(epochs, settings.rounds(ROUNDS))
     note = f"{settings.images} files of {size / 1000:.0f} KB"
 
     def faster(peer: str) -> Result:
@@ -48,7 +49,7 @@ def reading(settings: Settings) -> dict[str, Result]:
     return {"loader": faster(V1), "loader_timm": faster(TIMM) if timm is not None else missing}
 
 
-def _times(epochs: dict[str, Callable[[], Iterable]], rounds: int) -> Times:
+def epoch_times(epochs: dict[str, Callable[[], Iterable]], rounds: int) -> Times:
     """Seconds an image. An epoch is timed from its first batch to its last: without the worker's start, and with no
     worker at work while another candidate is timed."""
     times = Times(list(epochs))

@@ -15,9 +15,9 @@ Row = dict[str, Any]
 HEAD = "| what | against | bar | ratio (quartiles) | null (quartiles) | pairs | bar met | figures, notes |"
 
 
-def rows(found: dict[str, Result], settings: Settings) -> list[Row]:
-    """Every row of the table as plain data; "value" is None where this machine or this run has none."""
-    return [_row(bar, found.get(bar.key), settings) for bar in BARS]
+def rows(subject: str, found: dict[str, Result], settings: Settings) -> list[Row]:
+    """Every row of a subject's table as plain data; "value" is None where this machine has none."""
+    return [_row(bar, found.get(bar.key), settings) for bar in BARS[subject]]
 
 
 def _row(bar: Bar, result: Result | None, settings: Settings) -> Row:
@@ -45,11 +45,6 @@ def markdown(table: list[Row], about: dict[str, Any], figures: bool) -> str:
     """figures: whether absolute figures are printed too."""
     head = [_about(about), "", HEAD, "|" + "---|" * HEAD.count(" | ") + "---|"]
     return "\n".join([*head, *(_line(row, figures) for row in table)])
-
-
-def lines(found: dict[str, Result], settings: Settings) -> list[str]:
-    """The table's lines of these results alone."""
-    return [_line(row, settings.gpu) for row in rows(found, settings) if row["value"] is not None]
 
 
 def _about(about: dict[str, Any]) -> str:
@@ -84,9 +79,9 @@ def _spread(spread: dict[str, float] | None) -> str:
     return f"{spread['median']:.3f} ({spread['low']:.3f}, {spread['high']:.3f})" if spread else "-"
 
 
-def write(out: Path, table: list[Row], about: dict[str, Any], text: str) -> None:
-    """`out`.json, and the section of this kind of device in `out`.md; what else that file says stays."""
-    kind = "gpu" if about["gpu"] else "cpu"
+def write(out: Path, subject: str, table: list[Row], about: dict[str, Any], text: str) -> None:
+    """`out`.json, and the section of this subject and kind of device in `out`.md; what else that file says stays."""
+    kind = f"{subject} {'gpu' if about['gpu'] else 'cpu'}"
     out.parent.mkdir(parents=True, exist_ok=True)
     data = out.with_suffix(".json")
     known = json.loads(data.read_text()) if data.exists() else {}
@@ -94,7 +89,7 @@ def write(out: Path, table: list[Row], about: dict[str, Any], text: str) -> None
     page = out.with_suffix(".md")
     before = page.read_text() if page.exists() else "# Benchmarks\n"
     begin, end = f"<!-- measured: {kind} -->", f"<!-- end: {kind} -->"
-    section = f"{begin}\n{text}\n{end}"
+    section = f"{begin}\n### {kind}\n\n{text}\n{end}"
     old = re.compile(f"{begin}.*?{end}", re.DOTALL)
     after = old.sub(lambda match: section, before) if old.search(before) else f"{before.rstrip()}\n\n{section}\n"
     page.write_text(after)

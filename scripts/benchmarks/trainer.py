@@ -20,8 +20,8 @@ from benchmarks.networks import configured, images, milliseconds
 from benchmarks.settings import Settings
 from benchmarks.timing import Result, Times
 from configs import build
-from tdaf.engine.loader import TrainingOrder
 from tdaf.engine.log import RunFolder
+from tdaf.engine.order import TrainingOrder
 from tdaf.engine.precision import Precision
 from tdaf.engine.settings import Settings as Training
 from tdaf.engine.trainer import Trainer
