@@ -1,110 +1,124 @@
-"""What a trained network sees in pictures of yours:
+"""What a trained network sees in pictures and videos of yours:
 
-    python scripts/predict.py checkpoint=RUN_FOLDER input=IMAGE_OR_FOLDER [out=predictions] [folded=false] [batch=16]
+    python scripts/predict.py checkpoint=RUN_FOLDER input=IMAGE_OR_FOLDER_OR_VIDEO [out=predictions] [folded=false]
+                              [batch=16] [key=value ...]
 
-Prints a table, and writes OUT/predictions.json and every picture with its prediction drawn on it. Files that cannot be read
-are named and left out. Exit codes: 0; 1 where no file could be read; 2 a mistake in the arguments.
+Prints a table, and writes OUT/predictions.json and every picture with its prediction drawn on it: OUT/NAME.png of an
+image, OUT/NAME.mp4 of a video (of a folder, all that are in it). What the checkpoint's task takes besides is given
+likewise, as boxes=FILE.json for poses. Files that cannot be read are named and left out, and of a damaged video the
+frames before the damage are shown. Exit codes: 0; 1 where no file could be read; 2 a mistake in the arguments.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
 import sys
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from configs.arguments import given, main
 from tdaf.errors import RunError, UserError
+from tdaf.media.suffixes import IMAGES, VIDEOS, is_video
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+if TYPE_CHECKING:
+    from configs.prediction import Found
+
+OWN = ("checkpoint", "input", "out", "folded", "batch")
+SHOWN = 30  # lines of the table
 
 
 def predict(arguments: list[str]) -> int:
-    own, overrides = given(arguments, ("checkpoint", "input", "out", "folded", "batch"), {"protocol": "task.protocol"})
-    paths, base = _files(own["input"])
-    out = Path(own["out"] or "predictions")
-    if not (own["batch"] or "16").isdigit() or own["batch"] == "0":
-        raise UserError(f"batch={own['batch']}: give a whole number above 0")
+    arguments, options = _apart(arguments)
+    own, overrides = given(arguments, OWN, {"protocol": "task.protocol"})
+    out = Path(own["out"] or "predictions").expanduser()
+    batch, folded = own["batch"] or "16", own["folded"] or "false"
+    if not batch.isdigit() or int(batch) == 0:
+        raise UserError(f"batch={batch}: give a whole number above 0")
+    if folded.lower() not in ("true", "false", "1", "0"):
+        raise UserError(f"folded={folded}: give true or false")
+    paths, base = _files(own["input"], out)
 
-    from configs import trained  # torch takes seconds to import; a mistake above needs none of it
+    from configs import prediction, trained  # torch takes seconds to import; a mistake above needs none of it
 
-    found = trained.read(own["checkpoint"], overrides)
-    rows = _predicted(found, paths, base, out, int(own["batch"] or 16), own["folded"] == "true")
-    _print(rows, base)
-    target = out / "predictions.json"
-    target.write_text(json.dumps({"checkpoint": str(found.path), "predictions": rows}, indent=2) + "\n")
-    print(f"{target}, and {len(rows)} of {len(paths)} pictures in {out}")
-    return 0 if rows else 1
+    run = trained.read(own["checkpoint"], overrides)
+    task = run.task()
+    inputs = task.inputs(paths, **prediction.taken(task, options))
+    with prediction.writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    said, bad = prediction.answered(run, task, inputs, int(batch), folded.lower() in ("true", "1"))
+    found = prediction.drawn(task, inputs, said, bad, {path: out / _target(path.relative_to(base)) for path in paths})
+    files = {str(path) for path, _, _ in found}
+    for name, why in {**{str(path): why for path, why in inputs.pictures.faults.items()}, **bad}.items():
+        print(f"{'in part' if name in files else 'left out'} {name}: {why}", file=sys.stderr)
+    if not files:
+        raise RunError(f"not one of {len(paths)} files could be read")
+    with prediction.writing(out):
+        (out / "predictions.json").write_text(json.dumps(task.document(found), indent=2) + "\n")
+    _print(found, base)
+    print(f"{out / 'predictions.json'}, and {len(files)} of {len(paths)} files drawn in {out}")
+    return 0
 
 
-def _files(given: str | None) -> tuple[list[Path], Path]:
-    """The image files of `input`, and the folder that their names are relative to."""
+def _apart(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """(the script's own arguments and settings of the run, those that only the task can know)."""
+    known = (*OWN, "protocol", "gpus", "seed")
+    rest, options = [], {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and key.isidentifier() and not difflib.get_close_matches(key, known, n=1):
+            options[key] = value
+        else:
+            rest.append(argument)
+    return rest, options
+
+
+def _files(given: str | None, out: Path) -> tuple[list[Path], Path]:
+    """The images and videos of `input`, and the folder that their names are relative to; without those that an earlier
+    call wrote into `out`."""
     if not given:
-        raise UserError("give input=IMAGE or input=FOLDER")
+        raise UserError("give input=IMAGE, input=VIDEO or input=FOLDER")
     place = Path(given).expanduser()
     if place.is_file():
-        return [place], place.parent
-    if not place.is_dir():
+        paths, base = [place], place.parent
+    elif not place.is_dir():
         raise UserError(f"input={given}: there is no such file or folder")
-    paths = sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    elif place.resolve() == out.resolve():
+        raise UserError(f"out={out} is the input's own folder; give another one")
+    else:
+        candidates = (p for p in place.rglob("*") if p.suffix.lower() in (*IMAGES, *VIDEOS) and p.is_file())
+        paths, base = sorted(p for p in candidates if out.resolve() not in p.resolve().parents), place
     if not paths:
-        raise UserError(f"input={given}: no image in this folder ({', '.join(SUFFIXES)})")
-    return paths, place
+        raise UserError(f"input={given}: no image or video in this folder ({', '.join((*IMAGES, *VIDEOS))})")
+    taken = {(out / _target(path.relative_to(base))).resolve() for path in paths} & {path.resolve() for path in paths}
+    if taken:
+        raise UserError(f"out={out}: what is drawn would be written over {min(taken)}; give another folder")
+    return paths, base
 
 
-def _predicted(found: Any, paths: list[Path], base: Path, out: Path, batch: int, folded: bool) -> list[dict[str, Any]]:
-    import torch
-
-    from configs.run import loading, validation
-    from tdaf.engine.precision import Precision, float32
-    from tdaf.model.fold import fold
-
-    task = found.task()
-    network = found.network(task)
-    device = torch.device("cuda" if torch.cuda.is_available() and found.config["gpus"] != 0 else "cpu")
-    precision = Precision("auto", device, found.config["trainer"]["channels_last"])
-    network = precision.place(fold(network) if folded else network)
-    dataset = task.inputs(paths)
-    workers = {} if len(paths) > 4 * batch else {"workers": 0}
-    loader = validation(dataset, batch, {**loading(found.config, device), **workers, "max_bad": len(paths)})
-    rows = []
-    for part in loader:
-        if not len(part["index"]):
-            continue
-        with torch.inference_mode(), precision.autocast():
-            outputs = float32(network(precision.move(part)["input"])).cpu()
-        for place, (index, answer) in enumerate(zip(part["index"].tolist(), task.answers(outputs), strict=True)):
-            picture = task.pictures(dataset.picture(index)[None], outputs[place : place + 1])[0]
-            rows.append({"file": str(paths[index]), **answer, "picture": str(_save(picture, paths[index], base, out))})
-    for name, reason in loader.bad.values():
-        print(f"left out {name}: {reason}", file=sys.stderr)
-    if not rows:
-        raise RunError(f"not one of {len(paths)} files could be read")
-    return rows
+def _target(path: Path) -> Path:
+    """The whole name stays, as a.jpg and a.png may lie side by side."""
+    ending = ".mp4" if is_video(path) else ".png"
+    return path if is_video(path) and path.suffix == ending else path.with_name(path.name + ending)
 
 
-def _save(picture: Any, path: Path, base: Path, out: Path) -> Path:
-    from PIL import Image
-
-    target = out / path.relative_to(base).with_suffix(path.suffix + ".png")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(target)
-    except OSError as error:
-        raise UserError(f"out={out} cannot be written: {error.strerror or error}") from error
-    return target
-
-
-def _print(rows: list[dict[str, Any]], base: Path) -> None:
-    """One row a file: the best classes with their probabilities."""
+def _print(found: Found, base: Path) -> None:
+    """One row a file: the texts of its answers, of a video those in its middle."""
     from rich.console import Console
     from rich.table import Column, Table
+    from rich.text import Text
 
-    table = Table(Column("file", overflow="fold"), *[str(place) for place in range(1, 6)])
-    for row in rows:
-        best = [f"{entry['class']} {entry['probability']:.1%}" for entry in row.get("top5", [])]
-        table.add_row(str(Path(row["file"]).relative_to(base)), *best)
+    table = Table(Column("file", overflow="fold"), "prediction")
+    files = [list(group) for _, group in groupby(found, lambda entry: entry[0])]
+    for entries in files[:SHOWN]:
+        path, frame, answers = entries[len(entries) // 2]
+        text = "; ".join(answer["text"] for answer in answers if "text" in answer) or f"{len(answers)} found"
+        place = "" if frame is None else f"frame {frame} of {len(entries)}: "
+        table.add_row(Text(str(path.relative_to(base))), Text(place + text))
     Console().print(table)
+    if len(files) > SHOWN:
+        print(f"and {len(files) - SHOWN} files more")
 
 
 if __name__ == "__main__":

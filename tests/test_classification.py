@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,14 @@ from torch import Tensor, nn
 
 from tasks.classification.evaluator import Accuracy
 from tasks.classification.mixing import Mixing
-from tasks.classification.network import Classifier, LinearHead, Normalise
 from tasks.classification.task import Classification
 from tasks.classification.transforms import cifar_val, imagenet_val
 from tdaf.errors import RunError, UserError
 from tdaf.model.backbones.mobilenet import mobilenet
 from tdaf.model.backbones.resnet import resnet
 from tdaf.model.backbones.vgg import vgg
+from tdaf.model.classifier import Classifier, LinearHead
+from tdaf.model.normalise import Normalise
 from tdaf.model.staged import Staged
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -223,8 +225,9 @@ def test_pictures(shape: tuple[int, ...]) -> None:
     inputs = torch.full(shape, 128, dtype=torch.uint8)
     sure = torch.tensor([[9.0, 0, 0, 0], [0, 0, 9.0, 0]])
     logits = sure[:, None].expand(2, shape[1], 4) if len(shape) == 5 else sure
-    pictures = task().pictures(inputs, logits)
-    assert len(pictures) == 2
+    named = task().pictures(logits, {"input": inputs})
+    pictures = named["prediction"]
+    assert len(pictures) == 2 and list(named) == ["prediction"]
     for picture in pictures:
         assert picture.dtype == torch.uint8 and picture.shape[0] == 3 and min(picture.shape[1:]) >= 192
         height, width = picture.shape[1:]
@@ -232,6 +235,25 @@ def test_pictures(shape: tuple[int, ...]) -> None:
         assert (picture[:, : height // 2] == 128).all()
         assert (picture[:, -height // 4 :] > 240).sum() > 100  # letters
     assert not torch.equal(*pictures)
+
+
+def test_answers_and_their_document(tmp_path: Path) -> None:
+    logits = torch.tensor([[0.0, 3, 1, 2], [5, 0, 0, 0]])
+    ours = task()
+    answers = ours.answers(logits, {})
+    assert [entry["class"] for entry in answers[0]["top5"]] == ["class 1", "class 3", "class 2", "class 0"]
+    for answer, row in zip(answers, logits.softmax(1), strict=True):
+        got = {entry["class"]: entry["probability"] for entry in answer["top5"]}
+        assert got == pytest.approx({f"class {k}": float(p) for k, p in enumerate(row)})
+    assert answers[0]["text"] == "class 1 64.4%, class 3 23.7%, class 2 8.7%, class 0 3.2%"
+    found = [(tmp_path / "a.jpg", None, answers[:1]), (tmp_path / "b.mp4", 3, answers[1:])]
+    assert ours.document(found) == {
+        "predictions": [
+            {"file": str(tmp_path / "a.jpg"), "top5": answers[0]["top5"]},
+            {"file": str(tmp_path / "b.mp4"), "frame": 3, "top5": answers[1]["top5"]},
+        ]
+    }
+    assert ours.evaluator().files([]) == {}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torchvision.datasets import ImageFolder as TorchvisionFolder
 
 from tasks.classification.cifar import Cifar10
 from tasks.classification.folder import ImageFolder
-from tasks.classification.reading import read_image
+from tdaf.media.image import read_image
 from tdaf.demo.classification import write_cifar10
 from tdaf.errors import UnreadableSample, UserError
 

@@ -16,7 +16,7 @@ FILES.append(ROOT / "train.py")
 # the lowest first; a module belongs to the longest name that fits
 LAYERS = (
     ("tdaf", "tdaf.errors", "tdaf.task", "tdaf.model.staged"),
-    ("tdaf.model", "tdaf.demo", "tdaf.measure"),
+    ("tdaf.model", "tdaf.media", "tdaf.demo", "tdaf.measure"),
     ("tdaf.engine",),
     ("tasks",),
     ("configs",),

@@ -7,12 +7,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import videos
 from PIL import Image
 
+from configs.prediction import taken
 from scripts.check_data import check
 from scripts.predict import predict
 from tdaf.demo.prepare import prepare
-from tdaf.errors import UserError
+from tdaf.errors import RunError, UserError
+from tdaf.media.video import Video
 from train import main
 
 SMALL = [
@@ -41,19 +44,66 @@ def test_predict_a_folder(run: Path, data: Path, tmp_path: Path, capsys: pytest.
     shutil.copytree(data / "val" / "n00000003", given / "deep")
     (given / "broken.jpg").write_text("no picture")
     (given / "notes.txt").write_text("no picture either")
-    out = tmp_path / "out"
-    assert predict([f"checkpoint={run}", f"input={given}", f"out={out}", "loader.workers=0"]) == 0
+    out = given / "out"
+    for _ in range(2):  # what the first call draws is no input of the second
+        assert predict([f"checkpoint={run}", f"input={given}", f"out={out}", "loader.workers=0"]) == 0
     said = capsys.readouterr()
-    assert "left out" in said.err and "broken.jpg" in said.err and "notes" not in said.err
+    assert said.err.count("left out") == 2 and "broken.jpg" in said.err and "notes" not in said.err
     rows = json.loads((out / "predictions.json").read_text())["predictions"]
-    assert [Path(row["file"]).parent for row in rows] == [given / "deep"] * len(rows)
-    assert len(rows) == len(list((given / "deep").iterdir()))
+    assert [Path(row["file"]) for row in rows] == sorted((given / "deep").iterdir())
     for row in rows:
         top = row["top5"]
         assert len({entry["class"] for entry in top}) == 5 and top[0]["class"] in said.out
         assert top == sorted(top, key=lambda entry: -entry["probability"]) and top[0]["probability"] <= 1
-        with Image.open(row["picture"]) as picture, Image.open(row["file"]) as own:
+        drawn = out / "deep" / (Path(row["file"]).name + ".png")
+        with Image.open(drawn) as picture, Image.open(row["file"]) as own:
             assert picture.width / picture.height == pytest.approx(own.width / own.height, rel=0.02)
+    assert len(list(out.rglob("*.*"))) == len(rows) + 1
+
+
+def test_predict_one_image(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    image = next((data / "val" / "n00000002").iterdir())
+    assert predict([f"checkpoint={run}", f"input={image}", f"out={tmp_path}"]) == 0
+    (row,) = json.loads((tmp_path / "predictions.json").read_text())["predictions"]
+    assert row["file"] == str(image) and set(row) == {"file", "top5"}
+    assert "1 of 1 files drawn" in capsys.readouterr().out and (tmp_path / f"{image.name}.png").is_file()
+
+
+def test_predict_a_video(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Every frame has the answer of the same frame as an image; a damaged video counts up to its damage."""
+    given, out = tmp_path / "given", tmp_path / "out"
+    given.mkdir()
+    film = videos.write(given / "film.mp4")
+    short = videos.rewritten(film, given / "short.m4v", movflags="faststart")
+    short.write_bytes(short.read_bytes()[:-600])
+    videos.sound(given / "sound.mov")
+    frames = videos.decoded(film)
+    Image.fromarray(frames[7]).save(given / "seven.png")
+    assert predict([f"checkpoint={run}", f"input={given}", f"out={out}", "batch=8"]) == 0
+    said = capsys.readouterr()
+    assert f"left out {given}/sound.mov: it has no pictures" in said.err and "3 of 4 files drawn" in said.out
+    assert f"in part {given}/short.m4v: damaged after" in said.err and "frame 15 of 30" in said.out
+    rows = json.loads((out / "predictions.json").read_text())["predictions"]
+    by = {(Path(row["file"]).name, row.get("frame")): row["top5"] for row in rows}
+    count = sum(name == "short.m4v" for name, _ in by)
+    assert len(by) == len(rows) == 31 + count and 0 < count < 30
+    assert [row["frame"] for row in rows[:30]] == list(range(30))
+    assert by["seven.png", None][0]["class"] == by["film.mp4", 7][0]["class"] == by["short.m4v", 7][0]["class"]
+    assert by["seven.png", None][0]["probability"] == pytest.approx(by["film.mp4", 7][0]["probability"], abs=1e-4)
+    for name, expected in (("film.mp4", 30), ("short.m4v.mp4", count)):
+        drawn = Video(out / name)
+        assert len(drawn) == expected and drawn.fps == 12 and drawn.read(0).shape == (3, 192, 256)
+    enlarged = frames[9].repeat(4, 0).repeat(4, 1)
+    got = Video(out / "film.mp4").read(9).permute(1, 2, 0).numpy()
+    assert abs(got.astype(int) - enlarged)[:150].mean() < 12 < abs(got.astype(int) - enlarged)[-20:].mean()
+
+
+def test_predict_nothing_that_can_be_read(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_text("no video")
+    (tmp_path / "b.jpg").write_text("no picture")
+    with pytest.raises(RunError, match="not one of 2 files"):
+        predict([f"checkpoint={run}", f"input={tmp_path}", f"out={tmp_path / 'out'}"])
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_predict_equals_evaluation(run: Path, data: Path, tmp_path: Path) -> None:
@@ -63,8 +113,9 @@ def test_predict_equals_evaluation(run: Path, data: Path, tmp_path: Path) -> Non
         out = tmp_path / folded
         assert predict([f"checkpoint={run}", f"input={data / 'val'}", f"out={out}", f"folded={folded}", "batch=5"]) == 0
         rows = json.loads((out / "predictions.json").read_text())["predictions"]
+        top1 = json.loads((run / "summary.json").read_text())["metric"]["last"]
         right = sum(row["top5"][0]["class"] == names[Path(row["file"]).parent.name] for row in rows)
-        assert 100 * right / len(rows) == pytest.approx(json.loads((run / "summary.json").read_text())["metric"]["last"])
+        assert 100 * right / len(rows) == pytest.approx(top1)
 
 
 @pytest.mark.parametrize(
@@ -72,19 +123,40 @@ def test_predict_equals_evaluation(run: Path, data: Path, tmp_path: Path) -> Non
     [
         (["input=x"], "no such file or folder"),
         ([], "give input="),
-        (["input={empty}"], "no image in this folder"),
+        (["input={empty}"], "no image or video in this folder"),
+        (["input={image}", "folded=maybe"], "folded=maybe: give true or false"),
+        (["input={folder}", "out={folder}"], "is the input's own folder"),
+        (["input={film}", "out={empty}"], "would be written over .*film.mp4; give another folder"),
+        (["input={image}", "checkpoint={run}", "boxes=x.json"], "boxes=x.json: predict has no such"),
+        (["input={image}", "checkpoint={run}", "out={image}"], "JPEG cannot be written: File exists"),
+        (["input={image}", "checkpoint={run}", "out={image}/deep"], "deep cannot be written: Not a directory"),
         (["input={image}", "batch=0"], "batch=0: give a whole number"),
         (["input={image}"], "give checkpoint="),
         (["input={image}", "checkpoint={image}"], "damaged or is not a checkpoint"),
         (["input={image}", "chekpoint=y"], "did you mean checkpoint"),
     ],
 )
-def test_predict_mistakes(arguments: list[str], said: str, data: Path, tmp_path: Path) -> None:
+def test_predict_mistakes(arguments: list[str], said: str, run: Path, data: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     image = next((data / "val" / "n00000001").iterdir())
-    places = {"empty": tmp_path / "empty", "image": image}
+    places = {"empty": tmp_path / "empty", "image": image, "folder": image.parent, "run": run}
+    if "input={film}" in arguments:
+        places["film"] = videos.write(tmp_path / "empty" / "film.mp4")
     with pytest.raises(UserError, match=said):
         predict([argument.format(**places) for argument in arguments])
+
+
+def test_predict_passes_on_what_the_task_takes() -> None:
+    class Task:
+        def inputs(self, paths: list[Path], boxes: str | list[str] = "gt", least: float = 0.1) -> None: ...
+
+    assert taken(Task(), {"boxes": "a.json", "least": "0.5"}) == {"boxes": "a.json", "least": 0.5}
+    assert taken(Task(), {"boxes": "[gt,b.json]"}) == {"boxes": ["gt", "b.json"]} and taken(Task(), {}) == {}
+    assert taken(Task(), {"boxes": "7"}) == {"boxes": "7"}
+    for name, value, said in (("boxs", "x", "did you mean boxes"), ("least", "much", "least=much: give a number"),
+                              ("paths", "x", "no such setting")):  # fmt: skip
+        with pytest.raises(UserError, match=said):
+            taken(Task(), {name: value})
 
 
 def test_check_data_and_skip_list(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

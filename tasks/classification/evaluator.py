@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tdaf.errors import RunError
+from tdaf.model.classifier import log_probabilities
 from tdaf.task import Batch
 
 Record = tuple[list[int], int, float]  # best classes, best first; label; cross-entropy
@@ -39,10 +40,5 @@ class Accuracy:
         loss = math.fsum(loss for _, _, loss in records) / count
         return {"top1": 100 * top1 / count, "top5": 100 * top5 / count, "loss": loss}
 
-
-def log_probabilities(outputs: Tensor) -> Tensor:
-    """Logits (B, K), or (B, V, K) for V views, to float32 log-probabilities (B, K), the softmax averaged over views."""
-    scores = outputs.float().log_softmax(-1)
-    if scores.ndim == 3:
-        scores = scores.logsumexp(1) - math.log(scores.shape[1])
-    return scores
+    def files(self, records: list[Record]) -> dict[str, str]:
+        return {}

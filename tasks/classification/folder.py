@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from tasks.classification.reading import read_image
+from tdaf.media.image import read_image
 from tdaf.errors import UserError
 
 SUFFIXES = (".jpeg", ".jpg", ".png")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
-
-from tasks.classification.reading import read_image
 
 
 class LabelledImages(Protocol):
@@ -29,21 +26,3 @@ class Source(Protocol):
 
     def split(self, name: str) -> LabelledImages:
         """The split "train" or "val"; raises UserError when it is not there."""
-
-
-class Files:
-    """Image files without labels (-1), as a user gives them to predict."""
-
-    skipped = 0
-
-    def __init__(self, paths: list[Path]) -> None:
-        self.paths = paths
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def read(self, index: int) -> tuple[Tensor, int]:
-        return read_image(self.paths[index]), -1
-
-    def name(self, index: int) -> str:
-        return str(self.paths[index])

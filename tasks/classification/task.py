@@ -11,19 +11,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from tasks.classification.evaluator import Accuracy, log_probabilities
+from tasks.classification.evaluator import Accuracy
+from tasks.classification.inputs import Inputs
 from tasks.classification.mixing import Mixing
-from tasks.classification.network import Classifier, LinearHead, Normalise
-from tasks.classification.pictures import labelled
-from tasks.classification.sources import Files, LabelledImages, Source
+from tasks.classification.sources import LabelledImages, Source
 from tasks.classification.transforms import Transform
 from tdaf.errors import UserError
+from tdaf.media.drawing import labelled
+from tdaf.media.pictures import Pictures
+from tdaf.model.classifier import Classifier, LinearHead, log_probabilities
+from tdaf.model.normalise import Normalise
 from tdaf.model.staged import Staged
 from tdaf.task import Batch
 
 
 class Samples:
     """A split with its transform: `samples[i]` has "input" uint8 ([V,] 3, H, W) and "label"."""
+
+    notes: dict[str, int] = {}
+    groups = None
 
     def __init__(self, images: LabelledImages, transform: Transform, mixing: Mixing) -> None:
         self.images, self.transform, self.mixing = images, transform, mixing
@@ -38,10 +44,6 @@ class Samples:
 
     def name(self, index: int) -> str:
         return self.images.name(index)
-
-    def picture(self, index: int) -> Tensor:
-        """The image as it was before the transform, uint8 RGB (3, H, W)."""
-        return self.images.read(index)[0]
 
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
         """Stacks, then mixes; the keys are those of `Mixing`."""
@@ -125,21 +127,36 @@ class Classification:
     def evaluator(self) -> Accuracy:
         return Accuracy(self.protocol)
 
-    def inputs(self, paths: list[Path]) -> Samples:
-        """Image files of the user's, prepared as the protocol prepares a validation image."""
-        return Samples(Files(paths), self.val_transform, Mixing(0.0, 0.0))
+    def inputs(self, paths: list[Path]) -> Inputs:
+        """Images and videos of the user's, each picture prepared as the protocol prepares a validation image."""
+        return Inputs(Pictures(paths), self.val_transform)
 
-    def answers(self, outputs: Tensor) -> list[dict[str, Any]]:
-        """{"top5": [{"class": name, "probability": p}, ...]} a sample, the best first."""
+    def answers(self, outputs: Tensor, batch: Batch) -> list[dict[str, Any]]:
+        """{"top5": [{"class": name, "probability": p}, ...]} a sample, the best first; as "text" for people."""
         found = log_probabilities(outputs).exp().cpu().topk(min(5, len(self.classes)))
-        return [
-            {"top5": [{"class": self.classes[k], "probability": p} for k, p in zip(classes, values, strict=True)]}
-            for classes, values in zip(found.indices.tolist(), found.values.tolist(), strict=True)
-        ]
+        answers = []
+        for classes, values in zip(found.indices.tolist(), found.values.tolist(), strict=True):
+            top5 = [{"class": self.classes[k], "probability": p} for k, p in zip(classes, values, strict=True)]
+            text = ", ".join(f"{entry['class']} {entry['probability']:.1%}" for entry in top5)
+            answers.append({"top5": top5, "text": text})
+        return answers
 
-    def pictures(self, inputs: Tensor, outputs: Tensor) -> list[Tensor]:
-        """The best class and its probability on each image; of ten views the centre crop is shown."""
-        best, index = log_probabilities(outputs).exp().cpu().max(1)
-        images = inputs.cpu() if inputs.ndim == 4 else inputs[:, min(4, inputs.shape[1] - 1)].cpu()
-        texts = [f"{self.classes[k]} {p:.0%}" for k, p in zip(index.tolist(), best.tolist(), strict=True)]
-        return [labelled(image, text) for image, text in zip(images, texts, strict=True)]
+    def draw(self, picture: Tensor, answers: list[dict[str, Any]]) -> Tensor:
+        """The best class and its probability at the picture's foot."""
+        best = answers[0]["top5"][0]
+        return labelled(picture, f"{best['class']} {best['probability']:.0%}")
+
+    def document(self, found: list[tuple[Path, int | None, list[dict[str, Any]]]]) -> dict[str, Any]:
+        """{"predictions": [{"file", "frame" in a video, "top5"}, ...]}"""
+        rows = []
+        for path, frame, answers in found:
+            place = {} if frame is None else {"frame": frame}
+            rows += [{"file": str(path), **place, "top5": answer["top5"]} for answer in answers]
+        return {"predictions": rows}
+
+    def pictures(self, outputs: Tensor, batch: Batch) -> dict[str, list[Tensor]]:
+        """Each input with its answer; of ten views the centre crop is shown."""
+        inputs = batch["input"].cpu()
+        images = inputs if inputs.ndim == 4 else inputs[:, (inputs.shape[1] - 1) // 2]
+        answers = self.answers(outputs, batch)
+        return {"prediction": [self.draw(image, [answer]) for image, answer in zip(images, answers, strict=True)]}

@@ -11,9 +11,9 @@ from tdaf.engine.log import RunFolder
 from tdaf.engine.precision import Precision, float32
 from tdaf.errors import UnreadableSample
 from tdaf.model.maps import attention_maps
-from tdaf.task import Dataset, Task
+from tdaf.task import Batch, Dataset, Task
 
-TILE = 128  # pixels a side of one attention map in the grid
+TILE = 128  # pixels of the long side of one attention map in the grid
 
 
 @torch.no_grad()
@@ -21,40 +21,66 @@ def show(
     network: nn.Module, task: Task, dataset: Dataset, count: int, precision: Precision, folder: RunFolder, step: int
 ) -> None:
     """Draws the first `count` readable samples of `dataset` into TensorBoard."""
-    samples = []
+    batch = _first(dataset, count)
+    if batch is None:
+        return
+    batch = precision.move(batch)
+    network.eval()
+    with precision.autocast():
+        outputs, maps = network(batch["input"]), attention_maps(network, batch["input"])
+    network.train()
+    for name, pictures in task.pictures(float32(outputs), batch).items():
+        for place, picture in enumerate(pictures):
+            folder.picture(f"{name}/{place}", picture, step)
+    if maps:
+        for place in range(len(batch["input"])):
+            folder.picture(f"attention/{place}", attention_grid(batch["input"], maps, place), step)
+
+
+def _first(dataset: Dataset, count: int) -> Batch | None:
+    samples, indices = [], []
     with seeds.kept():
         for index in range(len(dataset)):
             if len(samples) == count:
                 break
             try:
                 samples.append(dataset[index])
+                indices.append(index)
             except UnreadableSample:
                 continue
-        batch = precision.move(dataset.collate(samples))
-    network.eval()
-    with precision.autocast():
-        outputs, maps = network(batch["input"]), attention_maps(network, batch["input"])
-    network.train()
-    for place, picture in enumerate(task.pictures(batch["input"].cpu(), float32(outputs))):
-        folder.picture(f"prediction/{place}", picture, step)
-        if maps:
-            folder.picture(f"attention/{place}", attention_grid(picture, maps, place), step)
+        return {**dataset.collate(samples), "index": torch.tensor(indices)} if samples else None
 
 
-def attention_grid(picture: Tensor, maps: dict[tuple[int, int], Tensor], place: int) -> Tensor:
-    """uint8 (3, H, W): the picture, then a row a flow and a column a stage, each mask from black (0) to white (1).
+def attention_grid(inputs: Tensor, maps: dict[tuple[int, int], Tensor], place: int) -> Tensor:
+    """uint8 (3, H, W): the input, then a row a flow and a column a stage, each mask from black (0) to white (1). All
+    are of the input's shape, so that a place in one is the same place in all.
 
-    maps: (flow, stage) to masks (B, 1, [T,] h, w) of which sample `place` is drawn; a clip's is its mean over time.
+    inputs: (B, [V,] 3, [T,] H, W), of whose sample `place` the middle view is shown, and of a clip its middle frame.
+    maps: (flow, stage) to masks (B V, 1, [T,] h, w); a clip's is its mean over time.
     """
+    dims = next(iter(maps.values())).dim() - 2
+    views = inputs.shape[1] if inputs.dim() == dims + 3 else 1
+    row = place * views + (views - 1) // 2
+    shown = inputs.reshape(-1, *inputs.shape[-dims - 1 :])[row].detach().cpu()
+    shown = _bytes(shown[:, shown.shape[1] // 2] if dims == 3 else shown)
+    height, width = (max(1, round(TILE * side / max(shown.shape[1:]))) for side in shown.shape[1:])
     flows = sorted({flow for flow, _ in maps})
     stages = sorted({stage for _, stage in maps})
-    grid = torch.zeros(3, len(flows) * TILE, (1 + len(stages)) * TILE, dtype=torch.uint8)
-    small = F.interpolate(picture[None].float(), (TILE, TILE), mode="bilinear", antialias=True)[0]
-    grid[:, :TILE, :TILE] = small.round().clamp(0, 255).to(torch.uint8)
+    grid = torch.zeros(3, len(flows) * height, (1 + len(stages)) * width, dtype=torch.uint8)
+    small = F.interpolate(shown[None].float(), (height, width), mode="bilinear", antialias=True)[0]
+    grid[:, :height, :width] = small.round().clamp(0, 255).to(torch.uint8)
     for (flow, stage), masks in maps.items():
-        mask = masks[place].detach().float().cpu()
-        mask = mask.mean(1) if mask.dim() == 4 else mask
-        tile = F.interpolate(mask[None], (TILE, TILE), mode="nearest")[0]
-        row, column = flows.index(flow) * TILE, (1 + stages.index(stage)) * TILE
-        grid[:, row : row + TILE, column : column + TILE] = (tile * 255).round().to(torch.uint8)
+        mask = masks[row].detach().float().cpu()
+        mask = mask.mean(1) if dims == 3 else mask
+        tile = F.interpolate(mask[None], (height, width), mode="nearest-exact")[0]
+        top, left = flows.index(flow) * height, (1 + stages.index(stage)) * width
+        grid[:, top : top + height, left : left + width] = (tile * 255).round().to(torch.uint8)
     return grid
+
+
+def _bytes(image: Tensor) -> Tensor:
+    """An image that is not in bytes, from its smallest value (black) to its largest (white)."""
+    if image.dtype == torch.uint8:
+        return image
+    low, high = image.float().aminmax()
+    return ((image.float() - low) * (255 / (high - low).clamp(min=1e-6))).round().to(torch.uint8)

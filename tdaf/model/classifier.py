@@ -1,28 +1,12 @@
-"""The classification network: pixels to logits through any staged body."""
+"""The network of a task that names one class a sample: pixels to logits through any staged body."""
 
 from __future__ import annotations
 
-import torch
+import math
+
 from torch import Tensor, nn
 
 from tdaf.model.staged import Staged
-
-
-class Normalise(nn.Module):
-    """Pixels 0..255, uint8 or float, (B, 3, ...) to (pixel / 255 - mean) / std a colour, in the module's own precision.
-
-    mean, std: in units of 0..1. Holds no parameter and adds nothing to the state dict.
-    """
-
-    def __init__(self, mean: list[float], std: list[float], dims: int = 2) -> None:
-        super().__init__()
-        shape = (1, len(mean)) + (1,) * dims
-        mean_, std_ = torch.tensor(mean, device="cpu"), torch.tensor(std, device="cpu")
-        self.register_buffer("factor", (1 / (255 * std_)).view(shape), persistent=False)
-        self.register_buffer("offset", (-mean_ / std_).view(shape), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.addcmul(self.offset, x.to(self.factor.dtype), self.factor)
 
 
 class LinearHead(nn.Module):
@@ -39,7 +23,8 @@ class LinearHead(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Normalise, body, head: (B, 3, H, W) -> logits (B, classes); (B, V, 3, H, W), V views a sample -> (B, V, classes).
+    """Normalise, body, head: (B, 3, [T,] H, W) -> logits (B, classes); V views a sample, (B, V, 3, [T,] H, W), to
+    (B, V, classes).
 
     Keys of the state dict: `body.stages...` and `head...`, each followed by torchvision's own.
     """
@@ -52,3 +37,11 @@ class Classifier(nn.Module):
         views = x.shape[:-3] if self.body.dims == 2 else x.shape[:-4]
         logits = self.head(self.body(self.normalise(x.flatten(0, len(views) - 1)))[-1])
         return logits.view(*views, -1)
+
+
+def log_probabilities(outputs: Tensor) -> Tensor:
+    """Logits (B, K), or (B, V, K) for V views, to float32 log-probabilities (B, K), the softmax averaged over views."""
+    scores = outputs.float().log_softmax(-1)
+    if scores.ndim == 3:
+        scores = scores.logsumexp(1) - math.log(scores.shape[1])
+    return scores

@@ -1,0 +1,279 @@
+"""Videos read and written, files as one row of pictures, and what is drawn on them."""
+
+from __future__ import annotations
+
+import pickle
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+import videos
+from PIL import Image
+from torch import Tensor
+
+from tdaf.engine.pictures import attention_grid
+from tdaf.errors import UnreadableSample
+from tdaf.media import drawing
+from tdaf.media.pictures import Pictures
+from tdaf.media.video import Video, VideoWriter
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("films")
+    return {name: videos.write(folder / name) for name in videos.KINDS}
+
+
+def hwc(picture: Tensor) -> np.ndarray:
+    return picture.permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize("name", videos.KINDS)
+def test_frames_are_those_of_a_plain_decode(name: str, films: dict[str, Path]) -> None:
+    expected = videos.decoded(films[name])
+    assert expected.shape == (30, 48, 64, 3) and np.abs(expected.astype(int) - videos.pattern()).mean() < 20
+    with Video(films[name]) as video:
+        assert len(video) == 30 and video.fault is None and video.fps == 12
+        got = [video.read(index) for index in range(30)]
+    assert all(frame.dtype == torch.uint8 and frame.shape == (3, 48, 64) for frame in got)
+    assert np.array_equal(np.stack([hwc(frame) for frame in got]), expected)
+
+
+@pytest.mark.parametrize("name", videos.KINDS)
+def test_frames_in_any_order(name: str, films: dict[str, Path]) -> None:
+    expected = videos.decoded(films[name])
+    video = Video(films[name])
+    for index in np.random.default_rng(1).integers(0, 30, 25).tolist() + [29, 29, 0, 0]:
+        assert np.array_equal(hwc(video.read(index)), expected[index]), index
+    moved = pickle.loads(pickle.dumps(video))
+    assert np.array_equal(hwc(moved.read(7)), expected[7]) and np.array_equal(hwc(video.read(1)), expected[1])
+    with pytest.raises(UnreadableSample, match="30 frames, and so no frame 30"):
+        video.read(30)
+    video.close()
+    assert np.array_equal(hwc(video.read(3)), expected[3])
+
+
+def test_going_on_decodes_each_frame_once(films: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    plain = av.open
+    monkeypatch.setattr(av, "open", lambda *given, **more: opened.append(given) or plain(*given, **more))
+    video = Video(films["h264.mp4"])
+    for index in (0, 1, 2, 5, 29):
+        video.read(index)
+    assert len(opened) == 1
+    video.read(28)
+    assert len(opened) == 2
+
+
+@pytest.mark.parametrize("degrees", [90, -90, 180])
+def test_a_turned_video_is_turned_as_players_do(degrees: int, tmp_path: Path) -> None:
+    path = videos.write(tmp_path / "turned.mp4", videos.pattern(3), turned=degrees)
+    got = hwc(Video(path).read(1))
+    assert np.array_equal(got, np.rot90(videos.decoded(path)[1], degrees // 90))
+    assert got.shape == ((48, 64, 3) if degrees == 180 else (64, 48, 3))
+
+
+def broken(folder: Path, kind: str) -> Path:
+    """A file that is no whole video."""
+    film = videos.write(folder / "film.mp4")
+    path, whole = folder / f"{kind}: bad.mp4", film.read_bytes()
+    if kind == "cut off":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif kind == "empty":
+        path.touch()
+    elif kind == "text":
+        path.write_text("no video at all " * 100)
+    elif kind == "sound":
+        videos.sound(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "no frame":
+        path = videos.write(folder / "none.avi", videos.pattern(1))
+        path.write_bytes(path.read_bytes().replace(b"00dc", b"99zz"))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("cut off", "no video, or its header is cut off or damaged"),
+        ("empty", "the file is empty"),
+        ("text", "no video, or its header is cut off or damaged"),
+        ("sound", "it has no pictures, only sound"),
+        ("missing", "No such file"),
+        ("folder", "not a file"),
+        ("no frame", "cut off after 0 of 1 frames|not one frame in it"),
+    ],
+)
+def test_files_that_are_no_video_are_named(kind: str, said: str, tmp_path: Path) -> None:
+    path = broken(tmp_path, kind)
+    for use in (len, lambda video: video.read(0), lambda video: video.fault):
+        with pytest.raises(UnreadableSample, match=said) as caught:
+            use(Video(path))
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_damaged_video_has_the_frames_before_the_damage(films: dict[str, Path], tmp_path: Path) -> None:
+    """One whose index lies in front is cut off in its pictures; one has a hole in its pictures."""
+    expected = videos.decoded(films["h264.mp4"])
+    fast = videos.rewritten(films["h264.mp4"], tmp_path / "fast.mp4", movflags="faststart")
+    whole = fast.read_bytes()
+    for name, data in (
+        ("cut.mp4", whole[: len(whole) * 2 // 3]),
+        ("hole.mp4", whole[: len(whole) * 2 // 3] + bytes([255]) * 300 + whole[len(whole) * 2 // 3 + 300 :]),
+    ):
+        path = tmp_path / name
+        path.write_bytes(data)
+        video = Video(path)
+        count = len(video)
+        assert 0 < count < 30 and f"after {count}" in video.fault and str(path) in video.fault
+        assert all(np.array_equal(hwc(video.read(index)), expected[index]) for index in range(count))
+        with pytest.raises(UnreadableSample, match=f"after {count}"):
+            video.read(count)
+    cut = tmp_path / "cut.avi"
+    cut.write_bytes(films["mpeg4.avi"].read_bytes()[:-1500])
+    assert "of 30 frames" in Video(cut).fault
+
+
+@pytest.mark.parametrize(("size", "fps"), [((48, 64), Fraction(30000, 1001)), ((47, 63), 12.5), ((200, 31), 25)])
+def test_what_is_written_is_read_again(size: tuple[int, int], fps: float, tmp_path: Path) -> None:
+    frames = videos.pattern(20, width=size[1], height=size[0])
+    with VideoWriter(tmp_path / "out.mp4", fps) as writer:
+        for frame in frames:
+            writer.write(torch.from_numpy(frame).permute(2, 0, 1))
+        assert not (tmp_path / "out.mp4").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+    video = Video(tmp_path / "out.mp4")
+    assert len(video) == 20 and float(video.fps) == pytest.approx(float(fps), rel=1e-4)
+    got = np.stack([hwc(video.read(index)) for index in range(20)])
+    assert got.shape == (20, size[0] + size[0] % 2, size[1] + size[1] % 2, 3)
+    assert np.abs(got[:, : size[0], : size[1]].astype(int) - frames).mean() < 20
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
+
+
+def test_a_broken_off_video_leaves_no_file(tmp_path: Path) -> None:
+    black = torch.zeros(3, 20, 20, dtype=torch.uint8)
+    with pytest.raises(KeyError), VideoWriter(tmp_path / "out.mp4", 25) as writer:
+        writer.write(black)
+        raise KeyError
+    with VideoWriter(tmp_path / "none.mp4", 25):
+        pass
+    with pytest.raises(OSError, match="No such file"), VideoWriter(tmp_path / "no folder" / "out.mp4", 25) as writer:
+        writer.write(black)
+    assert not list(tmp_path.iterdir())
+    with VideoWriter(tmp_path / "two sizes.mp4", 25) as writer:
+        writer.write(black)
+        writer.write(torch.zeros(3, 40, 60, dtype=torch.uint8))
+    assert Video(tmp_path / "two sizes.mp4").read(1).shape == (3, 20, 20)
+
+
+def test_images_and_videos_are_one_row_of_pictures(films: dict[str, Path], tmp_path: Path) -> None:
+    image = tmp_path / "a.png"
+    Image.fromarray(videos.pattern(1)[0]).save(image)
+    sound, missing = videos.sound(tmp_path / "b.mp4"), tmp_path / "missing.jpg"
+    pictures = Pictures([image, sound, films["h264.mp4"], missing, films["vp9.webm"]])
+    assert len(pictures) == 62 and pictures.videos and list(pictures.faults) == [sound]
+    assert not Pictures([image]).videos and len(Pictures([])) == len(Pictures([sound])) == 0
+    places = [(pictures.file(index), pictures.frame(index)) for index in (0, 1, 30, 31, 32, 61)]
+    first, second = films["h264.mp4"], films["vp9.webm"]
+    assert places == [(image, None), (first, 0), (first, 29), (missing, None), (second, 0), (second, 29)]
+    assert pictures.fps(first) == 12 and pictures.name(30) == f"{first}, frame 29" and pictures.name(0) == str(image)
+    expected = [*videos.pattern(1), *videos.decoded(first), None, *videos.decoded(second)]
+    pictures.read(0).zero_()
+    for index in (0, 0, 1, 2, 2, 45, 33, 1, 0):
+        assert np.array_equal(hwc(pictures.read(index)), expected[index]), index
+    moved = pickle.loads(pickle.dumps(pictures))
+    assert np.array_equal(hwc(moved.read(45)), expected[45])
+    with pytest.raises(UnreadableSample, match="No such file"):
+        pictures.read(31)
+
+
+def test_colours_can_be_told_apart() -> None:
+    colours = np.array([drawing.colour(place) for place in range(20)], dtype=float)
+    apart = np.abs(colours[:, None] - colours).sum(-1) + 1000 * np.eye(20)
+    assert apart.min() > 60 and colours.min() >= 0 and colours.max() <= 255
+
+
+RED, GREEN = (255, 0, 0), (0, 255, 0)
+
+
+def at(picture: Tensor, x: float, y: float) -> tuple[int, ...]:
+    return tuple(picture[:, int(y), int(x)].tolist())
+
+
+@pytest.mark.parametrize(("side", "factor"), [(400, 1), (60, 4)])
+def test_boxes_lie_where_they_should(side: int, factor: int) -> None:
+    grey = torch.full((3, side, side + 20), 128, dtype=torch.uint8)
+    x1, y1, x2, y2 = (side * part for part in (0.25, 0.3, 0.75, 0.8))
+    drawn = drawing.boxes(grey, torch.tensor([[x1, y1, x2, y2]]), [""], [RED])
+    assert drawn.shape == (3, factor * side, factor * (side + 20)) and (grey == 128).all()
+    for x, y in ((x1, y1), (x2 - 0.5, y1), (x1, y2 - 0.5), (x2 - 0.5, y2 - 0.5), (side / 2, y1), (x1, side / 2)):
+        assert at(drawn, x * factor, y * factor) == RED
+    for x, y in ((x1 - 1, y1), (x1, y1 - 1), (x2, side / 2), (side / 2, y2), (side / 2, side / 2)):
+        assert at(drawn, x * factor, y * factor) == (128, 128, 128)
+
+
+def test_labels_stay_inside_and_the_first_box_on_top() -> None:
+    grey = torch.full((3, 240, 300), 128, dtype=torch.uint8)
+    corners = torch.tensor([[0, 0, 20, 20], [280, 0, 300, 20], [285, 230, 300, 240], [-50, 100, 900, 230]]).float()
+    for box in corners:
+        drawn = drawing.boxes(grey, box[None], ["traffic light 97%"], [RED])
+        inked = (drawn == torch.tensor(RED).view(3, 1, 1)).all(0)
+        assert inked.sum() > 700  # the label's ground whole, letters apart
+        assert (drawn.int().sum(0) > 700).sum() + (drawn.int().sum(0) < 60).sum() > 60  # black or white letters
+    both = drawing.boxes(grey, torch.tensor([[50.0, 50, 150, 150]] * 2), ["", ""], [RED, GREEN])
+    assert at(both, 50, 100) == RED
+    outside = torch.tensor([[310.0, 10, 350, 50], [10, 10, 10, 60], [40, 30, 20, 10], [5, -20, 60, 0]])
+    assert torch.equal(drawing.boxes(grey, outside, ["far"] * 4), grey)
+    assert torch.equal(drawing.boxes(grey, torch.zeros(0, 4), []), grey)
+    with pytest.raises(ValueError, match="zip"):
+        drawing.boxes(grey, corners, ["one"])
+
+
+def test_skeletons_join_what_is_seen() -> None:
+    grey = torch.full((3, 300, 300), 128, dtype=torch.uint8)
+    persons = torch.tensor([[[50, 50, 0.9], [150, 50, 0.8], [150, 150, 0.1], [-40, 20, 0.9]],
+                            [[50, 250, 1.0], [250, 250, 1.0], [250, 200, 0.0], [250, 100, 1.0]]])  # fmt: skip
+    drawn = drawing.skeletons(grey, persons, [(0, 1), (1, 2), (2, 3)], [RED, GREEN], least=0.2)
+    assert at(drawn, 50, 50) == at(drawn, 100, 50) == at(drawn, 150, 50) == RED
+    assert at(drawn, 150, 150) == at(drawn, 150, 100) == (128, 128, 128)
+    assert at(drawn, 150, 250) == at(drawn, 250, 100) == GREEN and at(drawn, 250, 225) == (128, 128, 128)
+    assert torch.equal(drawing.skeletons(grey, torch.zeros(0, 17, 3), []), grey)
+    small = drawing.skeletons(grey[:, :64, :48], torch.tensor([[[24.0, 32, 1]]]), [], [RED])
+    assert small.shape == (3, 256, 192) and at(small, 24.5 * 4, 32.5 * 4) == RED
+
+
+def test_heat_glows_where_the_map_is_high() -> None:
+    grey = torch.full((3, 240, 200), 100, dtype=torch.uint8)
+    maps = torch.zeros(2, 24, 20)
+    maps[0, 3, 4], maps[1, 15, 10], maps[1, 20, 2] = 1.0, 0.4, float("nan")
+    drawn = drawing.heat(grey, maps)
+    assert drawn.shape == grey.shape and drawn.dtype == torch.uint8
+    assert min(at(drawn, 45, 35)) > 150 and at(drawn, 105, 155)[0] > 130 > at(drawn, 105, 155)[2]
+    assert torch.equal(drawn[:, :, 150:], grey[:, :, 150:])
+    assert torch.equal(drawing.heat(grey, maps[0]), drawing.heat(grey, maps[:1]))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 80, 40), (2, 10, 3, 80, 40), (2, 3, 5, 80, 40), (2, 3, 3, 5, 80, 40)])
+def test_the_attention_grid_shows_input_and_masks_alike(shape: tuple[int, ...]) -> None:
+    """The bright corner of the input is where the mask is bright, to the pixel, for views and clips as well."""
+    clip = len(shape) == 6 or shape[1:3] == (3, 5)
+    views = shape[1] if len(shape) - clip == 5 else 1
+    inputs = torch.zeros(shape, dtype=torch.uint8)
+    bright = inputs.view(2, views, 3, *shape[-3 if clip else -2 :])[1, (views - 1) // 2]
+    (bright[:, 2] if clip else bright)[:, 60:, :20] = 255
+    masks = torch.zeros(2 * views, 1, *([3] if clip else []), 8, 4)
+    masks[views + (views - 1) // 2, ..., 6:, :2] = 1
+    grid = attention_grid(inputs, {(2, 1): masks, (3, 1): masks * 0.5, (3, 2): masks}, 1)
+    assert grid.shape == (3, 2 * 128, 3 * 64)
+    tile = torch.zeros(3, 128, 64, dtype=torch.uint8)
+    tile[:, 96:, :32] = 255
+    assert torch.equal(grid[:, :128, 64:128], tile) and torch.equal(grid[:, 128:, 128:], tile)
+    assert grid[:, 128:, 64:128].max() == 128 and not grid[:, :128, 128:].any() and not grid[:, 128:, :64].any()
+    assert (grid[:, :128, :64].int() - tile).abs().float().mean() < 3  # resampling softens the edge
+    assert grid[0, 112, 16] == 255 and grid[0, 80, 16] == 0
