@@ -45,7 +45,10 @@ def literal(plain: nn.Module, tdaf: TDAF, x: Tensor, n_flows: int, how: str, gat
         for number in range(1, n_stages - (n_flows - n) + 1):  # Eq. 1
             value = used[n][0][number - 1](value)
             if (n - 1, number) in maps and number in gated:  # Eqs. 3 and 5
-                masks[n, number] = used[n][1][str(number)](maps[n - 1, number], value.shape[2:])
+                above = maps[n - 1, number]
+                for axis in range(2, x.dim()):  # of deconvolutions, whose maps may be larger than half
+                    above = above.narrow(axis, 0, min(above.shape[axis], math.ceil(value.shape[axis] / 2)))
+                masks[n, number] = used[n][1][str(number)](above, value.shape[2:])
                 value = value * (masks[n, number] + eta)
             maps[n, number] = value
     return [maps[n_flows, number] for number in range(1, n_stages + 1)], masks, used

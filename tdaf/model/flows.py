@@ -22,7 +22,8 @@ class TDAF(nn.Module):
     """A staged network with top-down attention (Eqs. 1-5); it has the fields of Staged and returns what Staged does.
 
     flows: N, 1 <= N <= L. 1 is the plain network itself: no gate, no clone. anar: layers of each gate (2, 3, 5, 7).
-    eta: Eq. 5, in [0, 1]. gated: "all" or the 1-based stages that have a gate, from 1..L-1.
+    eta: Eq. 5, in [0, 1]. gated: "all", the 1-based stages that have a gate, from 1..L-1, or "appended": those of them
+    that a task has appended to the backbone (Staged.append), as the paper has it for pose (Sec. 4.3).
     downsample: Eq. 2, "area", "bilinear" or "stride". anar_width, depthwise, gate_init: see ANAR.
     norm: "mfbn" (Eq. 4), or "shared": one set of statistics for all flows. rematerialise: keep each stage's input only
     and compute the stage again in backward; also when flows is 1. Raises UserError for a setting out of range.
@@ -54,7 +55,7 @@ class TDAF(nn.Module):
         self.eta = eta
         self.rematerialise = rematerialise
         self.gates = nn.ModuleDict()
-        for stage in _gated_stages(gated, len(staged.stages)) if flows > 1 else ():
+        for stage in _gated_stages(gated, len(staged.stages), staged.appended) if flows > 1 else ():
             width = self.widths[stage - 1]
             self.gates[str(stage)] = ANAR(width, anar, anar_width, self.dims, depthwise, gate_init, eta)
         self.earlier = _earlier(self, norm)
@@ -148,6 +149,7 @@ def _take(network: nn.Module, staged: Staged) -> None:
     network.strides = list(staged.strides)
     network.dims = staged.dims
     network.classifier = staged.classifier
+    network.appended = staged.appended
 
 
 def _earlier(network: nn.Module, norm: str) -> nn.ModuleList:
@@ -156,12 +158,22 @@ def _earlier(network: nn.Module, norm: str) -> nn.ModuleList:
     return clone_flows(network.stages, network.gates, network.flows) if norm == "mfbn" else nn.ModuleList()
 
 
-def _gated_stages(gated: str | Sequence[int], stages: int) -> list[int]:
+def _gated_stages(gated: str | Sequence[int], stages: int, appended: int) -> list[int]:
     everywhere = list(range(1, stages))
     if gated == "all":
         return everywhere
+    if gated == "appended":
+        return _appended_stages(everywhere, appended)
     if isinstance(gated, str) or not all(stage in everywhere for stage in gated):
+        names = "all, appended" if appended > 1 else "all"
         raise UserError(
-            f"gated={gated}: must be all or a list of stages between 1 and {stages - 1}; the last stage has no gate"
+            f"gated={gated}: must be {names} or a list of stages between 1 and {stages - 1}; the last stage has no gate"
         )
     return sorted(set(gated))
+
+
+def _appended_stages(everywhere: list[int], appended: int) -> list[int]:
+    if appended < 2:
+        found = "only one appended stage, the last, which has no gate" if appended else "no appended stages"
+        raise UserError(f"gated=appended: this network has {found}; give all or a list of stages")
+    return everywhere[1 - appended :]

@@ -10,11 +10,12 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.ops import FrozenBatchNorm2d
 
+from tdaf.model.freeze import FixedBatchNorm2d
 from tdaf.model.sharing import untie
 
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 _DECONVOLUTIONS = (nn.ConvTranspose2d, nn.ConvTranspose3d)
-_NORMS = (nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, FrozenBatchNorm2d)
+_NORMS = (nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, FrozenBatchNorm2d, FixedBatchNorm2d)
 
 
 def fold(network: nn.Module) -> nn.Module:

@@ -39,6 +39,9 @@ def relu_gate(h: Tensor, m: Tensor, inplace: bool = False) -> Tensor:
 
 
 def _mask(gate: nn.Module, above: Tensor, h: Tensor, eta: float) -> Tensor:
+    # A deconvolution doubles a map whose size was rounded up: what lies beyond half of h is of no cell of h, and would
+    # squeeze the mask. Elsewhere every size is half of the next flow's, rounded up, and nothing is cut.
+    above = above[(..., *(slice(-(-size // 2)) for size in h.shape[2:]))]
     return gate(above, h.shape[2:]).to(h.dtype) + eta
 
 

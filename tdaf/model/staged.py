@@ -16,6 +16,8 @@ class Staged(nn.Module):
     dims: 2 for images (B, C, H, W), 3 for clips (B, C, T, H, W).
     classifier: `classifier(width, classes) -> module` from the last map to (B, classes) where the network's
         publication has one of its own (VGG's three fully connected layers); None means pooling and one linear layer.
+    appended: how many of the stages, counted from the last, a task has appended to the backbone's own (see `append`).
+    Raises ValueError where the lists' lengths differ.
     """
 
     def __init__(
@@ -25,6 +27,7 @@ class Staged(nn.Module):
         strides: list[int],
         dims: int = 2,
         classifier: Callable[[int, int], nn.Module] | None = None,
+        appended: int = 0,
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
@@ -32,11 +35,32 @@ class Staged(nn.Module):
         self.strides = list(strides)
         self.dims = dims
         self.classifier = classifier
+        self.appended = appended
         if not len(self.stages) == len(self.widths) == len(self.strides):
             raise ValueError(
                 f"a staged network needs one width and one stride a stage, "
                 f"got {len(self.stages)} stages, {len(self.widths)} widths, {len(self.strides)} strides"
             )
+
+    def append(self, stages: Iterable[nn.Module], widths: list[int], strides: list[int]) -> Staged:
+        """A network of these same stages followed by more; it has no `classifier`, which is one for the old last map.
+
+        strides: input size / map size, as for all stages: that of a map the size of half the input is 2.
+        Raises ValueError where the lists' lengths differ.
+        """
+        more = list(stages)
+        if not len(more) == len(widths) == len(strides):
+            raise ValueError(
+                f"appended stages need one width and one stride each, "
+                f"got {len(more)} stages, {len(widths)} widths, {len(strides)} strides"
+            )
+        return Staged(
+            [*self.stages, *more],
+            [*self.widths, *widths],
+            [*self.strides, *strides],
+            self.dims,
+            appended=self.appended + len(more),
+        )
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """x (B, C, [T,] H, W) -> the L maps, the last one last."""

@@ -1,0 +1,276 @@
+"""Frozen stages and fixed batch norms of a backbone, with and without TDAF: what moves, what is shared, what loads."""
+
+from __future__ import annotations
+
+import copy
+import functools
+
+import pytest
+import torch
+import torchvision
+from tiny import settle
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from tdaf.engine.optim import optimizer
+from tdaf.engine.syncbn import synchronise
+from tdaf.errors import UserError
+from tdaf.measure import parameters
+from tdaf.model.backbones.resnet import resnet
+from tdaf.model.flows import TDAF, MultiScale
+from tdaf.model.fold import fold
+from tdaf.model.freeze import FixedBatchNorm2d, FrozenBatchNorm2d, fix_batch_norm, freeze_stages
+from tdaf.model.pretrained import load
+from tdaf.model.staged import Staged
+
+torch.set_num_threads(1)
+
+BODIES = {
+    "plain": lambda staged: staged,
+    "one flow": lambda staged: TDAF(staged, flows=1),
+    "tdaf": lambda staged: TDAF(staged, flows=3, anar=5, anar_width=32),
+    "shared": lambda staged: TDAF(staged, flows=3, anar=3, anar_width=32, norm="shared"),
+    "multiscale": lambda staged: MultiScale(staged, flows=3),
+    "attended": lambda staged: TDAF(resnet(18, width=8, attention="cbam"), flows=2, anar_width=32),
+}
+NORMS = (_BatchNorm, FrozenBatchNorm2d, FixedBatchNorm2d)
+
+
+def build(kind: str = "tdaf", mode: str = "trained", stages: int = 0) -> Staged:
+    """Statistics and weights are drawn before anything is fixed."""
+    torch.manual_seed(0)
+    body = settle(BODIES[kind](resnet(18, width=8)))
+    fix_batch_norm(body, mode)
+    freeze_stages(body, stages)
+    return body
+
+
+def step(body: Staged) -> None:
+    """One step of training."""
+    torch.manual_seed(1)
+    body.train()
+    trained = torch.optim.SGD([p for p in body.parameters() if p.requires_grad], lr=0.1)
+    sum(x.square().mean() for x in body(torch.randn(2, 3, 40, 33))).backward()
+    trained.step()
+
+
+def moved(body: Staged) -> set[str]:
+    """The names of the state dict that a step of training changes."""
+    before = {name: value.clone() for name, value in body.state_dict().items()}
+    step(body)
+    return {name for name, value in body.state_dict().items() if not torch.equal(value, before[name])}
+
+
+def is_gate(name: str) -> bool:
+    return "gates." in name
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_frozen_norms_do_not_move_in_any_flow(kind):
+    body = build(kind)
+    affine = {name for name, _ in body.named_parameters() if _of_norm(body, name) and not is_gate(name)}
+    count = parameters(body).total - sum(body.get_parameter(name).numel() for name in affine)
+    body = build(kind, "frozen")
+    assert parameters(body).total == count
+    names = moved(body)
+    assert not any("running" in name for name in names if not is_gate(name)) and not affine & names
+    assert {name for name, _ in body.named_parameters() if ".attention." not in name} <= names
+    gates = [name for name in body.state_dict() if is_gate(name) and "running_mean" in name]
+    assert set(gates) <= names and bool(gates) == (kind in ("tdaf", "shared", "attended"))
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_affine_norms_train_without_their_statistics(kind):
+    total = parameters(build(kind)).total
+    body = build(kind, "affine")
+    assert parameters(body).total == parameters(body).trainable == total
+    names = moved(body)
+    assert not any("running" in name or "tracked" in name for name in names if not is_gate(name))
+    assert {name for name, _ in body.named_parameters() if _of_norm(body, name)} <= names
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_trained_norms_are_left_alone(kind):
+    body = build(kind)
+    before = list(body.modules())
+    fix_batch_norm(body, "trained")
+    assert list(map(id, body.modules())) == list(map(id, before))
+    names = moved(body)
+    assert {name for name in body.state_dict() if "running_mean" in name} <= names
+
+
+def _of_norm(body: nn.Module, name: str) -> bool:
+    return isinstance(body.get_submodule(name.rpartition(".")[0]), NORMS)
+
+
+@pytest.mark.parametrize("mode", ["frozen", "affine"])
+@pytest.mark.parametrize("kind", ["plain", "tdaf", "multiscale"])
+def test_fixed_norms_compute_what_evaluation_does(kind, mode):
+    ours, theirs = build(kind, mode).train(), build(kind).eval()
+    for module in ours.modules():
+        if isinstance(module, _BatchNorm):  # the gates' own
+            module.eval()
+    x = torch.randn(2, 3, 40, 33)
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients):
+            for a, b in zip(ours(x), theirs(x), strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["frozen", "affine", "trained"])
+@pytest.mark.parametrize("kind", ["plain", "tdaf", "multiscale"])
+def test_stages_are_frozen_in_every_flow(kind, mode):
+    body = build(kind, mode, 2)
+    before = {name: value.clone() for name, value in body.named_parameters()}
+    step(body)
+    for name, value in body.named_parameters():
+        frozen = name.startswith(("stages.0.", "stages.1."))
+        assert torch.equal(value, before[name]) == frozen, name
+        assert value.requires_grad != frozen
+    for flow in getattr(body, "earlier", ()):
+        assert not any(p.requires_grad for p in flow["stages"][0].parameters())
+    if kind == "tdaf":
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in body.gates["1"].parameters())
+
+
+@pytest.mark.parametrize("count", [-1, 5])
+def test_a_count_that_the_backbone_has_not_is_refused(count):
+    with pytest.raises(UserError, match=f"frozen_stages={count}: this backbone has 4 stages, so give 0 to 4"):
+        freeze_stages(resnet(18, width=8), count)
+    with pytest.raises(UserError, match="batch_norm=fixed: give one of frozen, affine, trained"):
+        fix_batch_norm(resnet(18, width=8), "fixed")
+
+
+def assert_shared(body: Staged) -> None:
+    checked = 0
+    for flow in body.earlier:
+        for name, parameter in flow.named_parameters(remove_duplicate=False):
+            assert parameter is body.get_parameter(name), name
+            checked += 1
+    assert checked > 10
+    first, last = body.earlier[0]["stages"][0].bn1, body.stages[0].bn1
+    assert first.running_mean is not last.running_mean
+
+
+CHANGES = {
+    "copied": copy.deepcopy,
+    "copied from outside": lambda body: copy.deepcopy(nn.Sequential(body))[0],
+    "double": lambda body: body.double(),
+    "to empty": lambda body: nn.Sequential(body.to("meta")).to_empty(device="cpu")[0],
+    "assigned": lambda body: _loaded(body, copy.deepcopy(body).state_dict(), True),
+    "loaded": lambda body: _loaded(body, copy.deepcopy(body).state_dict(), False),
+    "averaged": lambda body: torch.optim.swa_utils.AveragedModel(body).module,
+    "synchronised": lambda body: synchronise(body, torch.device("cpu")),
+}
+
+
+def _loaded(body: Staged, state: dict[str, Tensor], assign: bool) -> Staged:
+    body.load_state_dict(state, assign=assign)
+    return body
+
+
+@pytest.mark.parametrize("mode", ["frozen", "affine"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_flows_stay_shared_and_norms_fixed(mode, change):
+    body = build("tdaf", mode, 1)
+    keys = list(body.state_dict())
+    body = CHANGES[change](body).train()
+    assert_shared(body)
+    assert list(body.state_dict()) == keys
+    assert not any(p.requires_grad for p in body.stages[0].parameters())
+    kind = FrozenBatchNorm2d if mode == "frozen" else FixedBatchNorm2d
+    stages = [body.stages, *[flow["stages"] for flow in body.earlier]]
+    for norms in ([m for m in flow.modules() if isinstance(m, NORMS)] for flow in stages):
+        assert norms and all(type(norm) is kind for norm in norms)
+
+
+def test_norms_over_all_ranks_leave_the_fixed_ones_alone():
+    for mode, kind in (("frozen", FrozenBatchNorm2d), ("affine", FixedBatchNorm2d)):
+        body = nn.SyncBatchNorm.convert_sync_batchnorm(build("tdaf", mode))
+        assert type(body.stages[0].bn1) is type(body.earlier[0]["stages"][0].bn1) is kind
+        assert any(isinstance(m, nn.SyncBatchNorm) for m in body.gates.modules())
+
+
+@pytest.mark.parametrize("mode", ["frozen", "affine", "trained"])
+@pytest.mark.parametrize("kind", ["plain", "tdaf"])
+def test_torchvision_weights_load_by_name(kind, mode):
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet18().eval()
+    for norm in theirs.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+                nn.init.uniform_(tensor, 0.5, 1.5)
+    body = BODIES[kind](resnet(18))
+    fix_batch_norm(body, mode)
+    report = load(nn.ModuleDict({"body": body}), theirs.state_dict())
+    assert report.unexpected == ["fc.weight", "fc.bias"] and not report.mismatched
+    assert all(is_gate(name) for name in report.missing)
+    for stages in [body.stages, *[flow["stages"] for flow in getattr(body, "earlier", ())]]:
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            assert torch.equal(getattr(stages[0].bn1, name), getattr(theirs.bn1, name))
+    if kind == "plain":
+        x = torch.randn(1, 3, 64, 64)
+        found = theirs.fc(body.eval()(x)[-1].mean((2, 3)))
+        torch.testing.assert_close(found, theirs(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["frozen", "affine"])
+def test_our_checkpoints_load_with_the_statistics_of_every_flow(mode):
+    trained = nn.ModuleDict({"body": build("tdaf"), "head": nn.Linear(64, 5)})
+    state = trained.state_dict()
+    body = BODIES["tdaf"](resnet(18, width=8))
+    fix_batch_norm(body, mode)
+    report = load(nn.ModuleDict({"body": body, "neck": nn.Conv2d(64, 8, 1)}), state)
+    assert report.missing == ["neck.weight", "neck.bias"] and report.unexpected == ["head.weight", "head.bias"]
+    x = torch.randn(2, 3, 40, 33)
+    for a, b in zip(body.eval()(x), trained["body"].eval()(x), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    statistics = [flow["stages"][0].bn1.running_mean for flow in body.earlier] + [body.stages[0].bn1.running_mean]
+    assert len({tuple(s.tolist()) for s in statistics}) == 3
+    # and back, without TDAF and with ordinary norms
+    plain = resnet(18, width=8)
+    report = load(plain, nn.ModuleDict({"body": body}).state_dict())
+    assert report.missing == [] and torch.equal(plain.stages[0].bn1.running_mean, body.stages[0].bn1.running_mean)
+
+
+@pytest.mark.parametrize("mode", ["frozen", "affine", "trained"])
+@pytest.mark.parametrize("kind", ["plain", "tdaf", "shared", "multiscale"])
+def test_folding(kind, mode):
+    body = build(kind, mode, 1)
+    folded, x = fold(body), torch.randn(2, 3, 40, 33)
+    assert not any(isinstance(m, NORMS) for m in folded.modules())
+    with torch.no_grad():
+        for ours, theirs in zip(folded(x), body.eval()(x), strict=True):
+            assert theirs.abs().max() > 1e-3
+            assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("mode", ["frozen", "affine"])
+def test_rematerialised_gradients_are_the_same(mode):
+    def gradients(rematerialise: bool) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        body = TDAF(resnet(18, width=8), flows=3, anar_width=32, rematerialise=rematerialise).train()
+        fix_batch_norm(body, mode)
+        freeze_stages(body, 1)
+        torch.manual_seed(1)
+        body(torch.randn(2, 3, 40, 33))[-1].square().mean().backward()
+        return {name: p.grad for name, p in body.named_parameters() if p.requires_grad}
+
+    plain, again = gradients(False), gradients(True)
+    assert all(torch.equal(again[name], value) for name, value in plain.items())
+
+
+def test_maps_keep_their_number_format():
+    x = torch.randn(2, 4, 5, 5).bfloat16()
+    for gradient in (False, True):
+        x = x.clone().requires_grad_(gradient)
+        assert FrozenBatchNorm2d(4)(x).dtype == FixedBatchNorm2d(4)(x).dtype == torch.bfloat16
+
+
+def test_fixed_norms_are_norms_to_the_optimizer():
+    body = build("plain", "affine")
+    built = optimizer(
+        body, functools.partial(torch.optim.SGD), lr=1.0, weight_decay=0.1, batch=1, norm_weight_decay=False
+    )
+    still = [p for group in built.param_groups if group["weight_decay"] == 0 for p in group["params"]]
+    assert {id(p) for p in still} == {id(p) for name, p in body.named_parameters() if _of_norm(body, name)}
