@@ -1,0 +1,1 @@
+"""COCO's files as detection and pose share them: annotations, images, and the scores of results."""

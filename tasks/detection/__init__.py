@@ -1,0 +1,1 @@
+"""Object detection with FCOS (Tian et al. 2019, 2020)."""

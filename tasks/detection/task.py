@@ -1,0 +1,185 @@
+"""Object detection with FCOS (Tian et al. 2019, 2020) as the engine sees it (protocols: tdaf/task.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from tasks.coco.source import CocoSplit
+from tasks.detection.data import Detections, Inputs
+from tasks.detection.decode import Decoder
+from tasks.detection.evaluator import CocoBoxes
+from tasks.detection.line import LINES
+from tasks.detection.losses import losses
+from tasks.detection.network import FcosNetwork
+from tasks.detection.transforms import Transform
+from tdaf.errors import UserError
+from tdaf.media.drawing import boxes as with_boxes
+from tdaf.media.drawing import colour
+from tdaf.media.pictures import Pictures
+from tdaf.model.freeze import MODES, fix_batch_norm, freeze_stages
+from tdaf.model.normalise import Normalise
+from tdaf.model.staged import Staged
+from tdaf.task import Batch
+
+NAMED = 5  # detections that are told of a picture in a text
+
+
+class Source(Protocol):
+    classes: list[str]
+
+    def split(self, name: str) -> CocoSplit:
+        """The split "train" or "val"; raises UserError when it is not there."""
+
+
+class Fcos:
+    """data: images and annotations. train_transform, val_transform: from an image and its boxes to an input.
+    mean, std: of the pixels, RGB, in units of 0..1.
+    head: "original" or "improved", the two lines of FCOS (tasks/detection/line.py says what they are).
+    channels: of the pyramid and the head, a multiple of 8. convs: of each tower.
+    batch_norm: of the backbone, "frozen", "affine" (weight and bias train) or "trained"; "auto": frozen without
+    attention, affine with it, as the paper's parameter counts have it. frozen_stages: the first stages (the stem is in
+    the first) whose parameters do not train. keep_empty: whether images without an object are trained on.
+    score_threshold, nms, top, per_image: see `Decoder`. shown: detections of this score and above are drawn.
+    Raises UserError for values outside these.
+    """
+
+    metric = "AP"
+
+    def __init__(
+        self,
+        data: Source,
+        train_transform: Transform,
+        val_transform: Transform,
+        mean: list[float],
+        std: list[float],
+        head: str = "original",
+        channels: int = 256,
+        convs: int = 4,
+        batch_norm: str = "auto",
+        frozen_stages: int | str = "auto",
+        pretrained: str | None = "imagenet",
+        keep_empty: bool = False,
+        score_threshold: float = 0.05,
+        nms: float = 0.6,
+        top: int = 1000,
+        per_image: int = 100,
+        shown: float = 0.3,
+    ) -> None:
+        if head not in LINES:
+            raise UserError(f"task.head={head}: give {' or '.join(LINES)}")
+        if batch_norm not in ("auto", *MODES):
+            raise UserError(f"task.batch_norm={batch_norm}: give auto, {', '.join(MODES)}")
+        if channels < 8 or channels % 8:
+            raise UserError(f"task.channels={channels}: give a multiple of 8")
+        if convs < 0:
+            raise UserError(f"task.convs={convs}: give 0 or more")
+        if frozen_stages != "auto" and (isinstance(frozen_stages, str) or frozen_stages < 0):
+            raise UserError(f"task.frozen_stages={frozen_stages}: give auto, or 0 or more")
+        if not 0 <= shown <= 1:
+            raise UserError(f"task.shown={shown}: give a number in 0..1")
+        if not len(mean) == len(std) == 3 or min(std) <= 0:
+            raise UserError("task.mean, task.std: give three numbers each, one a colour, std above 0")
+        self.data, self.train_transform, self.val_transform = data, train_transform, val_transform
+        self.mean, self.std, self.line, self.channels, self.convs = list(mean), list(std), LINES[head], channels, convs
+        self.batch_norm, self.frozen_stages, self.pretrained = batch_norm, frozen_stages, pretrained is not None
+        self.pad_value = [round(255 * value) for value in mean]
+        self.keep_empty, self.shown = keep_empty, shown
+        self.decoder = Decoder(score_threshold, nms, top, per_image)
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the categories, in the order of the logits."""
+        return self.data.classes
+
+    def network(self, backbone: Staged, tdaf: Callable[[Staged], Staged]) -> nn.Module:
+        """TDAF goes around the backbone."""
+        body = tdaf(backbone)
+        plain = getattr(body, "flows", 1) == 1
+        automatic = ("frozen" if plain else "affine") if self.pretrained else "trained"
+        fix_batch_norm(body, automatic if self.batch_norm == "auto" else self.batch_norm)
+        freeze_stages(body, int(self.pretrained) if self.frozen_stages == "auto" else self.frozen_stages)
+        normalise = Normalise(self.mean, self.std, body.dims)
+        return FcosNetwork(body, len(self.classes), self.line, normalise, self.channels, self.convs)
+
+    def dataset(self, split: str) -> Detections:
+        if split == "train":
+            return Detections(self.data.split(split), self.train_transform, self.keep_empty, self._padding)
+        return Detections(self.data.split(split), self.val_transform, pad_value=self._padding)
+
+    def losses(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Tensor]:
+        """outputs: the network's. "classification", "box", "centreness"."""
+        return losses(outputs, batch["boxes"], batch["labels"], self.line)
+
+    def evaluator(self) -> CocoBoxes:
+        return CocoBoxes(self.data.split("val").annotations, self.decoder)
+
+    def inputs(self, paths: list[Path]) -> Inputs:
+        """Images and videos of the user's, each picture prepared as a validation image."""
+        return Inputs(Pictures(paths), self.val_transform, self._padding)
+
+    @property
+    def _padding(self) -> list[int]:
+        """The pixel that is nearest to 0 when it is normalised."""
+        return [round(255 * value) for value in self.mean]
+
+    def answers(self, outputs: dict[str, Any], batch: Batch) -> list[dict[str, Any]]:
+        """A picture: {"detections": [{"class", "score", "box": [x, y, width, height]}, ...], the best first, "width",
+        "height", "text" for people}, all in the picture's pixels."""
+        answers = []
+        sizes, scales = (batch[key].double().cpu() for key in ("size", "scale"))
+        for found, size, scale in zip(self.decoder(outputs, batch["size"]), sizes, scales, strict=True):
+            width, height = (size.flip(0) / scale).round().int().tolist()
+            corners = (found.boxes.double().cpu() / scale.repeat(2)).tolist()
+            rows = zip(corners, found.scores.tolist(), found.labels.tolist(), strict=True)
+            entries = []
+            for (x0, y0, x1, y1), score, label in rows:
+                box = [x0, y0, min(x1, width) - x0, min(y1, height) - y0]
+                entries.append({"class": self.classes[label], "score": score, "box": box})
+            answers.append({"detections": entries, "width": width, "height": height, "text": self._text(entries)})
+        return answers
+
+    def _text(self, entries: list[dict[str, Any]]) -> str:
+        drawn = [f"{entry['class']} {entry['score']:.2f}" for entry in entries if entry["score"] >= self.shown]
+        more = [f"{len(drawn) - NAMED} more"] if len(drawn) > NAMED else []
+        return ", ".join([*drawn[:NAMED], *more]) or "nothing"
+
+    def draw(self, picture: Tensor, answers: list[dict[str, Any]]) -> Tensor:
+        """Boxes with class and score, a colour a class."""
+        entries = [entry for answer in answers for entry in answer["detections"]]
+        corners = [(x, y, x + width, y + height) for x, y, width, height in (entry["box"] for entry in entries)]
+        labels = [self.classes.index(entry["class"]) for entry in entries]
+        return self._drawn(picture, corners, [entry["score"] for entry in entries], labels)
+
+    def pictures(self, outputs: dict[str, Any], batch: Batch) -> dict[str, list[Tensor]]:
+        """The detections on each input, without its padding."""
+        found = self.decoder(outputs, batch["size"])
+        images = zip(batch["input"].cpu(), batch["size"].tolist(), found, strict=True)
+        return {
+            "prediction": [
+                self._drawn(image[:, :height, :width], own.boxes.tolist(), own.scores.tolist(), own.labels.tolist())
+                for image, (height, width), own in images
+            ]
+        }
+
+    def _drawn(self, picture: Tensor, corners: list, scores: list[float], labels: list[int]) -> Tensor:
+        seen = [entry for entry in zip(corners, scores, labels, strict=True) if entry[1] >= self.shown]
+        edges = Tensor([corner for corner, _, _ in seen]).reshape(-1, 4)
+        texts = [f"{self.classes[label]} {score:.2f}" for _, score, label in seen]
+        return with_boxes(picture, edges, texts, [colour(label) for _, _, label in seen])
+
+    def document(self, found: list[tuple[Path, int | None, list[dict[str, Any]]]]) -> dict[str, Any]:
+        """COCO's format; an annotation has "score", the image of a video "frame". Categories count from 1."""
+        images, annotations = [], []
+        for number, (path, frame, answers) in enumerate(found, 1):
+            sizes = {key: answer[key] for answer in answers for key in ("width", "height")}
+            place = {} if frame is None else {"frame": frame}
+            images.append({"id": number, "file_name": str(path), **place, **sizes})
+            for entry in (entry for answer in answers for entry in answer["detections"]):
+                own = {"id": len(annotations) + 1, "image_id": number, "bbox": entry["box"], "score": entry["score"]}
+                annotations.append({**own, "category_id": self.classes.index(entry["class"]) + 1})
+        categories = [{"id": number, "name": name} for number, name in enumerate(self.classes, 1)]
+        return {"images": images, "annotations": annotations, "categories": categories}

@@ -1,0 +1,143 @@
+"""Images with boxes to inputs, on uint8. Every random choice draws from torch's global generator.
+
+`train_transform` and `val_transform` are what a configuration names. Sizes follow FCOS (tianzhi0549/FCOS
+fcos_core/data/transforms/transforms.py): the short side as asked, unless the long side would exceed `max_size`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as v2F
+
+from tdaf.errors import UserError
+
+
+class View(NamedTuple):
+    """An image as the network sees it, and what became of its boxes.
+
+    image: uint8 (3, h, w). boxes (L, 4) float32: x1, y1, x2, y2 in its pixels. kept (K,) bool: which of the K boxes
+    given these are. scale: its pixels for one of the original, along x and y.
+    """
+
+    image: Tensor
+    boxes: Tensor
+    kept: Tensor
+    scale: tuple[float, float]
+
+
+Transform = Callable[[Tensor, Tensor], View]  # (uint8 (3, H, W), boxes (K, 4)) -> View
+
+
+@dataclass(frozen=True)
+class Resize:
+    """sizes: the short side is one of them, drawn; without a random number where there is one only."""
+
+    sizes: Sequence[int]
+    max_size: int
+
+    def __call__(self, image: Tensor, boxes: Tensor) -> View:
+        place = int(torch.randint(len(self.sizes), ())) if len(self.sizes) > 1 else 0
+        height, width = image.shape[1:]
+        new_height, new_width = resized_size(height, width, self.sizes[place], self.max_size)
+        scale = new_width / width, new_height / height
+        resized = v2F.resize(image, [new_height, new_width], antialias=True)
+        return View(resized, boxes * boxes.new_tensor([*scale, *scale]), _all(boxes), scale)
+
+
+@dataclass(frozen=True)
+class Training:
+    """Colours, a window, a mirror image, then `Resize`: the cheap steps see the smaller image."""
+
+    resize: Resize
+    flip: float
+    crop: float
+    jitter: float
+
+    def __call__(self, image: Tensor, boxes: Tensor) -> View:
+        if self.jitter:
+            image = jittered(image, self.jitter)
+        kept = _all(boxes)
+        if self.crop and float(torch.rand(())) < self.crop:
+            image, boxes, kept = cropped(image, boxes)
+        if float(torch.rand(())) < self.flip:
+            image, boxes = flipped(image, boxes)
+        return self.resize(image, boxes)._replace(kept=kept)
+
+
+def train_transform(
+    short_sides: list[int], max_size: int = 1333, flip: float = 0.5, crop: float = 0.0, jitter: float = 0.0
+) -> Training:
+    """short_sides: one size; two are the ends of a range of whole numbers, both included; more are a list to draw from.
+    flip, crop: probabilities of a mirror image, and of a random window of half to all of each side.
+    jitter: brightness, contrast and saturation change by up to this part.
+    Raises UserError for values that cannot be.
+    """
+    where = "task.train_transform"
+    if not short_sides or min(short_sides) < 1 or list(short_sides) != sorted(short_sides):
+        raise UserError(f"{where}.short_sides={list(short_sides)}: give rising sizes of 1 or more")
+    for name, value in (("flip", flip), ("crop", crop), ("jitter", jitter)):
+        if not 0 <= value <= 1:
+            raise UserError(f"{where}.{name}={value}: give a number in 0..1")
+    _check_size(where, max(short_sides), max_size)
+    sizes = range(short_sides[0], short_sides[1] + 1) if len(short_sides) == 2 else tuple(short_sides)
+    return Training(Resize(sizes, max_size), flip, crop, jitter)
+
+
+def val_transform(short_side: int = 800, max_size: int = 1333) -> Resize:
+    """Raises UserError for values that cannot be."""
+    if short_side < 1:
+        raise UserError(f"task.val_transform.short_side={short_side}: give 1 or more")
+    _check_size("task.val_transform", short_side, max_size)
+    return Resize((short_side,), max_size)
+
+
+def resized_size(height: int, width: int, short_side: int, max_size: int) -> tuple[int, int]:
+    """(height, width) with the aspect kept as far as whole pixels allow; the long side is rounded down."""
+    short, long = min(height, width), max(height, width)
+    if long / short * short_side > max_size:
+        short_side = max(1, round(max_size * short / long))
+    new_long = max(1, int(short_side * long / short))
+    return (short_side, new_long) if height <= width else (new_long, short_side)
+
+
+def flipped(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Mirrored left to right."""
+    width = image.shape[2]
+    left, top, right, bottom = boxes.unbind(1)
+    return image.flip(2), torch.stack([width - right, top, width - left, bottom], 1)
+
+
+def cropped(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(image, boxes, kept) of a window of half to all of each side; of an object whose box has its centre outside it,
+    too little is left to learn from, and the box is dropped."""
+    height, width = image.shape[1:]
+    h = int(torch.randint((height + 1) // 2, height + 1, ()))
+    w = int(torch.randint((width + 1) // 2, width + 1, ()))
+    top, left = int(torch.randint(height - h + 1, ())), int(torch.randint(width - w + 1, ()))
+    moved = boxes - boxes.new_tensor([left, top, left, top])
+    limit = boxes.new_tensor([w, h])
+    centre = (moved[:, :2] + moved[:, 2:]) / 2
+    kept = ((centre > 0) & (centre < limit)).all(1)
+    inside = torch.minimum(moved[kept].clamp(min=0), limit.repeat(2))
+    return image[:, top : top + h, left : left + w], inside, kept
+
+
+def jittered(image: Tensor, part: float) -> Tensor:
+    """Brightness, contrast and saturation, each multiplied by a number within `part` of 1."""
+    brightness, contrast, saturation = (1 + part * (2 * torch.rand(3) - 1)).tolist()
+    image = v2F.adjust_contrast(v2F.adjust_brightness(image, brightness), contrast)
+    return v2F.adjust_saturation(image, saturation)
+
+
+def _all(boxes: Tensor) -> Tensor:
+    return torch.ones(len(boxes), dtype=torch.bool)
+
+
+def _check_size(where: str, short_side: int, max_size: int) -> None:
+    if max_size < short_side:
+        raise UserError(f"{where}.max_size={max_size}: it must not be below the short side, {short_side}")

@@ -1,0 +1,354 @@
+"""COCO's annotation files and folders: read as pycocotools reads them, packed, and every fault a line or a count."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+import io
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from coco_files import Document, document, drawn, save, save_images, save_set
+from PIL import Image
+from pycocotools.coco import COCO
+
+from tasks.coco.annotations import Annotations, read
+from tasks.coco.source import CocoFiles
+from tdaf.errors import UnreadableSample, UserError
+from tdaf.media.image import read_image
+
+
+def test_a_small_file_is_read_to_the_letter(tmp_path: Path) -> None:
+    found = read(save(tmp_path / "a.json", document()))
+    assert found.image_ids.tolist() == [10, 20, 30] and len(found) == 3
+    assert found.sizes.tolist() == [[50, 50], [64, 48], [40, 60]]
+    assert [found.file(i) for i in range(3)] == ["a.jpg", "folder/bb.jpg", "c.jpg"]
+    assert found.categories == [(3, "dog"), (7, "cup"), (90, "book")] and found.classes == ["dog", "cup", "book"]
+    assert found.keypoint_names == [] and found.skeleton == [] and found.notes == {"images without an object": 1}
+    first, last = found.objects(0), found.objects(2)
+    assert first.boxes.tolist() == [[0, 0, 50, 50], [30, 20, 40, 30]] and first.crowd.tolist() == [True, False]
+    assert last.boxes.tolist() == [[10.5, 5, 30.5, 35.25], [1, 2, 4, 6]] and last.labels.tolist() == [2, 1]
+    assert last.areas.tolist() == [300.5, 11] and last.ids.tolist() == [105, 103] and last.keypoints is None
+    assert len(found.objects(1)) == 0 and found.objects(1).boxes.shape == (0, 4)
+    kinds = [str(getattr(last, name).dtype) for name in ("boxes", "labels", "areas", "crowd", "ids")]
+    assert kinds == ["float32", "int64", "float32", "bool", "int64"]
+    assert found.usable(0).ids.tolist() == [102] and found.usable_counts().tolist() == [1, 0, 2]
+    assert found.places(np.array([30, 11, 10, 99])).tolist() == [2, -1, 0, -1]
+
+
+@pytest.mark.parametrize("joints", [0, 5])
+def test_objects_are_those_that_pycocotools_finds(joints: int, tmp_path: Path) -> None:
+    path = save(tmp_path / "a.json", drawn(20, 90, joints=joints))
+    with contextlib.redirect_stdout(io.StringIO()):
+        theirs = COCO(str(path))
+    ours = read(path)
+    assert ours.image_ids.tolist() == sorted(theirs.getImgIds())
+    assert [number for number, _ in ours.categories] == sorted(theirs.getCatIds())
+    for index, number in enumerate(ours.image_ids):
+        objects, expected = ours.objects(index), theirs.loadAnns(theirs.getAnnIds(imgIds=[number]))
+        assert objects.ids.tolist() == [entry["id"] for entry in expected]
+        corners = [(x, y, x + w, y + h) for x, y, w, h in (entry["bbox"] for entry in expected)]
+        assert np.array_equal(objects.boxes, np.array(corners, np.float32).reshape(-1, 4))
+        assert [ours.categories[label][0] for label in objects.labels] == [entry["category_id"] for entry in expected]
+        assert objects.crowd.tolist() == [bool(entry["iscrowd"]) for entry in expected]
+        assert np.array_equal(objects.areas, np.array([entry["area"] for entry in expected], np.float32))
+        if objects.keypoints is not None:
+            points = np.array([entry["keypoints"] for entry in expected]).reshape(-1, joints, 3)
+            assert np.array_equal(objects.keypoints, points) and objects.keypoints.dtype == np.float32
+    assert (ours.table.keypoints is None) == (joints == 0)
+    assert ours.skeleton == ([(0, 1), (1, 4)] if joints else [])
+
+
+def reachable(found: Annotations) -> list[Any]:
+    seen: dict[int, Any] = {}
+    waiting: list[Any] = [found]
+    while waiting:
+        thing = waiting.pop()
+        if id(thing) not in seen and not isinstance(thing, type):
+            seen[id(thing)] = thing
+            waiting += gc.get_referents(thing)
+    return list(seen.values())
+
+
+def test_python_objects_do_not_grow_with_the_file(tmp_path: Path) -> None:
+    small, large = (read(save(tmp_path / f"{n}.json", drawn(n, 5 * n, joints=3))) for n in (10, 300))
+    things = reachable(large)
+    assert len(things) <= len(reachable(small)) + 2
+    arrays = [thing for thing in things if isinstance(thing, np.ndarray)]
+    assert len(arrays) >= 10 and all(array.dtype.kind in "iufb" for array in arrays)
+    total = sum(array.nbytes for array in arrays) + len(large.file_names)
+    assert total < 300 * 120 + 1500 * 120  # bytes an image and, with three key points, an object
+    assert len(pickle.dumps(large)) < 1.2 * total + 4000  # what a worker that is not forked gets
+
+
+def test_a_file_is_read_once_until_it_changes(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.json", document())
+    first = read(path)
+    assert read(path) is first
+    content = document()
+    content["images"].append({"id": 50, "file_name": "d.jpg", "height": 10, "width": 10})
+    assert len(read(save(path, content))) == 4
+
+
+def test_some_of_the_images(tmp_path: Path) -> None:
+    whole = read(save(tmp_path / "a.json", document()))
+    part = whole.only(np.array([1, 2]))
+    assert part.image_ids.tolist() == [20, 30] and [part.file(i) for i in range(2)] == ["folder/bb.jpg", "c.jpg"]
+    assert part.objects(1).ids.tolist() == [105, 103] and part.usable_counts().tolist() == [0, 2]
+    assert part.table is whole.table and part.places(np.array([10, 30])).tolist() == [-1, 1]
+
+
+def entry(kind: str, place: int, **values: Any) -> Callable[[Document], None]:
+    """A change of one entry of a document; None takes the key away."""
+
+    def change(content: Document) -> None:
+        for key, value in values.items():
+            content[kind][place][key] = value
+            if value is None:
+                del content[kind][place][key]
+
+    return change
+
+
+def repeated(kind: str, place: int) -> Callable[[Document], None]:
+    return lambda content: content[kind].append(copy.deepcopy(content[kind][place]))
+
+
+FAULTS = [
+    (entry("images", 1, file_name=None), "image 10 has no file_name"),
+    (entry("images", 1, file_name=7), "image 10: file_name=7: give a text"),
+    (entry("images", 0, height=None), "image 30 has no height"),
+    (entry("images", 0, width=0), "image 30: width=0: give a whole number of 1 or more"),
+    (entry("images", 0, id=None), "image number 1 of the file has no id"),
+    (entry("images", 0, id="30"), "image 30: id='30': give a finite number"),
+    (entry("images", 0, id=1.5), "image 1.5: id=1.5: give a whole number"),
+    (repeated("images", 2), "image id 20 is used more than once"),
+    (lambda content: content["images"].append(5), "image number 4 of the file is no JSON object, but '5'"),
+    (lambda content: content["images"].clear(), "its list 'images' is empty"),
+    (entry("categories", 0, name=None), "category 7 has no name"),
+    (repeated("categories", 1), "category id 3 is used more than once"),
+    (lambda content: content["categories"].clear(), "its list 'categories' is empty"),
+    (entry("annotations", 2, image_id=31), "annotation 103: image_id=31 is not among the file's images"),
+    (entry("annotations", 2, category_id=8), "annotation 103: category_id=8 is not among the file's categories"),
+    (entry("annotations", 0, image_id=30.5), "annotation 105: image_id=30.5: give a whole number"),
+    (entry("annotations", 0, id=None), "annotation number 1 of the file has no id"),
+    (entry("annotations", 1, bbox=None), "annotation 101 has no bbox"),
+    (entry("annotations", 1, bbox=[1, 2, 3]), r"annotation 101: bbox=\[1, 2, 3\]: give 4 finite numbers"),
+    (entry("annotations", 1, bbox=[1, 2, float("nan"), 4]), r"annotation 101: bbox=\[1, 2, nan, 4\]: give 4 finite"),
+    (entry("annotations", 1, bbox=[1, 2, "3", 4]), r"annotation 101: bbox=\[1, 2, '3', 4\]: give 4 finite"),
+    (entry("annotations", 3, area="big"), "annotation 102: area='big': give a finite number"),
+    (entry("categories", 2, keypoints=["nose"], skeleton=[[1, 2]]), "category 90: skeleton: give pairs of 1 to 1"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), FAULTS)
+def test_what_has_no_remedy_is_one_line(change: Callable[[Document], None], message: str, tmp_path: Path) -> None:
+    content = document()
+    change(content)
+    with pytest.raises(UserError, match=message) as raised:
+        read(save(tmp_path / "wrong.json", content))
+    assert "wrong.json" in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (json.dumps(document())[:-70], "damaged or no JSON .*unpack or copy it again"),
+        ("", "damaged or no JSON"),
+        ("[{}]", "no COCO annotation file: it holds a list"),
+        ('{"a": 1}', "no COCO annotation file: it has no list 'images'"),
+        ('{"images": {}, "categories": []}', "it has no list 'images'"),
+        ('{"images": []}', "it has no list 'categories'"),
+        ("[" * 100000, "damaged or no JSON"),
+        (None, "No such file"),
+    ],
+)
+def test_files_that_are_no_annotations(text: str | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=message) as raised:
+        read(path)
+    assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b"\x80\x81\x82" * 9)
+    with pytest.raises(UserError, match="damaged or no JSON"):
+        read(tmp_path / "a.json")
+
+
+def test_ids_with_a_decimal_point(tmp_path: Path) -> None:
+    content = document()
+    for image in content["images"]:
+        image["id"] = float(image["id"])
+    for annotation in content["annotations"]:
+        annotation.update(id=float(annotation["id"]), category_id=float(annotation["category_id"]))
+    found, plain = (read(save(tmp_path / f"{n}.json", part)) for n, part in enumerate((content, document())))
+    assert found.image_ids.dtype == np.int64 and found.image_ids.tolist() == plain.image_ids.tolist()
+    assert found.objects(2).ids.tolist() == [105, 103] and found.objects(2).labels.tolist() == [2, 1]
+
+
+def test_boxes_without_area_or_outside_are_counted_and_not_learnt(tmp_path: Path) -> None:
+    content = document()  # the image is 60 x 40
+    boxes = [[5, 5, 0, 9], [5, 5, 9, -1], [60, 0, 5, 5], [-20, 3, 15, 3], [-5, 30, 20, 30], [59.7, 0, 0.6, 40.3]]
+    content["annotations"] = [
+        {"id": n + 1, "image_id": 30, "category_id": 3, "bbox": box, "area": 10.0} for n, box in enumerate(boxes)
+    ]
+    found = read(save(tmp_path / "a.json", content))
+    assert found.notes == {
+        "boxes without area, not learnt": 2,
+        "boxes outside their image, not learnt": 2,
+        "boxes partly outside their image, clipped to learn": 1,
+        "images without an object": 2,
+    }
+    assert found.objects(2).ids.tolist() == [1, 2, 3, 4, 5, 6] and not found.objects(2).crowd.any()
+    assert found.objects(2).boxes[4].tolist() == [-5, 30, 15, 60]
+    assert found.usable(2).ids.tolist() == [5, 6]
+    assert np.array_equal(found.usable(2).boxes, np.array([[0, 30, 15, 40], [59.7, 0, 60, 40]], np.float32))
+
+
+def test_repeated_annotations(tmp_path: Path) -> None:
+    content = document()
+    same, other = copy.deepcopy(content["annotations"][0]), {**content["annotations"][2], "id": 105}
+    content["annotations"] += [same, other]
+    content["annotations"][3]["id"] = 0
+    found = read(save(tmp_path / "a.json", content))
+    assert found.notes == {
+        "annotations listed twice, counted once": 1,
+        "annotation ids used twice, replaced": 1,
+        "annotation id 0, replaced": 1,
+        "images without an object": 1,
+    }
+    assert found.objects(2).ids.tolist() == [105, 103, 107] and found.objects(0).ids.tolist() == [101, 106]
+
+
+def test_what_may_be_left_out(tmp_path: Path) -> None:
+    content = document()
+    del content["annotations"][0]["iscrowd"], content["annotations"][0]["area"]
+    found = read(save(tmp_path / "a.json", content))
+    assert not found.objects(2).crowd.any() and found.objects(2).areas.tolist() == [20 * 30.25, 11]
+    assert found.notes["objects without an area, the box's taken"] == 1
+
+
+@pytest.mark.parametrize("key", [True, False])
+def test_no_annotation_at_all(key: bool, tmp_path: Path) -> None:
+    content = document()
+    content["annotations"].clear()
+    if not key:  # as in image_info_test-dev2017.json
+        del content["annotations"]
+    found = read(save(tmp_path / "a.json", content))
+    assert len(found) == 3 and found.notes == {"images without an object": 3}
+    assert all(len(found.objects(i)) == len(found.usable(i)) == 0 for i in range(3))
+
+
+def test_key_points(tmp_path: Path) -> None:
+    content = document()
+    content["categories"][0] |= {"keypoints": ["nose", "ear"], "skeleton": [[2, 1]]}
+    content["annotations"][3] |= {"keypoints": [31, 21, 2, 0, 0, 0], "num_keypoints": 1}
+    path = save(tmp_path / "a.json", content)
+    found = read(path)
+    assert found.keypoint_names == ["nose", "ear"] and found.skeleton == [(1, 0)]
+    assert found.objects(0).keypoints.tolist() == [[[0, 0, 0], [0, 0, 0]], [[31, 21, 2], [0, 0, 0]]]
+    assert found.table.keypoints.dtype == np.float32 and found.table.labelled.tolist() == [0, 1, 0, 0]
+    content["annotations"][3]["keypoints"][0] = 31.1
+    assert read(save(path, content)).table.keypoints.dtype == np.float64
+    content["annotations"][3]["keypoints"].append(1)
+    with pytest.raises(UserError, match=r"annotation 102: keypoints=.*give 6 finite numbers"):
+        read(save(path, content))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    val = document()
+    val["images"] = val["images"][1:]
+    val["annotations"] = val["annotations"][1::2]
+    return save_set(tmp_path / "coco", document(), val)
+
+
+def test_images_by_split(root: Path) -> None:
+    source = CocoFiles(str(root))
+    assert source.classes == ["dog", "cup", "book"]
+    train, val = source.split("train"), source.split("val")
+    assert (len(train), train.skipped, len(val), val.skipped) == (3, 0, 2, 0)
+    assert [train.name(i) for i in range(3)] == ["train2017/a.jpg", "train2017/folder/bb.jpg", "train2017/c.jpg"]
+    assert train.read(1).shape == (3, 64, 48) and train.read(1).equal(read_image(root / "train2017/folder/bb.jpg"))
+    assert val.name(1) == "val2017/folder/bb.jpg" and val.annotations.image_ids.tolist() == [10, 20]
+
+
+def test_own_names_of_files_and_folders(root: Path) -> None:
+    (root / "annotations/instances_val2017.json").rename(root / "mine.json")
+    (root / "val2017").rename(root / "pictures")
+    source = CocoFiles(str(root), val_annotations="mine.json", val_images="pictures")
+    assert source.split("val").name(0) == "pictures/a.jpg" and source.split("val").read(0).shape == (3, 50, 50)
+
+
+def test_only_the_split_that_is_asked_for_is_read(root: Path) -> None:
+    save(root / "annotations/instances_train2017.json", "{")
+    source = CocoFiles(str(root))
+    assert len(source.split("val")) == 2
+    with pytest.raises(UserError, match="instances_train2017.json is damaged"):
+        source.split("train")
+
+
+def test_images_that_cannot_be_read(root: Path) -> None:
+    folder = root / "train2017"
+    (folder / "a.jpg").unlink()
+    (folder / "c.jpg").write_bytes((folder / "c.jpg").read_bytes()[:200])
+    Image.new("RGB", (64, 48)).save(folder / "folder/bb.jpg")
+    split = CocoFiles(str(root)).split("train")
+    said = "the image has 64 x 48 pixels, its annotation says 48 x 64; was it turned by its EXIF tag.*bb.jpg"
+    for index, message in enumerate(("No such file.*a.jpg", said, "c.jpg")):
+        with pytest.raises(UnreadableSample, match=message):
+            split.read(index)
+    Image.new("RGB", (60, 41)).save(folder / "c.jpg")
+    with pytest.raises(UnreadableSample, match=r"has 60 x 41 pixels, its annotation says 60 x 40 \("):
+        split.read(2)
+
+
+def test_skip_list(root: Path, tmp_path: Path) -> None:
+    skip = tmp_path / "skip.txt"
+    skip.write_text("train2017/a.jpg\nval2017/folder/bb.jpg\n\n")
+    source = CocoFiles(str(root), skip_list=str(skip))
+    train, val = source.split("train"), source.split("val")
+    assert (len(train), train.skipped, len(val), val.skipped) == (2, 1, 1, 1)
+    assert train.name(0) == "train2017/folder/bb.jpg" and train.annotations.objects(1).ids.tolist() == [105, 103]
+    assert val.annotations.image_ids.tolist() == [10]
+    skip.write_text("val2017/a.jpg\nval2017/folder/bb.jpg")
+    with pytest.raises(UserError, match="data.skip_list leaves no image in .*val2017"):
+        CocoFiles(str(root), skip_list=str(skip)).split("val")
+    skip.write_text("a.jpg")
+    with pytest.raises(UserError, match=r"'a.jpg' is not a path below data.root \(train2017/"):
+        CocoFiles(str(root), skip_list=str(skip))
+    with pytest.raises(UserError, match="data.skip_list=nowhere.txt: No such file.*check_data.py"):
+        CocoFiles(str(root), skip_list="nowhere.txt")
+
+
+def test_folders_that_cannot_be(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="data.root is not set.*expected annotations/instances_train.*recipe=demo"):
+        CocoFiles(None)
+    with pytest.raises(UserError, match="no such folder .*nowhere.*expected .*recipe=demo"):
+        CocoFiles(str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="there is no annotations/instances_val2017.json in it; expected .*val2017/"):
+        CocoFiles(str(tmp_path))
+    (root / "train2017").rename(root / "elsewhere")
+    source = CocoFiles(str(root))
+    with pytest.raises(UserError, match="there is no folder train2017 in it; expected .*recipe=demo"):
+        source.split("train")
+    (root / "val2017").rename(root / "train2017")
+    with pytest.raises(UserError, match="there is no folder val2017 in it"):
+        CocoFiles(str(root))
+
+
+def test_splits_with_different_categories(root: Path) -> None:
+    content = document()
+    content["categories"][0]["name"] = "mug"
+    save(root / "annotations/instances_train2017.json", content)
+    with pytest.raises(UserError, match="same categories; only in the val file: 7 cup and 1 more"):
+        CocoFiles(str(root)).split("train")
