@@ -1,6 +1,6 @@
 """Evaluates a checkpoint, or the best one of a run folder:
 
-    python scripts/evaluate.py checkpoint=RUN_FOLDER [protocol=10crop] [folded=true] [gpus=N] [data.root=PATH] [key=value ...]
+    python scripts/evaluate.py checkpoint=RUN_FOLDER [protocol=10crop] [boxes=[gt,FILE.json]] [folded=true] [gpus=N] [data.root=PATH] [key=value ...]
 
 Settings are the run's own but for those given here. The numbers go to standard output and, with the protocol and how many
 samples were counted, to evaluation-<protocol>.json in the run folder. Exit codes as train.py's.
@@ -14,7 +14,7 @@ from configs.arguments import given, main
 
 
 def evaluate(arguments: list[str]) -> int:
-    own, overrides = given(arguments, ("checkpoint", "folded"), {"protocol": "task.protocol"})
+    own, overrides = given(arguments, ("checkpoint", "folded"), {"protocol": "task.protocol", "boxes": "task.boxes"})
     from configs.evaluation import evaluate_checkpoint
 
     return evaluate_checkpoint(own["checkpoint"], overrides, own["folded"] in ("true", "True", "1"))

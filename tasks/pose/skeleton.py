@@ -1,0 +1,52 @@
+"""What the names of key points say: which are left and right of the same part, which belong to the legs, how they are
+joined, and how exactly people place them. Names are all that a checkpoint stores, so an own skeleton works like COCO's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+# name: ten times its sigma, COCO's half constant of the spread with which annotators place it
+# (cocodataset/cocoapi, PythonAPI/pycocotools/cocoeval.py, Params.setKpParams)
+SPREADS = {
+    "nose": 0.26, "left_eye": 0.25, "right_eye": 0.25, "left_ear": 0.35, "right_ear": 0.35,
+    "left_shoulder": 0.79, "right_shoulder": 0.79, "left_elbow": 0.72, "right_elbow": 0.72,
+    "left_wrist": 0.62, "right_wrist": 0.62, "left_hip": 1.07, "right_hip": 1.07,
+    "left_knee": 0.87, "right_knee": 0.87, "left_ankle": 0.89, "right_ankle": 0.89,
+}  # fmt: skip
+COCO = tuple(SPREADS)
+OTHER_SIGMA = 0.05  # of key points that COCO does not have: about the mean of its 17
+
+# the bones of COCO's category "person" (person_keypoints_val2017.json, "skeleton")
+BONES = (
+    ("left_ankle", "left_knee"), ("left_knee", "left_hip"), ("right_ankle", "right_knee"), ("right_knee", "right_hip"),
+    ("left_hip", "right_hip"), ("left_shoulder", "left_hip"), ("right_shoulder", "right_hip"),
+    ("left_shoulder", "right_shoulder"), ("left_shoulder", "left_elbow"), ("right_shoulder", "right_elbow"),
+    ("left_elbow", "left_wrist"), ("right_elbow", "right_wrist"), ("left_eye", "right_eye"), ("nose", "left_eye"),
+    ("nose", "right_eye"), ("left_eye", "left_ear"), ("right_eye", "right_ear"), ("left_ear", "left_shoulder"),
+    ("right_ear", "right_shoulder"),
+)  # fmt: skip
+LEGS = ("hip", "knee", "ankle", "heel", "toe", "foot")
+
+
+def flip_pairs(names: Sequence[str]) -> list[tuple[int, int]]:
+    """Places of left_x and right_x, for every x that has both."""
+    places = {name: place for place, name in enumerate(names)}
+    others = {name: name.replace("left_", "right_", 1) for name in names if name.startswith("left_")}
+    return [(places[left], places[right]) for left, right in others.items() if right in places]
+
+
+def edges(names: Sequence[str]) -> list[tuple[int, int]]:
+    """COCO's bones between those key points that have COCO's names; none for others."""
+    places = {name: place for place, name in enumerate(names)}
+    return [(places[a], places[b]) for a, b in BONES if a in places and b in places]
+
+
+def sigmas(names: Sequence[str]) -> list[float]:
+    """COCO's for its names, 0.05 for others, in the unit of an object's size (the square root of its area)."""
+    return [SPREADS[name] / 10 if name in SPREADS else OTHER_SIGMA for name in names]
+
+
+def legs(names: Sequence[str]) -> list[bool]:
+    """Whether each key point belongs to the lower half of the body."""
+    return [any(part in name for part in LEGS) for name in names]

@@ -1,0 +1,184 @@
+"""Heat maps, their decoding and the loss against plain transcriptions of the published rules."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tasks.pose.crop import affine, framed, inverse, transform
+from tasks.pose.heatmaps import decode, encode, flip_merged, flipped
+from tasks.pose.losses import heatmap_loss
+
+torch.set_num_threads(1)
+PAIRS = [(1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16)]
+
+
+def published_target(point, visible, size, stride, sigma):
+    """One key point, pixel by pixel."""
+    height, width = size
+    reach = 3 * sigma
+    mu_x, mu_y = int(point[0] / stride + 0.5), int(point[1] / stride + 0.5)
+    left, top, right, bottom = mu_x - reach, mu_y - reach, mu_x + reach + 1, mu_y + reach + 1
+    target = np.zeros(size)
+    if left >= width or top >= height or right < 0 or bottom < 0:
+        return target, 0
+    if visible > 0.5:
+        for y in range(max(0, top), min(bottom, height)):
+            for x in range(max(0, left), min(right, width)):
+                target[y, x] = math.exp(-((x - mu_x) ** 2 + (y - mu_y) ** 2) / (2 * sigma**2))
+    return target, visible
+
+
+@pytest.mark.parametrize(("size", "sigma"), [((64, 48), 2), ((96, 72), 3)])
+def test_targets_are_the_published_ones(size, sigma):
+    generator = np.random.default_rng(0)
+    height, width = 4 * size[0], 4 * size[1]
+    points = generator.uniform(-60, [width + 60, height + 60], (6, 17, 2))
+    # centres that just reach the map and just miss it, on every side
+    edges = [4 * (s + k) for s in (-3 * sigma, size[1] + 3 * sigma) for k in range(-3, 4)]
+    points[0, :14, 0] = edges
+    points[0, :14, 1] = 100
+    points[1, :14, 1] = [4 * (s + k) for s in (-3 * sigma, size[0] + 3 * sigma) for k in range(-3, 4)]
+    points[1, :14, 0] = 100
+    visible = (generator.random((6, 17)) < 0.8).astype(float)
+    visible[:2] = 1
+    targets, weights = encode(torch.tensor(points), torch.tensor(visible), size, sigma=sigma)
+    assert targets.shape == (6, 17, *size) and targets.dtype == weights.dtype == torch.float32
+    seen = set()
+    for person in range(6):
+        for joint in range(17):
+            target, weight = published_target(points[person, joint], visible[person, joint], size, 4, sigma)
+            assert weights[person, joint] == weight
+            np.testing.assert_allclose(targets[person, joint].numpy(), target, atol=1e-7)
+            seen.add((weight, target.max() > 0))
+    assert seen == {(0, False), (1, True), (1, False)}
+
+
+def test_a_joint_s_map_is_one_at_its_pixel_and_empty_where_it_is_not_seen():
+    points = torch.tensor([[[41.9, 82.0], [41.9, 82.0], [-500.0, 82.0]]])
+    targets, weights = encode(points, torch.tensor([[2.0, 0.0, 1.0]]), (64, 48))
+    assert weights.tolist() == [[1, 0, 0]]
+    assert targets[0, 0, 21, 10] == 1 == targets[0, 0].max() and targets[0, 1:].abs().sum() == 0
+
+
+def published_point(heatmap):
+    """One heat map to a point and a score."""
+    height, width = heatmap.shape
+    place = int(heatmap.argmax())
+    score = heatmap.flatten()[place]
+    x, y = place % width, place // width
+    if score <= 0:
+        x = y = 0
+    found = [float(x), float(y)]
+    if 1 < x < width - 1 and 1 < y < height - 1:
+        found[0] += 0.25 * np.sign(heatmap[y, x + 1] - heatmap[y, x - 1])
+        found[1] += 0.25 * np.sign(heatmap[y + 1, x] - heatmap[y - 1, x])
+    return found, score
+
+
+def test_decoding_is_the_published_one():
+    generator = np.random.default_rng(0)
+    maps = generator.normal(size=(20, 17, 9, 7)).astype(np.float32)
+    maps[0, :4] -= 10
+    points, scores = decode(torch.from_numpy(maps))
+    inner = 0
+    for person, joint in np.ndindex(20, 17):
+        point, score = published_point(maps[person, joint])
+        assert points[person, joint].tolist() == point and scores[person, joint] == score
+        inner += point[0] % 1 != 0
+    assert 100 < inner < 340
+    assert points[0, :4].abs().sum() == 0 and (scores[0, :4] < 0).all()
+
+
+def test_the_offset_goes_to_the_higher_neighbour():
+    heatmap = torch.zeros(1, 1, 8, 8)
+    heatmap[0, 0, 3, 4], heatmap[0, 0, 3, 5], heatmap[0, 0, 2, 4] = 1, 0.5, 0.5
+    assert decode(heatmap)[0].tolist() == [[[4.25, 2.75]]]
+
+
+def test_any_key_point_inside_the_crop_comes_back_within_half_a_pixel():
+    """From the image through crop and heat map and back, over 10,000 boxes, rotations and flips."""
+    generator = np.random.default_rng(0)
+    count, size, stride = 10_000, (256, 192), 4
+    corner, extent = generator.uniform(-50, 600, (count, 2)), generator.uniform(5, 500, (count, 2))
+    centre, frame = framed(np.concatenate([corner, corner + extent], 1), size)
+    frame *= generator.uniform(0.7, 1.3, (count, 1))
+    matrix = affine(centre, frame, size, generator.uniform(-180, 180, count), generator.random(count) < 0.5)
+    # The last heat-map column ends half of its pixels before the last two of the input (docstring of heatmaps).
+    limits = np.array([size[1] - stride / 2, size[0] - stride / 2]) - 1e-3
+    points = transform(generator.uniform(0, limits, (count, 1, 2)), inverse(matrix))
+    found = []
+    for chunk in range(0, count, 1000):
+        part = slice(chunk, chunk + 1000)
+        inside = torch.from_numpy(transform(points[part], matrix[part]))
+        targets, weights = encode(inside, torch.ones(1000, 1), (64, 48), stride)
+        assert (weights == 1).all()
+        decoded, scores = decode(targets)
+        assert (scores == 1).all()
+        found.append(transform(decoded.numpy() * stride, inverse(matrix[part])))
+    found = np.concatenate(found)
+    pixels = np.abs(transform(found, matrix) - transform(points, matrix)) / stride
+    assert pixels.max() <= 0.5 + 1e-6
+    assert pixels.max() > 0.49  # and it is not that nothing moved
+    # the same in the image, in units of the crop's scale
+    scale = np.abs(np.linalg.det(matrix[:, :, :2])) ** 0.5
+    distance = np.linalg.norm(found - points, axis=-1)[:, 0] * scale / stride
+    assert distance.max() <= math.sqrt(0.5) + 1e-6
+
+
+def test_flipping_twice_is_the_identity():
+    torch.manual_seed(0)
+    maps = torch.randn(2, 17, 8, 6)
+    once = flipped(maps, PAIRS)
+    assert not torch.equal(once, maps)
+    assert torch.equal(once[:, 3, :, 0], maps[:, 4, :, 5]) and torch.equal(once[:, 0, :, 0], maps[:, 0, :, 5])
+    assert torch.equal(flipped(once, PAIRS), maps)
+
+
+def test_the_flip_test_is_the_published_one():
+    torch.manual_seed(0)
+    maps = torch.randn(3, 2, 17, 8, 6)
+    straight, turned = maps[:, 0].numpy(), maps[:, 1].numpy()[..., ::-1].copy()
+    for left, right in PAIRS:
+        turned[:, [left, right]] = turned[:, [right, left]]
+    unshifted = turned.copy()
+    turned[:, :, :, 1:] = turned.copy()[:, :, :, 0:-1]
+    before = maps.clone()
+    np.testing.assert_allclose(flip_merged(maps, PAIRS).numpy(), (straight + turned) * 0.5, rtol=1e-6)
+    np.testing.assert_allclose(flip_merged(maps, PAIRS, shift=False).numpy(), (straight + unshifted) / 2, rtol=1e-6)
+    assert torch.equal(maps, before)
+
+
+def test_the_shift_brings_a_mirrored_key_point_to_its_place():
+    """Key points on pixels, encoded in the input and in its mirror image: the maps agree with the shift alone."""
+    columns = torch.arange(40, 150, dtype=torch.float32)
+    points = torch.stack([columns, torch.full_like(columns, 100.0)], -1)[:, None]
+    mirror = torch.stack([191 - points[..., 0], points[..., 1]], -1)
+    seen = torch.ones(len(points), 1)
+    straight, turned = encode(points, seen, (64, 48))[0], encode(mirror, seen, (64, 48))[0]
+    assert torch.equal(flipped(turned, [], shift=True), straight)
+    assert all(not torch.equal(a, b) for a, b in zip(flipped(turned, []), straight, strict=True))
+
+
+def test_the_loss_is_the_published_one():
+    """JointsMSELoss written down with loops."""
+    torch.manual_seed(0)
+    maps = torch.randn(4, 17, 16, 12, requires_grad=True)
+    targets, weights = torch.rand(4, 17, 16, 12), (torch.rand(4, 17) < 0.7).float()
+    weights[0, 0] = 0.5
+    total, mse = 0.0, nn.MSELoss(reduction="mean")
+    for joint in range(17):
+        predicted, wanted = maps[:, joint].reshape(4, -1), targets[:, joint].reshape(4, -1)
+        weight = weights[:, joint, None]
+        total += 0.5 * mse(predicted * weight, wanted * weight)
+    expected = total / 17
+    ours = heatmap_loss(maps, targets, weights)
+    torch.testing.assert_close(ours, expected)
+    (grad,), (theirs,) = torch.autograd.grad(ours, maps), torch.autograd.grad(expected, maps)
+    torch.testing.assert_close(grad, theirs)
+    assert grad[weights == 0].abs().sum() == 0
+    assert heatmap_loss(maps.bfloat16(), targets, weights).dtype == torch.float32
