@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from tdaf.demo import shapes
+
+Colour = tuple[int, int, int]
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 _FINE = 4  # sub-pixels along each axis when an edge is drawn
 _COARSE = 3  # the same for clutter
@@ -71,7 +75,7 @@ def figure_colours(rng: np.random.Generator, ground: np.ndarray) -> np.ndarray:
     return both[clear[0] if len(clear) else lighter.argmax()]
 
 
-def paste(image: Image.Image, points: shapes.Points, paint: Image.Image | tuple[int, int, int]) -> None:
+def paste(image: Image.Image, points: shapes.Points, paint: Image.Image | Colour) -> None:
     """Draws a polygon with smooth edges on `image`, in place; what lies outside is cut off.
 
     `paint` is a colour, or an RGB picture of the image's size that shows through the polygon."""
@@ -108,17 +112,57 @@ def fragment(rng: np.random.Generator, reach: float) -> shapes.Points:
     return points @ np.array([[cos, sin], [-sin, cos]])
 
 
-def clutter(rng: np.random.Generator, image: Image.Image, pieces: int, reach: float, colours: np.ndarray) -> None:
-    """Strews `pieces` fragments over `image`, in place; each takes one of `colours` (K, 3) or a colour of its own."""
-    # One enlarged picture for all pieces: several times faster than a smooth mask for each.
-    fine = image.resize((image.width * _COARSE, image.height * _COARSE), Image.Resampling.NEAREST)
-    draw = ImageDraw.Draw(fine)
+def strewn(
+    rng: np.random.Generator, frame: tuple[int, int], pieces: int, reach: float, colours: np.ndarray
+) -> list[tuple[shapes.Points, Colour]]:
+    """`pieces` fragments over a frame (width, height); each takes one of `colours` (K, 3) or a colour of its own."""
+    fragments = []
     for _ in range(pieces):
         own = rng.random() < 0.5
         colour = rng.uniform(0, 256, size=3) if own else colours[rng.integers(len(colours))]
-        points = (fragment(rng, reach) + rng.random(2) * image.size) * _COARSE - 0.5
-        draw.polygon(points.ravel().tolist(), fill=tuple(colour.astype(int).tolist()))
+        red, green, blue = colour.astype(int).tolist()
+        fragments.append((fragment(rng, reach) + rng.random(2) * frame, (red, green, blue)))
+    return fragments
+
+
+def draw(image: Image.Image, polygons: Iterable[tuple[shapes.Points, Colour]]) -> None:
+    """Draws polygons in flat colours on `image`, in place, the last in front."""
+    # One enlarged picture for all pieces: several times faster than a smooth mask for each.
+    fine = image.resize((image.width * _COARSE, image.height * _COARSE), Image.Resampling.NEAREST)
+    pen = ImageDraw.Draw(fine)
+    for points, colour in polygons:
+        pen.polygon((points * _COARSE - 0.5).ravel().tolist(), fill=colour)
     image.paste(fine.reduce(_COARSE))
+
+
+def clutter(rng: np.random.Generator, image: Image.Image, pieces: int, reach: float, colours: np.ndarray) -> None:
+    """Strews `pieces` fragments over `image`, in place; see `strewn`."""
+    draw(image, strewn(rng, image.size, pieces, reach, colours))
+
+
+def frame(rng: np.random.Generator, size: int, aspect: float) -> tuple[int, int]:
+    """A picture's (width, height): a short side of 0.9 to 1.1 of `size`, upright or lying, up to 1 : `aspect`."""
+    short = round(size * rng.uniform(0.9, 1.1))
+    long = round(short * rng.uniform(1.0, aspect))
+    return (short, long) if rng.random() < 0.5 else (long, short)
+
+
+def spot(
+    rng: np.random.Generator, box: Box, frame: tuple[int, int], taken: Sequence[Box], overhang: float
+) -> np.ndarray:
+    """How far (x, y) to move a thing with this box so that it lies in the frame; not much upon others, mostly.
+
+    taken: the boxes of the others. overhang: the share of the box that may stick out at each side; what is larger than
+    the frame lies in its middle."""
+    corner, size = np.array(box[:2]), np.array(box[2:]) - box[:2]
+    low, high = -overhang * size, np.array(frame) - (1 - overhang) * size
+    low, high = np.where(low > high, (low + high) / 2, low), np.where(low > high, (low + high) / 2, high)
+    offers = rng.uniform(low, high, size=(rng.integers(1, 8), 2))
+    others = np.array(taken).reshape(-1, 4)
+    common = np.minimum(offers[:, None] + size, others[:, 2:]) - np.maximum(offers[:, None], others[:, :2])
+    smaller = np.minimum(size.prod(), (others[:, 2:] - others[:, :2]).prod(axis=1))
+    hidden = (np.maximum(common, 0).prod(axis=2) / smaller).sum(axis=1)
+    return offers[hidden.argmin()] - corner
 
 
 def grain(rng: np.random.Generator, image: Image.Image, strength: float) -> Image.Image:
