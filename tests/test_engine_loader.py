@@ -134,6 +134,21 @@ def test_one_unreadable_sample_too_many_ends_the_reading(workers: int) -> None:
         list(loader)
 
 
+class Clips(Pictures):
+    """Three samples of each file."""
+
+    def name(self, index: int) -> str:
+        return f"video-{index // 3}.mp4"
+
+
+def test_samples_of_one_file_count_once(capfd: pytest.CaptureFixture[str]) -> None:
+    loader = Loader(Clips(9, bad=(3, 4, 5)), EvaluationOrder(9, 2), seed=0, max_bad=1)
+    assert sum(len(batch["index"]) for batch in loader) == 6 and set(loader.bad) == {3, 4, 5}
+    assert capfd.readouterr().err.count("skipped:") == 1
+    with pytest.raises(RunError, match=r"video-2\.mp4: .* \(2 unreadable, data\.max_bad=1\)"):
+        list(Loader(Clips(9, bad=(3, 4, 8)), EvaluationOrder(9, 2), seed=0, max_bad=1))
+
+
 def test_a_skipped_sample_does_not_change_the_others() -> None:
     whole, part = (
         next(iter(Loader(Pictures(4, bad=bad), EvaluationOrder(4, 4), seed=0, max_bad=1)))["input"]

@@ -82,9 +82,10 @@ def _result(
 ) -> Evaluation:
     records = sorted((r for share, _ in shares for r in share), key=lambda pair: pair[0])
     bad = {index: why for _, found in shares for index, why in found.items()}
-    if len(bad) > loader.max_bad:
-        names = ", ".join(name for name, _ in list(bad.values())[:3]) + (", ..." if len(bad) > 3 else "")
-        raise RunError(f"cannot read {len(bad)} samples ({names}), data.max_bad={loader.max_bad}")
+    files = list(dict.fromkeys(name for name, _ in bad.values()))
+    if len(files) > loader.max_bad:
+        names = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
+        raise RunError(f"cannot read {len(files)} samples ({names}), data.max_bad={loader.max_bad}")
     expected = len(loader.dataset)
     if len({index for index, _ in records}) != len(records) or len(records) + len(bad) != expected:
         counts = f"{len(records)} of {expected} samples ({len(bad)} unreadable)"

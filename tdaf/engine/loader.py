@@ -55,7 +55,8 @@ class Loader:
     """Batches of a split, read by worker processes, with unreadable samples counted against `max_bad`.
 
     order: yields lists of keys. workers: reading processes (0: in this one). timeout: seconds that one batch may take.
-    Iteration raises RunError when a worker stalls or dies, or when more than `max_bad` samples cannot be read.
+    Several samples of one name (the clips of a video, say) count once. Iteration raises RunError when a worker stalls
+    or dies, or when there are more than `max_bad`.
     """
 
     def __init__(
@@ -107,9 +108,13 @@ class Loader:
     def _count(self, index: int, name: str, reason: str) -> None:
         if index in self.bad:
             return
+        known = {other for other, _ in self.bad.values()}
         self.bad[index] = (name, reason)
-        said = f"cannot read {name}: {reason} ({len(self.bad)} unreadable, data.max_bad={self.max_bad})"
-        if len(self.bad) > self.max_bad:
+        if name in known:  # another person of an image, another clip of a video
+            return
+        count = len(known) + 1
+        said = f"cannot read {name}: {reason} ({count} unreadable, data.max_bad={self.max_bad})"
+        if count > self.max_bad:
             raise RunError(f"{said}; repair it, list it with scripts/check_data.py, or raise data.max_bad")
         print(f"skipped: {said}", file=sys.stderr, flush=True)
 
