@@ -4,8 +4,8 @@
                                 [size=224] [device=auto] [threads=N] [pairs=N] [images=160]
                                 [out=PATH]
 
-what: startup, loader, trainer, model, fold, memory, compile, detection, pose; all by default. batch: 8 by default, 128 on a
-GPU. device: auto, cpu or cuda. threads: of torch in this process.
+what: startup, loader, trainer, model, fold, memory, compile, detection, pose, clips; all by default. batch: 8 by default,
+128 on a GPU. device: auto, cpu or cuda. threads: of torch in this process.
 pairs: timed rounds of each measurement, instead of its own number. images: files for the loaders, a multiple of 32.
 out: PATH.md gets a table of each subject measured (its other text stays) and PATH.json everything; without it nothing is
 written. out=docs/benchmarks renews the project's own page. Each row says its bar and whether the median meets it; the
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 NUMBERS = {"anar": 3, "flows": 3, "batch": None, "size": 224, "threads": None, "pairs": None, "images": 160}
 OWN = ("what", "backbone", *NUMBERS, "device", "out")
-WHAT = ("startup", "loader", "trainer", "model", "fold", "memory", "compile", "detection", "pose")
+WHAT = ("startup", "loader", "trainer", "model", "fold", "memory", "compile", "detection", "pose", "clips")
 
 
 def benchmark(arguments: list[str]) -> int:
@@ -67,7 +67,7 @@ def benchmark(arguments: list[str]) -> int:
 
 
 def _subjects() -> dict[str, Callable[[Settings], dict[str, Result]]]:
-    from benchmarks import detection, loader, model, pose, startup, trainer
+    from benchmarks import clips, detection, loader, model, pose, startup, trainer
 
     measures = (
         startup.starting,
@@ -79,6 +79,7 @@ def _subjects() -> dict[str, Callable[[Settings], dict[str, Result]]]:
         model.compiling,
         detection.detection,
         pose.cropping,
+        clips.clips,
     )
     return dict(zip(WHAT, measures, strict=True))
 

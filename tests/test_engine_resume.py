@@ -15,6 +15,7 @@ from tiny_run import Pictures, numbers, run, same, trained, trainer
 
 from tdaf.engine import checkpoint, seeds
 from tdaf.engine.preempt import Preempted
+from tdaf.engine.schedule import Plateau
 from tdaf.errors import UserError
 
 HOW = {"ema": 0.9, "clip": 1.0, "evaluate_every": 1, "max_steps": 17, "checkpoint_every": 3, "accumulate": 2}
@@ -74,7 +75,7 @@ def steps(folder: Path) -> list[tuple[str, int]]:
 @pytest.mark.parametrize("seed", range(6))
 def test_a_run_cut_at_random_moments_is_the_whole_run(tmp_path: Path, whole: Path, seed: int) -> None:
     draw = random.Random(seed)
-    places = ("_one_step", "_backward", "_save", "_evaluate_if_due", "_evaluating", "_report", "event", "_agree")
+    places = ("_one_step", "_backward", "_save", "_evaluate_if_due", "_evaluating", "_report", "event", "_due")
     cuts = [(draw.choice(places), draw.randint(1, 6)) for _ in range(6)]
     assert finish(tmp_path, cuts, workers=seed % 2) >= 3
     assert same(trained(tmp_path), trained(whole))
@@ -104,6 +105,16 @@ def test_a_run_goes_on_from_the_one_before_a_damaged_checkpoint(tmp_path: Path, 
     run(made)
     assert same(trained(tmp_path), trained(whole))
     assert numbers(tmp_path) == numbers(whole)
+
+
+def test_what_a_plateau_remembers_is_kept(tmp_path: Path) -> None:
+    # "places" never changes: every evaluation after the first is one without a better value
+    plateau = {"decay": lambda: Plateau(value="places", patience=0)}
+    run(built(tmp_path / "whole", **plateau))
+    assert trained(tmp_path / "whole")["schedule"]["drops"] == 3
+    cuts = [("_one_step", 7), ("_save", 2), ("_evaluate_if_due", 2)]
+    assert finish(tmp_path / "cut", cuts, **plateau) == 3
+    assert same(trained(tmp_path / "cut"), trained(tmp_path / "whole"))
 
 
 def test_the_loss_scale_of_fp16_is_kept(tmp_path: Path) -> None:

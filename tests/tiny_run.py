@@ -106,6 +106,7 @@ def trainer(
     max_bad: int = 0,
     timeout: float = 60.0,
     lr: float = 0.05,
+    decay: Callable[[], Callable[[float, float], float]] = cosine,
     factory: Callable[..., torch.optim.Optimizer] = functools.partial(torch.optim.SGD, momentum=0.9),
     **settings: Any,
 ) -> Trainer:
@@ -127,7 +128,7 @@ def trainer(
         ColourTask(),
         built,
         make_optimizer=lambda network: optim.optimizer(network, factory, lr=lr, batch=how.batch),
-        make_schedule=functools.partial(Schedule, cosine(), warmup_steps=2),
+        make_schedule=functools.partial(Schedule, decay(), warmup_steps=2),
         order=lambda start: order(start=start),
         loader=lambda order: Loader(train, order, **reading),
         validation=lambda: Loader(val, shared(), **reading),
@@ -161,7 +162,8 @@ def same(a: Any, b: Any) -> bool:
 def trained(folder: Path) -> dict[str, Any]:
     """All of a run's last checkpoint that must not depend on how often the run was cut."""
     state = checkpoint.load(folder / "checkpoints" / checkpoint.LAST)
-    return {k: state[k] for k in ("network", "ema", "optimizer", "scaler", "rng", "step", "evaluated", "best", "last")}
+    kept = ("network", "ema", "optimizer", "schedule", "scaler", "rng", "step", "evaluated", "best", "last")
+    return {k: state[k] for k in kept}
 
 
 def numbers(folder: Path) -> list[dict[str, Any]]:

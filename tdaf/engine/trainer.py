@@ -171,6 +171,7 @@ class Trainer:
         keep, beat = files.__setitem__, self._evaluating
         self.last = evaluate(judged, self.task, self.reading, self.precision, keep=keep, beat=beat)
         self.evaluated = self.step
+        self.schedule.heard(self.last.values)
         value = self.last.values[self.task.metric]
         better = not self.best or value > self.best["value"]
         if better:
@@ -223,6 +224,7 @@ class Trainer:
             "step": self.step,
             "evaluated": self.evaluated,
             "pace": self.pace.state(),
+            "schedule": self.schedule.state(),
             "best": self.best,
             "last": dict(vars(self.last)) if self.last else None,
         }
@@ -239,6 +241,7 @@ class Trainer:
             raise UserError(f"the run folder's checkpoint is of another network: {str(error)[:200]!r}") from error
         self.precision.scaler.load_state_dict(state["scaler"])
         self.pace.restore(state["pace"])
+        self.schedule.restore(state.get("schedule", {}))
         self.step, self.evaluated, self.best = state["step"], state["evaluated"], state["best"]
         self.last = Evaluation(**state["last"]) if state["last"] else None
         if len(state["rng"]) == dist.world():

@@ -1,0 +1,147 @@
+"""Action recognition as the engine sees it (protocols: tdaf/task.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tasks.action.data import Clips, evaluation_clips, training_clips
+from tasks.action.evaluator import VideoAccuracy
+from tasks.action.inputs import Windows
+from tasks.action.sources import Source
+from tasks.action.transforms import Transform
+from tdaf.errors import UserError
+from tdaf.media.drawing import labelled
+from tdaf.model.classifier import Classifier, LinearHead, log_probabilities
+from tdaf.model.normalise import Normalise
+from tdaf.model.staged import Staged
+from tdaf.task import Batch
+
+PROTOCOLS = ("clip", "hara", "30view")
+STRIP = 8  # frames of a clip that its picture shows
+
+
+class Action:
+    """data: the videos. frames, stride: a window is `frames` frames of a video, every `stride`-th.
+    train_transform: from a window to an input. val_transforms: the same for evaluation, one for each protocol by name.
+    protocol: "clip", three windows spread evenly over each video; "hara", all windows that do not overlap; "30view",
+    ten spread evenly. Softmax probabilities are averaged over a video's windows, and over the views of a window.
+    mean, std: of the pixels, in units of 0..1. label_smoothing: in 0..1. dropout: before the linear layer.
+    Raises UserError for values outside these.
+    """
+
+    metric = "top1"
+
+    def __init__(
+        self,
+        data: Source,
+        train_transform: Transform,
+        val_transforms: Mapping[str, Transform],
+        mean: list[float],
+        std: list[float],
+        frames: int = 16,
+        stride: int = 1,
+        protocol: str = "clip",
+        label_smoothing: float = 0.0,
+        dropout: float = 0.0,
+    ) -> None:
+        if protocol not in PROTOCOLS or protocol not in val_transforms:
+            has = ", ".join(name for name in PROTOCOLS if name in val_transforms)
+            raise UserError(f"protocol={protocol}: this task has {has}")
+        for name, count in (("frames", frames), ("stride", stride)):
+            if count < 1:
+                raise UserError(f"task.{name}={count}: give 1 or more")
+        for name, value in (("label_smoothing", label_smoothing), ("dropout", dropout)):
+            if not 0 <= value < 1:
+                raise UserError(f"task.{name}={value}: give 0 or more and less than 1")
+        if not len(mean) == len(std) == 3 or min(std) <= 0:
+            raise UserError("task.mean, task.std: give three numbers each, one a colour, std above 0")
+        self.data, self.train_transform, self.val_transform = data, train_transform, val_transforms[protocol]
+        self.mean, self.std, self.frames, self.stride = list(mean), list(std), frames, stride
+        self.protocol, self.label_smoothing, self.dropout = protocol, label_smoothing, dropout
+
+    @property
+    def classes(self) -> list[str]:
+        """Names for people, in the order of the logits."""
+        return self.data.classes
+
+    def network(self, backbone: Staged, tdaf: Callable[[Staged], Staged]) -> nn.Module:
+        body = tdaf(backbone)
+        if body.dims != 3:
+            raise UserError(f"dims={body.dims}: this task's inputs are clips; give dims=3")
+        halvings = getattr(body, "flows", 1) - 1
+        if self.frames <= 2 ** (halvings - 1):
+            raise UserError(
+                f"flows={halvings + 1}, task.frames={self.frames}: each flow reads half the frames of the next, and "
+                f"there is not one left to halve; give fewer flows, or {2 ** (halvings - 1) + 1} frames or more"
+            )
+        head = LinearHead(body.widths[-1], len(self.classes), self.dropout)
+        return Classifier(body, head, Normalise(self.mean, self.std, body.dims))
+
+    def dataset(self, split: str) -> Clips:
+        videos = self.data.split(split)
+        if split == "train":
+            return training_clips(videos, self.train_transform, self.frames, self.stride)
+        return evaluation_clips(videos, self.val_transform, self.frames, self.stride, self.protocol)
+
+    def losses(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """outputs: logits (B, K)."""
+        loss = F.cross_entropy(outputs.float(), batch["label"], label_smoothing=self.label_smoothing)
+        return {"cross_entropy": loss}
+
+    def evaluator(self) -> VideoAccuracy:
+        return VideoAccuracy(self.protocol, self.classes, lambda video: self.data.split("val").name(video))
+
+    def inputs(self, paths: list[Path]) -> Windows:
+        """Videos of the user's, in windows one after the other, each prepared as in validation."""
+        return Windows(paths, self.val_transform, self.frames, self.stride)
+
+    def answers(self, outputs: Tensor, batch: Batch) -> list[dict[str, Any]]:
+        """{"start", "end", "seconds", "top5": [{"class": name, "probability": p}, ...]} a window, the best first;
+        start, end: its first frame and the one after its last. "text": the same for people."""
+        windows, seconds = batch["frames"].tolist(), batch["seconds"].tolist()
+        found = []
+        for (start, end), times, top5 in zip(windows, seconds, self._top5(outputs), strict=True):
+            text = ", ".join(f"{entry['class']} {entry['probability']:.1%}" for entry in top5)
+            found.append({"start": start, "end": end, "seconds": times, "top5": top5, "text": text})
+        return found
+
+    def draw(self, picture: Tensor, answers: list[dict[str, Any]]) -> Tensor:
+        """The best class of the window that the frame is in, at its foot."""
+        return labelled(picture, _best(answers[0]["top5"]) if answers else "?")
+
+    def document(self, found: list[tuple[Path, int | None, list[dict[str, Any]]]]) -> dict[str, Any]:
+        """{"videos": [{"file", "windows": [{"start", "end", "seconds", "top5"}, ...]}, ...]}, as in `answers`."""
+        videos = []
+        for path, pictures in groupby(found, lambda entry: entry[0]):
+            windows = {answer["start"]: answer for _, _, answers in pictures for answer in answers}
+            plain = [{k: v for k, v in answer.items() if k != "text"} for _, answer in sorted(windows.items())]
+            videos.append({"file": str(path), "windows": plain})
+        return {"videos": videos}
+
+    def pictures(self, outputs: Tensor, batch: Batch) -> dict[str, list[Tensor]]:
+        """Frames of each clip side by side, in time from left to right, with the best class; of several views the
+        middle one."""
+        clips = batch["input"].cpu()
+        clips = clips if clips.ndim == 5 else clips[:, (clips.shape[1] - 1) // 2]
+        places = torch.linspace(0, clips.shape[2] - 1, min(STRIP, clips.shape[2])).round().long()
+        strips = [torch.cat(list(clip[:, places].unbind(1)), dim=2) for clip in clips]
+        found = self._top5(outputs)
+        return {"prediction": [labelled(strip, _best(top5)) for strip, top5 in zip(strips, found, strict=True)]}
+
+    def _top5(self, outputs: Tensor) -> list[list[dict[str, Any]]]:
+        found = log_probabilities(outputs).exp().cpu().topk(min(5, len(self.classes)))
+        return [
+            [{"class": self.classes[k], "probability": p} for k, p in zip(classes, values, strict=True)]
+            for classes, values in zip(found.indices.tolist(), found.values.tolist(), strict=True)
+        ]
+
+
+def _best(top5: list[dict[str, Any]]) -> str:
+    return f"{top5[0]['class']} {top5[0]['probability']:.0%}"

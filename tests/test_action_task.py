@@ -1,0 +1,238 @@
+"""The action task: crops of clips, accuracy by clip and by video, answers over time."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as v2F
+
+from tasks.action.evaluator import VideoAccuracy
+from tasks.action.transforms import CornerBox, clip_three_crops, clip_train, clip_val
+from tdaf.errors import RunError, UserError
+
+torch.set_num_threads(1)
+
+
+def coordinates(frames: int, height: int, width: int) -> Tensor:
+    """uint8 (T, 3, H, W) whose pixels say where they are: column, row, frame."""
+    clip = torch.empty(frames, 3, height, width, dtype=torch.uint8)
+    clip[:, 0], clip[:, 1] = torch.arange(width).byte(), torch.arange(height).byte()[:, None]
+    clip[:, 2] = torch.arange(frames).byte()[:, None, None]
+    return clip
+
+
+@pytest.mark.parametrize("settings", [{}, {"scale": None, "corner_scales": 5}])
+def test_all_frames_are_cut_and_mirrored_alike(settings: dict) -> None:
+    transform = clip_train(size=24, **settings)
+    mirrored = 0
+    for seed in range(40):
+        torch.manual_seed(seed)
+        clip = transform(coordinates(7, 50, 70))
+        assert clip.shape == (3, 7, 24, 24) and clip.dtype == torch.uint8 and clip.is_contiguous()
+        assert all(torch.equal(clip[:2, t], clip[:2, 0]) for t in range(7))
+        assert clip[2, :, 0, 0].tolist() == list(range(7))
+        mirrored += int(clip[0, 0, 0, 0] > clip[0, 0, 0, -1])
+        torch.manual_seed(seed)
+        assert torch.equal(transform(coordinates(7, 50, 70)), clip)
+    assert 10 < mirrored < 30
+    never = clip_train(size=24, flip=0.0, **settings)
+    for _ in range(20):
+        clip = never(coordinates(2, 50, 70))
+        assert clip[0, 0, 0, 0] < clip[0, 0, 0, -1]
+
+
+def test_corner_boxes_are_haras() -> None:
+    """Five places, five sizes (3D-ResNets-PyTorch, CVPR2018, MultiScaleCornerCrop), all equally often."""
+    height, width = 101, 140
+    scales = [1.0]
+    for _ in range(4):
+        scales.append(scales[-1] * 0.84089641525)
+    expected = set()
+    for scale in scales:
+        side = int(height * scale)
+        centre = (height - side) // 2, (width - side) // 2
+        for y, x in (centre, (0, 0), (0, width - side), (height - side, 0), (height - side, width - side)):
+            expected.add((y, x, side, side))
+    torch.manual_seed(0)
+    box = CornerBox(5)
+    found = [box(height, width) for _ in range(2000)]
+    assert set(found) == expected
+    sides = [side for _, _, side, _ in found]
+    assert all(330 < sides.count(int(101 * scale)) < 470 for scale in scales)
+
+
+def test_random_boxes_have_their_areas_and_aspects() -> None:
+    torch.manual_seed(0)
+    areas, aspects = [], []
+    for _ in range(400):
+        clip = clip_train(size=64, flip=0.0)(coordinates(1, 200, 240)).float()
+        width, height = (float(clip[0, 0, 32, -1] - clip[0, 0, 32, 0]), float(clip[1, 0, -1, 32] - clip[1, 0, 0, 32]))
+        areas.append(width * height / (63 / 64) ** 2 / (200 * 240))
+        aspects.append(width / height)
+    assert 0.23 < min(areas) < 0.3 and 0.93 < max(areas) < 1.05 and abs(np.mean(areas) - 0.6) < 0.06
+    assert 0.72 < min(aspects) < 0.8 and 1.25 < max(aspects) < 1.38
+
+
+def test_a_crop_is_torchvisions_of_every_frame() -> None:
+    torch.manual_seed(0)
+    clip = torch.randint(0, 256, (3, 5, 4, 3)).byte().permute(0, 3, 1, 2)  # as decoders leave it
+    clip = v2F.resize(clip, [60, 44])
+    torch.manual_seed(1)
+    found = clip_train(size=20, scale=None, corner_scales=3, flip=0.0)(clip)
+    torch.manual_seed(1)
+    top, left, height, width = CornerBox(3)(60, 44)
+    for t in range(3):
+        expected = v2F.resized_crop(clip[t], top, left, height, width, [20, 20])
+        assert (found[:, t].int() - expected.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 64), (64, 40), (40, 40)])
+def test_validation_crops(height: int, width: int) -> None:
+    clip = coordinates(3, height, width)
+    centre = clip_val(size=36, short_side=40)(clip)
+    y, x = (height - 36) // 2, (width - 36) // 2
+    assert torch.equal(centre, clip[..., y : y + 36, x : x + 36].transpose(0, 1)) and centre.is_contiguous()
+    views = clip_three_crops(size=40, short_side=40)(clip)
+    assert views.shape == (3, 3, 3, 40, 40) and views.is_contiguous()
+    starts = [(0, 0), ((height - 40) // 2, (width - 40) // 2), (height - 40, width - 40)]
+    for view, (y, x) in zip(views, starts, strict=True):
+        assert torch.equal(view, clip[..., y : y + 40, x : x + 40].transpose(0, 1))
+    small = clip_three_crops(size=30, short_side=40)(clip)[:, :2, 0, 0, 0].tolist()
+    along = [[0, 5], [(width - 30) // 2, 5], [width - 30, 5]] if width > height else [[5, 0], [5, 17], [5, 34]]
+    assert small == (along if width != height else [[0, 5], [5, 5], [10, 5]])
+    halved = clip_val(size=20, short_side=20)(clip)
+    assert halved.shape == (3, 3, 20, 20)
+    expected = v2F.center_crop(v2F.resize(clip, [20]), [20, 20])
+    assert torch.equal(halved, expected.transpose(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": 0}, "train_transform: size=0: give 1 or more"),
+        ({"flip": 1.5}, "train_transform.flip=1.5: a probability"),
+        ({"corner_scales": 5}, "give scale .* or corner_scales .*, not both"),
+        ({"scale": None}, "give scale .* or corner_scales .*, not both"),
+        ({"scale": None, "corner_scales": 0}, "train_transform.corner_scales=0: give 1 or more"),
+        ({"scale": [0.5, 0.2]}, r"train_transform.scale=\[0.5, 0.2\]: give two parts"),
+    ],
+)
+def test_crops_that_cannot_be(settings: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        clip_train(**settings)
+    for make in (clip_val, clip_three_crops):
+        with pytest.raises(UserError, match="val_transforms: size=50: it must be between 1 and short_side=40"):
+            make(size=50, short_side=40)
+
+
+def evaluator(classes: int, protocol: str = "hara") -> VideoAccuracy:
+    return VideoAccuracy(protocol, [f"class {k}" for k in range(classes)], lambda video: f"video {video}.mp4")
+
+
+def softmax(row: np.ndarray) -> np.ndarray:
+    exponents = np.exp(row - row.max(-1, keepdims=True))
+    return exponents / exponents.sum(-1, keepdims=True)
+
+
+def literal(outputs: np.ndarray, videos: Sequence[int], labels: Sequence[int]) -> dict[str, float]:
+    """As it is told: softmax of each view and window, means over both, the first five of a sorted list."""
+    probabilities = softmax(outputs.astype(np.float64))
+    if probabilities.ndim == 3:
+        probabilities = probabilities.mean(1)
+    values = dict.fromkeys(("top1", "top5", "clip_top1", "clip_top5", "loss"), 0.0)
+    for p, label in zip(probabilities, labels, strict=True):
+        best = sorted(range(len(p)), key=lambda k: (-p[k], k))[:5]
+        values["clip_top1"] += 100 * (best[0] == label) / len(labels)
+        values["clip_top5"] += 100 * (label in best) / len(labels)
+        values["loss"] -= math.log(p[label]) / len(labels)
+    names = sorted(set(videos))
+    for video in names:
+        windows = [i for i, v in enumerate(videos) if v == video]
+        mean = [sum(probabilities[i][k] for i in windows) / len(windows) for k in range(probabilities.shape[1])]
+        best = sorted(range(len(mean)), key=lambda k: (-mean[k], k))[:5]
+        values["top1"] += 100 * (best[0] == labels[windows[0]]) / len(names)
+        values["top5"] += 100 * (labels[windows[0]] in best) / len(names)
+    return {**values, "videos": len(names)}
+
+
+@pytest.mark.parametrize(("classes", "views"), [(3, 0), (11, 0), (11, 3)])
+def test_accuracy_by_brute_force(classes: int, views: int) -> None:
+    """Videos with 1 to 9 windows, the last one with a single window, in batches that cut through videos."""
+    rng = np.random.default_rng(classes)
+    videos = [video for video in range(23) for _ in range(int(rng.integers(1, 10)))] + [23]
+    labels = [int(k) for k in rng.integers(0, classes, 24)]
+    shape = (len(videos), views, classes) if views else (len(videos), classes)
+    outputs = rng.normal(size=shape).astype(np.float32)
+    for i, video in enumerate(videos):
+        outputs[i, ..., labels[video]] += 0.8
+    judge, records, start = evaluator(classes), [], 0
+    while start < len(videos):
+        part = slice(start, start + 7)
+        batch = {"video": torch.tensor(videos[part]), "label": torch.tensor([labels[v] for v in videos[part]])}
+        records += judge.update(torch.from_numpy(outputs[part]), batch)
+        start += 7
+    expected = literal(outputs, videos, [labels[v] for v in videos])
+    assert judge.compute(records) == pytest.approx(expected, rel=1e-5)
+    assert 20 < expected["top1"] < 90 and expected["clip_top1"] != expected["top1"]
+    # windows may come from any rank, in any order
+    random.Random(0).shuffle(records)
+    assert judge.compute(records) == pytest.approx(expected, rel=1e-5)
+    assert judge.protocol == "hara"
+
+
+def one(rows: Sequence[Sequence[float]], videos: Sequence[int], labels: Sequence[int]) -> list:
+    """Records of windows with these probabilities."""
+    batch = {"video": torch.tensor(videos), "label": torch.tensor(labels)}
+    return evaluator(len(rows[0])).update(torch.tensor(rows).log(), batch)
+
+
+def test_the_last_video_counts() -> None:
+    """kenshohara/3D-ResNets-PyTorch, branch CVPR2018, test.py: a video is counted when the next one begins, so the last
+    one never is."""
+    right, wrong = [0.1, 0.8, 0.1], [0.8, 0.1, 0.1]
+    found = evaluator(3).compute(one([right, right, wrong, wrong, right], [0, 0, 1, 1, 2], [1] * 5))
+    assert found["top1"] == pytest.approx(100 * 2 / 3) and found["videos"] == 3
+    found = evaluator(3).compute(one([right], [0], [1]))
+    assert (found["top1"], found["videos"]) == (100, 1)
+
+
+def test_softmax_comes_before_the_mean() -> None:
+    """One window very sure of a wrong class does not outweigh two that are fairly sure of the right one."""
+    logits = torch.tensor([[0.0, 30.0], [2.0, 0.0], [2.0, 0.0]])
+    batch = {"video": torch.tensor([4, 4, 4]), "label": torch.tensor([0, 0, 0])}
+    judge = evaluator(2)
+    assert judge.compute(judge.update(logits, batch))["top1"] == 100
+    assert logits.mean(0).argmax() == 1
+
+
+def test_equal_probabilities_go_to_the_smaller_number() -> None:
+    even = [0.25, 0.25, 0.25, 0.25]
+    assert evaluator(4).compute(one([even, even], [0, 1], [0, 3]))["clip_top1"] == 50
+    assert evaluator(4).compute(one([even, even], [0, 1], [0, 3]))["top1"] == 50
+    seven = [1 / 7] * 7
+    found = evaluator(7).compute(one([seven] * 7, list(range(7)), list(range(7))))
+    assert found["top5"] == found["clip_top5"] == pytest.approx(100 * 5 / 7)
+
+
+def test_a_file_of_videos() -> None:
+    judge = evaluator(6)
+    sure = torch.tensor([[5.0, 4, 3, 2, 1, 0], [5.0, 4, 3, 2, 1, 0], [0.0, 1, 2, 3, 4, 5]])
+    batch = {"video": torch.tensor([7, 7, 2]), "label": torch.tensor([0, 0, 1])}
+    text = judge.files(judge.update(sure, batch))["videos.json"]
+    assert json.loads(text) == [
+        {"video": "video 2.mp4", "class": "class 1", "windows": 1, "top5": [f"class {k}" for k in (5, 4, 3, 2, 1)]},
+        {"video": "video 7.mp4", "class": "class 0", "windows": 2, "top5": [f"class {k}" for k in range(5)]},
+    ]
+    assert len(text.splitlines()) == 4
+
+
+def test_no_sample_is_an_error() -> None:
+    with pytest.raises(RunError, match="no sample"):
+        evaluator(3).compute([])

@@ -1,0 +1,282 @@
+"""Clips of videos: the frames are those of a plain decode, whatever file they lie in, and every fault has its line."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+import videos
+from torch import Tensor
+
+from tdaf.errors import UnreadableSample
+from tdaf.media import clip
+from tdaf.media.clip import count_frames, decode_whole, inspect, read_clip
+from tdaf.media.cut import missing_bytes
+from tdaf.media.droppable import droppable
+
+PAIRS = 200
+
+
+def film(
+    path: Path, codec: str = "libx264", frames: int = 40, size: tuple[int, int] = (64, 48), **options: str
+) -> Path:
+    """size: width, height."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=30, options=options)
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuv420p"
+        if "g" in options:
+            stream.codec_context.gop_size = int(options["g"])
+        container.start_encoding()
+        for pixels in videos.pattern(frames, *size) if frames else ():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def shifted(path: Path, target: Path, frames: int) -> Path:
+    """The same packets so many frames earlier, those before 0 cut away by an edit list."""
+    options = {"avoid_negative_ts": "disabled", "use_editlist": "1"}
+    with av.open(str(path)) as source, av.open(str(target), "w", options=options) as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        step = int(1 / (30 * source.streams.video[0].time_base))
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.pts, packet.dts = packet.pts - frames * step, packet.dts - frames * step
+                packet.stream = stream
+                container.mux(packet)
+    return target
+
+
+def uneven(path: Path) -> Path:
+    """Frames 1 to 90 ms apart."""
+    generator, time = np.random.default_rng(0), 0
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30, options={"bf": "2", "g": "10"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for pixels in videos.pattern(50):
+            frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            time += int(generator.integers(1, 90))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("films")
+    vp9 = {"deadline": "realtime", "cpu-used": "8"}
+    made = [
+        film(folder / "one_frame.mp4", frames=1),
+        film(folder / "every_key.mp4", g="1", bf="0"),
+        film(folder / "no_b.mp4", g="12", bf="0"),
+        film(folder / "long_gop.mp4", frames=120, g="250", bf="3"),
+        film(folder / "open_gop.mp4", frames=60, g="13", bf="3", **{"x264-params": "open-gop=1:scenecut=0"}),
+        film(folder / "odd_size.mp4", size=(66, 50), g="12", bf="2", crf="5"),
+        film(folder / "b.mkv", frames=60, g="20", bf="4"),
+        film(folder / "avi_b.avi", g="13", bf="2"),
+        film(folder / "avi_no_b.avi", g="13", bf="0"),
+        film(folder / "mpeg4.mp4", "mpeg4", g="12", bf="0"),
+        film(folder / "mpeg4_b.mp4", "mpeg4", g="12", bf="2"),
+        film(folder / "mpeg4_b.avi", "mpeg4", g="12", bf="2"),
+        film(folder / "mpeg4.avi", "mpeg4", g="12", bf="0"),
+        film(folder / "vp9.webm", "libvpx-vp9", g="15", **vp9),
+        film(folder / "vp9_long.webm", "libvpx-vp9", frames=60, g="250", **vp9),
+        film(folder / "ts.ts", g="12", bf="2"),
+        uneven(folder / "uneven.mp4"),
+    ]
+    made += [
+        shifted(folder / "open_gop.mp4", folder / "edit_list.mp4", 5),
+        shifted(folder / "mpeg4_b.mp4", folder / "edit_list_mpeg4.mov", 15),
+        videos.rewritten(folder / "open_gop.mp4", folder / "fragments.mp4", movflags="frag_keyframe+empty_moov"),
+    ]
+    return {path.name: path for path in made}
+
+
+@pytest.fixture(scope="module")
+def plain(films: dict[str, Path]) -> dict[str, Tensor]:
+    """Every frame by PyAV's plain decode, (frames, 3, H, W)."""
+    return {name: torch.from_numpy(videos.decoded(path)).permute(0, 3, 1, 2) for name, path in films.items()}
+
+
+def test_clips_equal_a_plain_decode(films: dict[str, Path], plain: dict[str, Tensor]) -> None:
+    draw = np.random.default_rng(0)
+    names = list(films)
+    for pair in range(PAIRS):
+        name = names[pair % len(names)]
+        total = len(plain[name])
+        start, frames, stride = int(draw.integers(total)), int(draw.choice([1, 4, 16])), int(draw.integers(1, 4))
+        wanted = [min(start + place * stride, total - 1) for place in range(frames)]
+        got = read_clip(films[name], wanted)
+        assert got.dtype == torch.uint8 and torch.equal(got, plain[name][wanted]), (name, wanted)
+
+
+def test_key_frames_are_used(films: dict[str, Path], plain: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the file allows it, nothing is decoded from the start."""
+
+    def never(*_: object) -> None:
+        raise AssertionError("decoded from the start")
+
+    sure = [name for name in films if not name.startswith(("avi", "mpeg4_b.avi", "ts"))]
+    assert len(sure) >= 14
+    with monkeypatch.context() as patched:
+        patched.setattr(clip, "_from_start", never)
+        for name in sure:
+            last = len(plain[name]) - 1
+            assert torch.equal(read_clip(films[name], [last]), plain[name][[last]]), name
+            assert count_frames(films[name]) == len(plain[name])
+        with pytest.raises(AssertionError, match="from the start"):
+            read_clip(films["avi_b.avi"], [30])
+
+
+def test_frames_that_nothing_needs_are_not_decoded(films: dict[str, Path], plain: dict[str, Tensor]) -> None:
+    """The packets called droppable are so: without all of them, the other frames are the same."""
+    for name, some in {"long_gop.mp4": True, "mpeg4_b.mp4": True, "no_b.mp4": False, "vp9.webm": False}.items():
+        with av.open(str(films[name])) as container:
+            stream = container.streams.video[0]
+            packets = [packet for packet in container.demux(stream) if packet.size]
+            times = sorted(packet.pts for packet in packets)
+            free = {packet.pts for packet in packets if droppable(packet, stream)}
+            assert bool(free) == some and len(free) < len(packets)
+            left = [frame for packet in packets if packet.pts not in free for frame in packet.decode()]
+            left += stream.decode(None)
+        assert sorted([frame.pts for frame in left] + list(free)) == times
+        for frame in left:
+            pixels = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+            assert torch.equal(pixels, plain[name][times.index(frame.pts)])
+
+
+def test_a_key_frame_that_misleads_is_found_out(films: dict[str, Path], plain: dict[str, Tensor], monkeypatch) -> None:
+    """An index that is wrong costs time, not frames."""
+    true = clip.frame_index
+
+    def wrong(change: Callable[[clip.FrameIndex], dict]) -> Callable:
+        def index(*given: object) -> clip.FrameIndex:
+            found = true(*given)
+            return clip.FrameIndex(**{**vars(found), **change(found)})
+
+        return index
+
+    stamps = {"stamps": [7, 8, 9, 10, 11, 12]}
+    for change in (lambda found: stamps, lambda found: {"before": [], "stamps": []}):
+        monkeypatch.setattr(clip, "frame_index", wrong(change))
+        for name in ("no_b.mp4", "open_gop.mp4", "vp9.webm"):
+            assert torch.equal(read_clip(films[name], [30, 31]), plain[name][[30, 31]]), name
+
+
+def test_frames_in_any_order_and_chosen_by_length(films: dict[str, Path], plain: dict[str, Tensor]) -> None:
+    path, frames = films["no_b.mp4"], plain["no_b.mp4"]
+    wanted = [7, 7, 30, 2, 7]
+    assert torch.equal(read_clip(path, wanted), frames[wanted])
+    for name in ("no_b.mp4", "avi_b.avi"):
+        asked = []
+
+        def last_two(total: int) -> list[int]:
+            asked.append(total)
+            return [total - 2, total - 1]
+
+        assert torch.equal(read_clip(films[name], last_two), plain[name][[-2, -1]]) and asked == [40]
+
+
+def test_short_side_and_turn(films: dict[str, Path], tmp_path: Path) -> None:
+    with av.open(str(films["no_b.mp4"])) as container:
+        frames = list(container.decode(video=0))
+    small = np.stack([frames[place].to_ndarray(format="rgb24", width=32, height=24) for place in (5, 9)])
+    assert np.array_equal(read_clip(films["no_b.mp4"], [5, 9], short_side=24).permute(0, 2, 3, 1), small)
+    for angle, turns in ((90, 1), (-90, 3), (180, 2)):
+        path = videos.write(tmp_path / f"turned{angle}.mp4", turned=angle)
+        upright = torch.from_numpy(videos.decoded(path)).permute(0, 3, 1, 2)[[4, 20]]
+        assert torch.equal(read_clip(path, [4, 20]), torch.rot90(upright, turns, (2, 3)))
+        facts = inspect(path)
+        assert (facts.width, facts.height) == ((64, 48) if turns == 2 else (48, 64))
+
+
+def test_facts(films: dict[str, Path]) -> None:
+    facts = inspect(films["edit_list.mp4"])
+    assert (facts.frames, facts.width, facts.height, facts.codec, facts.varies) == (55, 64, 48, "h264", False)
+    assert facts.fps == pytest.approx(30) and facts.duration == pytest.approx(55 / 30, abs=0.05)
+    assert inspect(films["uneven.mp4"]).varies and inspect(films["uneven.mp4"]).frames == 50
+    avi, webm = inspect(films["avi_b.avi"]), inspect(films["vp9.webm"])
+    assert (avi.frames, avi.varies, webm.frames, webm.codec, webm.varies) == (40, False, 40, "vp9", False)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "reason"),
+    [
+        ("gone.mp4", lambda path: None, "No such file"),
+        ("folder.mp4", Path.mkdir, "not a file"),
+        ("pipe.mp4", os.mkfifo, "not a file"),
+        ("empty.mp4", Path.touch, "the file is empty"),
+        ("text.mp4", lambda path: path.write_text("not a video\n" * 50), "no video"),
+        ("list.mp4", lambda path: path.write_text("#EXTM3U\n#EXTINF:1,\nhttp://localhost/a.ts\n"), "no video"),
+        ("sound.mp4", videos.sound, "no pictures, only sound"),
+        ("none.mp4", lambda path: film(path, frames=0), "no pictures, only a header"),
+    ],
+)
+def test_files_that_are_no_videos(name: str, make: Callable[[Path], object], reason: str, tmp_path: Path) -> None:
+    make(tmp_path / name)
+    for read in (lambda path: read_clip(path, lambda total: [0]), count_frames, decode_whole, inspect):
+        with pytest.raises(UnreadableSample, match=reason) as raised:
+            read(tmp_path / name)
+        assert str(tmp_path / name) in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["front.mp4", "no_b.mp4", "avi_no_b.avi", "mpeg4.avi", "vp9_long.webm", "b.mkv"])
+def test_a_file_that_is_cut_off_says_how_much_is_there(name: str, films: dict[str, Path], tmp_path: Path) -> None:
+    if name == "front.mp4":  # its table lies at its beginning
+        films = {name: videos.rewritten(films["long_gop.mp4"], tmp_path / "whole.mp4", movflags="faststart")}
+    data = films[name].read_bytes()
+    assert missing_bytes(films[name]) == 0
+    path = tmp_path / name
+    path.write_bytes(data[: len(data) * (95 if name == "mpeg4.avi" else 60) // 100])
+    reason = "header is cut off" if name == "no_b.mp4" else r"cut off.*\b\d+\b.* frame"
+    for read in (lambda path: read_clip(path, lambda total: [total - 1]), count_frames, decode_whole):
+        with pytest.raises(UnreadableSample, match=reason):
+            read(path)
+    if name == "front.mp4":
+        with pytest.raises(UnreadableSample, match=r"only \d+ of 120 frames can be decoded"):
+            read_clip(path, [0])
+
+
+def test_damage_within_is_found(films: dict[str, Path], plain: dict[str, Tensor], tmp_path: Path) -> None:
+    """In the clip or on the way to it; other clips of the file stay readable, and right."""
+    data = bytearray(films["no_b.mp4"].read_bytes())
+    with av.open(str(films["no_b.mp4"])) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    begin, size = packets[14]
+    data[begin + 8 : begin + size] = bytes(255 - byte for byte in data[begin + 8 : begin + size])
+    path = tmp_path / "damaged.mp4"
+    path.write_bytes(data)
+    assert count_frames(path) == 40
+    for read in (decode_whole, lambda path: read_clip(path, [14]), lambda path: read_clip(path, [16, 17])):
+        with pytest.raises(UnreadableSample, match="damaged|can be decoded"):
+            read(path)
+    for start in (0, 24, 30):
+        assert torch.equal(read_clip(path, range(start, start + 8)), plain["no_b.mp4"][start : start + 8])
+
+
+def test_frames_that_are_not_there(films: dict[str, Path]) -> None:
+    for name in ("no_b.mp4", "avi_b.avi"):
+        with pytest.raises(UnreadableSample, match="40 frames, and so no frame 40|ends before frame 40"):
+            read_clip(films[name], [39, 40])
+
+
+def test_nothing_stays_open(films: dict[str, Path]) -> None:
+    for _ in range(3):
+        for path in films.values():
+            read_clip(path, [0])
+    before, memory = len(os.listdir("/proc/self/fd")), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(10):
+        for path in films.values():
+            read_clip(path, [0])
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 8 * 1024  # KB
