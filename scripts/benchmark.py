@@ -4,11 +4,11 @@
                                 [size=224] [device=auto] [threads=N] [pairs=N] [images=160]
                                 [out=PATH]
 
-what: startup, loader, trainer, model, fold, memory, compile, detection, pose, clips; all by default. batch: 8 by default,
-128 on a GPU. device: auto, cpu or cuda. threads: of torch in this process.
+what: startup, loader, trainer, model, fold, memory, compile, detection, pose, clips; all by default. batch: 8 by
+default, 128 on a GPU. device: auto, cpu or cuda. threads: of torch in this process.
 pairs: timed rounds of each measurement, instead of its own number. images: files for the loaders, a multiple of 32.
-out: PATH.md gets a table of each subject measured (its other text stays) and PATH.json everything; without it nothing is
-written. out=docs/benchmarks renews the project's own page. Each row says its bar and whether the median meets it; the
+out: PATH.md gets a table of each subject measured (its other text stays) and PATH.json everything; without it nothing
+is written. out=docs/benchmarks renews the project's own page. Each row says its bar and whether the median meets it; the
 null is the peer against itself in the same rounds. Peers that are not installed have a dash. Exit codes as train.py's.
 """
 

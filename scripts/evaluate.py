@@ -1,9 +1,11 @@
 """Evaluates a checkpoint, or the best one of a run folder:
 
-    python scripts/evaluate.py checkpoint=RUN_FOLDER [protocol=10crop] [boxes=[gt,FILE.json]] [folded=true] [gpus=N] [data.root=PATH] [key=value ...]
+    python scripts/evaluate.py checkpoint=RUN_FOLDER [protocol=10crop] [boxes=[gt,FILE.json]] [folded=true] [gpus=N]
+                               [data.root=PATH] [key=value ...]
 
-Settings are the run's own but for those given here. The numbers go to standard output and, with the protocol and how many
-samples were counted, to evaluation-<protocol>.json in the run folder. Exit codes as train.py's.
+Settings are the run's own but for those given here. The numbers go to standard output and, with the protocol and how
+many samples were counted, to evaluation-<protocol>.json in the run folder; what else the task writes (detections in
+COCO's format, say) goes to evaluation-<protocol>/. Exit codes as train.py's.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@
 
 Prints a table, and writes OUT/predictions.json and every picture with its prediction drawn on it: OUT/NAME.png of an
 image, OUT/NAME.mp4 of a video (of a folder, all that are in it). What the checkpoint's task takes besides is given
-likewise, as boxes=FILE.json for poses. Files that cannot be read are named and left out, and of a damaged video the
-frames before the damage are shown. Exit codes: 0; 1 where no file could be read; 2 a mistake in the arguments.
+likewise; for poses, boxes=FILE.json with person=CLASS and box_score=0.3, where a detector's run may stand for the file:
+boxes=FCOS_RUN. Files that cannot be read are named and left out, and of a damaged video the frames before the damage are
+shown. Exit codes: 0; 1 where no file could be read; 2 a mistake in the arguments.
 """
 
 from __future__ import annotations
@@ -44,9 +45,12 @@ def predict(arguments: list[str]) -> int:
 
     run = trained.read(own["checkpoint"], overrides)
     task = run.task()
-    inputs = task.inputs(paths, **prediction.taken(task, options))
+    prediction.taken(task, options)  # refuses them before a detector has worked for them
     with prediction.writing(out):
         out.mkdir(parents=True, exist_ok=True)
+    if _is_checkpoint(options.get("boxes", "")):
+        options["boxes"] = _detected(options["boxes"], paths, out, int(batch))
+    inputs = task.inputs(paths, **prediction.taken(task, options))
     said, bad = prediction.answered(run, task, inputs, int(batch), folded.lower() in ("true", "1"))
     found = prediction.drawn(task, inputs, said, bad, {path: out / _target(path.relative_to(base)) for path in paths})
     files = {str(path) for path, _, _ in found}
@@ -59,6 +63,26 @@ def predict(arguments: list[str]) -> int:
     _print(found, base)
     print(f"{out / 'predictions.json'}, and {len(files)} of {len(paths)} files drawn in {out}")
     return 0
+
+
+def _is_checkpoint(boxes: str) -> bool:
+    return Path(boxes).is_dir() or boxes.endswith(".pt")
+
+
+def _detected(checkpoint: str, paths: list[Path], out: Path, batch: int) -> str:
+    """OUT/boxes.json, what a detector's run says of the same pictures."""
+    from configs import prediction, trained
+
+    run = trained.read(checkpoint, [])
+    task = run.task()
+    inputs = task.inputs(paths)
+    said, _ = prediction.answered(run, task, inputs, batch, folded=False)
+    pictures = inputs.pictures
+    found = [(pictures.file(place), pictures.frame(place), said.get(place, [])) for place in range(len(pictures))]
+    target = out / "boxes.json"
+    with prediction.writing(target):
+        target.write_text(json.dumps(task.document(found), indent=2) + "\n")
+    return str(target)
 
 
 def _apart(arguments: list[str]) -> tuple[list[str], dict[str, str]]:

@@ -20,7 +20,7 @@ class Dataset(Protocol):
 
     skipped: int  # samples left out by a skip list; printed beside the metric
     notes: Mapping[str, int]  # what was found wrong in the annotations and handled: how often; printed at the start
-    groups: Sequence[int] | None  # a number for each sample; a training batch takes samples of one group. None: of any
+    groups: Sequence[int] | None  # a number for each sample; a training batch takes samples of one. None: of any
 
     def __len__(self) -> int: ...
 

@@ -142,11 +142,24 @@ def _well_seen(pieces: list[Piece], frame: tuple[int, int]) -> tuple[list[Piece]
     return kept, top if len(kept) == len(pieces) else _covered(kept, frame)
 
 
+def _colours(rng: np.random.Generator, name: str, ground: np.ndarray) -> np.ndarray:
+    """Two kindred colours (2, 3): of a class in its own sixth of the hues, of clutter in any.
+
+    Classes have hues as fruit have: outlines alone take a detector longer to learn than a demo may last. As clutter has
+    all of them, it still takes the outline to tell an object."""
+    if not name:
+        return scene.figure_colours(rng, ground)
+    hue = NAMES.index(name) / len(NAMES)
+    offers = [scene.hued(rng, hue, 0.06) for _ in range(8)]
+    # bright against the ground, as all figures are
+    return max(offers, key=lambda offer: min(scene.lightness(offer).min() - scene.lightness(ground).max(), 60))
+
+
 def _paint(rng: np.random.Generator, image: Image.Image, pieces: list[Piece], ground: np.ndarray) -> None:
-    """Each shape in the one of a few bright colours that differs most from the others' colours."""
+    """Each shape in the one of two bright colours that differs most from the others' colours."""
     used: list[np.ndarray] = []
     for piece in pieces:
-        offers = [scene.figure_colours(rng, ground) for _ in range(2)]
+        offers = [_colours(rng, piece.name, ground) for _ in range(2)]
         apart = [min((np.abs(offer - other).sum() for other in used), default=0.0) for offer in offers]
         used.append(offers[int(np.argmax(apart))])
         left, top, right, bottom = shapes.box(piece.points)

@@ -5,6 +5,7 @@ be drawn alone, in any order and in any process, and comes out the same."""
 
 from __future__ import annotations
 
+import colorsys
 import math
 import zlib
 from collections.abc import Iterable, Sequence
@@ -73,6 +74,18 @@ def figure_colours(rng: np.random.Generator, ground: np.ndarray) -> np.ndarray:
     lighter = (both @ _LUMA).min(axis=1) - (ground @ _LUMA).max()
     clear = np.flatnonzero(lighter > 60)
     return both[clear[0] if len(clear) else lighter.argmax()]
+
+
+def lightness(colours: np.ndarray) -> np.ndarray:
+    """(K, 3) of 0..255 -> (K,) of 0..255, as the eye weighs them."""
+    return colours @ _LUMA
+
+
+def hued(rng: np.random.Generator, hue: float, spread: float) -> np.ndarray:
+    """Two kindred colours (2, 3) float64 of 0..255 within `spread` of a hue; hues go round from 0 (red) to 1."""
+    hues = hue + rng.uniform(-spread, spread, size=2)
+    shades = [(rng.uniform(0.5, 0.95), rng.uniform(0.75, 1.0)) for _ in range(2)]
+    return np.array([colorsys.hsv_to_rgb(h % 1.0, *shade) for h, shade in zip(hues, shades, strict=True)]) * 255
 
 
 def paste(image: Image.Image, points: shapes.Points, paint: Image.Image | Colour) -> None:

@@ -13,6 +13,7 @@ from tdaf.errors import UnreadableSample
 from tdaf.model.maps import attention_maps
 from tdaf.task import Batch, Dataset, Task
 
+MOMENTS = 4  # of a clip, evenly over its time
 TILE = 128  # pixels of the long side of one attention map in the grid
 
 
@@ -53,25 +54,37 @@ def _first(dataset: Dataset, count: int) -> Batch | None:
 
 def attention_grid(inputs: Tensor, maps: dict[tuple[int, int], Tensor], place: int) -> Tensor:
     """uint8 (3, H, W): the input, then a row a flow and a column a stage, each mask from black (0) to white (1). All
-    are of the input's shape, so that a place in one is the same place in all.
+    are of the input's shape, so that a place in one is the same place in all. A clip has such a grid for each of
+    `MOMENTS` moments, the first on top.
 
-    inputs: (B, [V,] 3, [T,] H, W), of whose sample `place` the middle view is shown, and of a clip its middle frame.
-    maps: (flow, stage) to masks (B V, 1, [T,] h, w); a clip's is its mean over time.
+    inputs: (B, [V,] 3, [T,] H, W), of whose sample `place` the middle view is shown. maps: (flow, stage) to masks
+    (B V, 1, [T,] h, w).
     """
     dims = next(iter(maps.values())).dim() - 2
     views = inputs.shape[1] if inputs.dim() == dims + 3 else 1
     row = place * views + (views - 1) // 2
-    shown = inputs.reshape(-1, *inputs.shape[-dims - 1 :])[row].detach().cpu()
-    shown = _bytes(shown[:, shown.shape[1] // 2] if dims == 3 else shown)
+    shown = _bytes(inputs.reshape(-1, *inputs.shape[-dims - 1 :])[row].detach().cpu())
+    masks = {key: mask[row].detach().float().cpu() for key, mask in maps.items()}
+    if dims == 2:
+        return _grid(shown, masks)
+    moments = [(moment + 0.5) / MOMENTS for moment in range(MOMENTS)]
+    grids = [_grid(_at(shown, moment), {key: _at(mask, moment) for key, mask in masks.items()}) for moment in moments]
+    return torch.cat(grids, 1)
+
+
+def _at(clip: Tensor, moment: float) -> Tensor:
+    """(C, T, h, w) -> (C, h, w), the frame after this part of the time."""
+    return clip[:, int(moment * clip.shape[1])]
+
+
+def _grid(shown: Tensor, maps: dict[tuple[int, int], Tensor]) -> Tensor:
     height, width = (max(1, round(TILE * side / max(shown.shape[1:]))) for side in shown.shape[1:])
     flows = sorted({flow for flow, _ in maps})
     stages = sorted({stage for _, stage in maps})
     grid = torch.zeros(3, len(flows) * height, (1 + len(stages)) * width, dtype=torch.uint8)
     small = F.interpolate(shown[None].float(), (height, width), mode="bilinear", antialias=True)[0]
     grid[:, :height, :width] = small.round().clamp(0, 255).to(torch.uint8)
-    for (flow, stage), masks in maps.items():
-        mask = masks[row].detach().float().cpu()
-        mask = mask.mean(1) if dims == 3 else mask
+    for (flow, stage), mask in maps.items():
         tile = F.interpolate(mask[None], (height, width), mode="nearest-exact")[0]
         top, left = flows.index(flow) * height, (1 + stages.index(stage)) * width
         grid[:, top : top + height, left : left + width] = (tile * 255).round().to(torch.uint8)
