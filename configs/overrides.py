@@ -94,10 +94,12 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def close(word: str, known: list[str]) -> str:
     """A did-you-mean for a word, by its whole and by its last part."""
-    found = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    tail = word.rsplit(".", 1)[-1]
+    same = [k for k in known if k.rsplit(".", 1)[-1] == tail]
+    found = difflib.get_close_matches(word, same, n=1) or difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if not found or "." not in word and "." in found[0]:
         tails = {k.rsplit(".", 1)[-1]: k for k in reversed(known)}
-        found = [tails[t] for t in difflib.get_close_matches(word.rsplit(".", 1)[-1], tails, n=1, cutoff=0.8)] or found
+        found = [tails[t] for t in difflib.get_close_matches(tail, tails, n=1, cutoff=0.8)] or found
     return f"; did you mean {found[0]}?" if found else ""
 
 

@@ -66,7 +66,7 @@ def predict(arguments: list[str]) -> int:
 
 
 def _is_checkpoint(boxes: str) -> bool:
-    return Path(boxes).is_dir() or boxes.endswith(".pt")
+    return boxes.endswith(".pt") or bool(boxes) and Path(boxes).is_dir()
 
 
 def _detected(checkpoint: str, paths: list[Path], out: Path, batch: int) -> str:

@@ -87,6 +87,6 @@ def test_where_a_run_cannot_start_is_said_in_one_line(commands: tuple[Path, Star
     assert [process.wait(120) for process in (finished, other, nowhere)] == [0, 2, 2]
     said = {name: (root / f"{name}.txt").read_text().splitlines()[-1] for name in ("whole", "other", "nowhere")}
     assert "is finished: top1" in said["whole"]
-    assert said["other"].startswith(f"error: {root / 'whole'} holds a run with other settings (optim.lr: 0.05")
+    assert said["other"].startswith(f"error: {root / 'whole'} holds a run with other settings (optim.lr: 0.002")
     assert said["nowhere"] == f"error: run_dir={root / 'file' / 'run'} cannot be written: Not a directory"
     assert before == {path: path.stat().st_mtime_ns for path in (root / "whole").rglob("*") if path.is_file()}

@@ -67,7 +67,7 @@ class Fcos:
         nms: float = 0.6,
         top: int = 1000,
         per_image: int = 100,
-        shown: float = 0.3,
+        shown: float = 0.5,
     ) -> None:
         if head not in LINES:
             raise UserError(f"task.head={head}: give {' or '.join(LINES)}")

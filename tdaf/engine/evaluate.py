@@ -27,8 +27,13 @@ class Evaluation:
     protocol: str
 
     def __str__(self) -> str:
-        numbers = ", ".join(f"{name} {value:.4g}" for name, value in self.values.items())
+        numbers = ", ".join(f"{name} {_short(value)}" for name, value in self.values.items())
         return f"{numbers} ({self.protocol}, {self.samples} samples, {self.skipped} skipped)"
+
+
+def _short(value: float) -> str:
+    """A count stays whole."""
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
 @torch.no_grad()
