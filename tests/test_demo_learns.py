@@ -16,8 +16,8 @@ FIELDS = (
 
 # task: (shorter than the recipe by, metric, protocol, validation samples, floor)
 DEMOS = {
-    "imagenet": ("trainer.epochs=6", "top1", "1crop", 400, 25),
-    "cifar10": ("trainer.epochs=3", "top1", "1crop", 800, 35),
+    "imagenet": ("trainer.epochs=5 demo.val=200", "top1", "1crop", 200, 25),
+    "cifar10": ("trainer.epochs=3 demo.train=2000 demo.val=400", "top1", "1crop", 400, 25),
     "coco_fcos": ("demo.train=500 demo.val=60 trainer.epochs=4", "AP", "coco", 60, 0.05),
     "coco_pose": ("demo.train=300 demo.val=30 trainer.epochs=5", "AP", "gt+flip", None, 0.08),
     "kinetics": ("demo.val=60 trainer.epochs=8", "top1", "clip", 180, 30),
