@@ -3,7 +3,8 @@
     python scripts/check_data.py task=imagenet data.root=PATH [out=skip.txt] [scan=full] [loader.workers=N] [...]
 
 Settings are train.py's. The list (one path a line) is what data.skip_list=FILE leaves out of training and evaluation,
-where its length is printed beside the metric. Of videos, every frame is decoded; scan=quick only looks for their
+where its length is printed beside the metric; it is written, empty, also where all can be read, and what a list given
+as data.skip_list leaves out is in the new one again. Of videos, every frame is decoded; scan=quick only looks for their
 frames, which finds what is missing, cut off or no video, but not damage within. How many cannot be read is also said
 for each folder, which in most layouts is a class. Exit codes: 0 all can be read; 1 some cannot, and are in the list;
 2 a mistake.
@@ -31,13 +32,15 @@ def check(arguments: list[str]) -> int:
     sizes: Counter[str] = Counter()
     for split in ("train", "val"):
         bad |= _scan(config, split, scan == "full", sizes)
-    if not bad:
-        print("every sample can be read")
-        return 0
+    known = _listed(config["data"].get("skip_list"))
     try:
-        Path(out).write_text("".join(f"{name}\n" for name in bad), encoding="utf-8", errors="surrogateescape")
+        text = "".join(f"{name}\n" for name in [*known, *bad])
+        Path(out).write_text(text, encoding="utf-8", errors="surrogateescape")
     except OSError as error:
         raise UserError(f"out={out} cannot be written: {error.strerror}") from error
+    if not bad:
+        print(f"every sample can be read; {len(known)} are listed in {out}")
+        return 0
     for name, reason in list(bad.items())[:20]:
         print(f"  {name}: {reason}")
     for folder, count in Counter(map(_folder, bad)).most_common():
@@ -70,6 +73,14 @@ def _scan(config: Config, split: str, full: bool, sizes: Counter[str]) -> dict[s
     for note, count in dataset.notes.items():
         print(f"{split} annotations: {count} {note}")
     return {name: reason for name, reason in loader.bad.values()}
+
+
+def _listed(path: str | None) -> list[str]:
+    """The lines of the skip list that was given. Its samples are not tried again, so a new list must keep them."""
+    if path is None:
+        return []
+    lines = Path(path).expanduser().read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    return [line for line in lines if line.strip()]
 
 
 def _folder(name: str) -> str:

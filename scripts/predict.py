@@ -46,11 +46,10 @@ def predict(arguments: list[str]) -> int:
     run = trained.read(own["checkpoint"], overrides)
     task = run.task()
     prediction.taken(task, options)  # refuses them before a detector has worked for them
-    with prediction.writing(out):
-        out.mkdir(parents=True, exist_ok=True)
     if _is_checkpoint(options.get("boxes", "")):
-        options["boxes"] = _detected(options["boxes"], paths, out, int(batch))
+        options["boxes"] = _detected(options["boxes"], options.get("person", "person"), paths, out, int(batch))
     inputs = task.inputs(paths, **prediction.taken(task, options))
+    _make(out)
     said, bad = prediction.answered(run, task, inputs, int(batch), folded.lower() in ("true", "1"))
     found = prediction.drawn(task, inputs, said, bad, {path: out / _target(path.relative_to(base)) for path in paths})
     files = {str(path) for path, _, _ in found}
@@ -69,13 +68,25 @@ def _is_checkpoint(boxes: str) -> bool:
     return boxes.endswith(".pt") or bool(boxes) and Path(boxes).is_dir()
 
 
-def _detected(checkpoint: str, paths: list[Path], out: Path, batch: int) -> str:
+def _make(out: Path) -> None:
+    """Only once nothing is wrong with what was asked, and before the network has worked for nothing."""
+    from configs import prediction
+
+    with prediction.writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+
+
+def _detected(checkpoint: str, person: str, paths: list[Path], out: Path, batch: int) -> str:
     """OUT/boxes.json, what a detector's run says of the same pictures."""
     from configs import prediction, trained
 
     run = trained.read(checkpoint, [])
     task = run.task()
+    if person not in task.classes:
+        known = ", ".join(task.classes[:8]) + (", ..." if len(task.classes) > 8 else "")
+        raise UserError(f"boxes={checkpoint}: this run knows no {person}; give person=NAME, one of {known}")
     inputs = task.inputs(paths)
+    _make(out)
     said, _ = prediction.answered(run, task, inputs, batch, folded=False)
     pictures = inputs.pictures
     found = [(pictures.file(place), pictures.frame(place), said.get(place, [])) for place in range(len(pictures))]

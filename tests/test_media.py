@@ -136,6 +136,11 @@ def test_a_damaged_video_has_the_frames_before_the_damage(films: dict[str, Path]
     cut = tmp_path / "cut.avi"
     cut.write_bytes(films["mpeg4.avi"].read_bytes()[:-1500])
     assert "of 30 frames" in Video(cut).fault
+    smeared = tmp_path / "smeared.avi"  # its decoder goes on after damage, and only marks the frame
+    smeared.write_bytes(films["mpeg4.avi"].read_bytes()[120:])
+    with av.open(str(smeared)) as container:
+        marks = [frame.is_corrupt for frame in container.decode(video=0)]
+    assert 0 < marks.index(True) == len(Video(smeared)) < len(marks) and "damaged after" in Video(smeared).fault
 
 
 @pytest.mark.parametrize(("size", "fps"), [((48, 64), Fraction(30000, 1001)), ((47, 63), 12.5), ((200, 31), 25)])

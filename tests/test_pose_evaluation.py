@@ -357,11 +357,10 @@ def test_a_network_trains_through_the_task(tmp_path):
         ({"deconvolutions": []}, "task.deconvolutions="),
     ],
 )
-def test_impossible_settings_are_refused(settings, message):
+def test_impossible_settings_are_refused_before_training(settings, message):
     with pytest.raises(UserError, match=message):
         given = {"mean": MEAN, "std": STD, "size": [256, 192], **settings}
         task = Pose(SimpleNamespace(classes=list(COCO)), Augmentation(), **given)
-        assert len(task.sigmas) == 17 and task.edges
         with torch.device("meta"):
             task.network(resnet(50), lambda staged: staged)
 

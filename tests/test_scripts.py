@@ -172,8 +172,10 @@ def test_check_data_and_skip_list(data: Path, tmp_path: Path, capsys: pytest.Cap
     said = capsys.readouterr().out
     assert skip.read_text() == f"val/n00000001/{first.name}\n"
     assert "train: 20 samples read, 0 cannot be" in said and "1 in val/n00000001" in said
-    assert check([*settings, f"data.skip_list={skip}"]) == 0
-    assert "1 on the skip list" in capsys.readouterr().out
+    assert check([*settings, f"data.skip_list={skip}", f"out={skip}"]) == 0
+    said = capsys.readouterr().out
+    assert "1 on the skip list" in said and f"every sample can be read; 1 are listed in {skip}" in said
+    assert skip.read_text() == f"val/n00000001/{first.name}\n"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["train.py", *settings, f"data.skip_list={skip}", f"run_dir={tmp_path / 'run'}"])
         assert main() == 0

@@ -115,7 +115,8 @@ class Pose:
         return [(a - 1, b - 1) for a, b in self._skeleton]
 
     def network(self, backbone: Staged, tdaf: Callable[[Staged], Staged]) -> nn.Module:
-        """TDAF goes over backbone and deconvolutions."""
+        """TDAF goes over backbone and deconvolutions. Raises UserError for settings that do not fit the key points."""
+        _ = self.sigmas, self.edges  # first used after the training: a mistake in them is to show before it
         stride = backbone.strides[-1]
         if any(side % stride for side in self.size):
             raise UserError(f"task.size={list(self.size)}: give multiples of {stride}, this backbone's stride")

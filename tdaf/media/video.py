@@ -155,14 +155,17 @@ def _decoded(path: Path) -> Generator[av.VideoFrame, None, None]:
     """Every frame; UnreadableSample where the file is damaged or holds fewer packets than it says."""
     frames = packets = 0
     with opened(path) as (container, stream):
+        promise = f" of {stream.frames}" if stream.frames else ""
         try:
             for packet in container.demux(stream):
                 packets += packet.size > 0
                 for frame in packet.decode():
+                    if frame.is_corrupt:
+                        raise UnreadableSample(f"damaged after {frames}{promise} frames ({path})")
                     frames += 1
                     yield frame
         except av.FFmpegError as error:
-            raise UnreadableSample(f"damaged after {frames} frames: {error.strerror} ({path})") from error
+            raise UnreadableSample(f"damaged after {frames}{promise} frames: {error.strerror} ({path})") from error
         if packets < stream.frames:
             raise UnreadableSample(f"cut off after {frames} of {stream.frames} frames ({path})")
     if not frames:
