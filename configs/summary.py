@@ -17,6 +17,7 @@ from configs.compose import Config
 from tdaf import measure
 from tdaf.engine import dist, optim
 from tdaf.engine.trainer import Trainer
+from tdaf.errors import UnreadableSample
 from tdaf.task import Dataset
 
 
@@ -97,8 +98,17 @@ def commit() -> str | None:
 def _gflops(trainer: Trainer) -> float:
     """Of one validation sample, in the paper's sense (10^9 multiply-adds), counted on the meta device."""
     dataset = trainer.validation().dataset
-    sample = dataset.collate([dataset[0]])["input"]
-    return measure.gflops(copy.deepcopy(trainer.network).to("meta"), sample.to("meta")).total
+    sample = next(filter(None, (_read(dataset, index) for index in range(len(dataset)))))
+    inputs = dataset.collate([sample])["input"]
+    return measure.gflops(copy.deepcopy(trainer.network).to("meta"), inputs.to("meta")).total
+
+
+def _read(dataset: Dataset, index: int) -> dict[str, Any] | None:
+    """None for a sample that cannot be read; not all of them are such, or there would be no evaluation."""
+    try:
+        return dataset[index]
+    except UnreadableSample:
+        return None
 
 
 def _count(number: int, noun: str) -> str:

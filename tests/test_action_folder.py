@@ -43,7 +43,7 @@ DAMAGED = {
     "train/a b/cut.mp4": "no video, or its header is cut off or damaged",
     "train/c/garbage.webm": "no video, or its header is cut off or damaged",
     "train/c/sound.mp4": "it has no pictures, only sound",
-    "val/a b/nothing.mp4": "it has no pictures, only a header",
+    "val/a b/0 nothing.mp4": "it has no pictures, only a header",
     "val/c/headless.mp4": "no video, or its header is cut off or damaged",
 }
 RUN = (
@@ -75,7 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "train/a b/cut.mp4").write_bytes(whole[: len(whole) // 2])
     (root / "train/c/garbage.webm").write_bytes(bytes(range(256)) * 20)
     videos.sound(root / "train/c/sound.mp4")
-    film(root / "val/a b/nothing.mp4", "libx264", 0, (64, 48), {})
+    film(root / "val/a b/0 nothing.mp4", "libx264", 0, (64, 48), {})
     (root / "val/c/headless.mp4").write_bytes(whole[200:])
     assert len(WHOLE) == 20 and len(DAMAGED) == 6
     return root
