@@ -21,6 +21,8 @@ from tdaf.errors import UserError
 # where a run takes place and how it is watched: what may change between a run and its continuation
 VOLATILE = ("run_dir", "resume", "gpus", "loader", "trainer.log_every", "trainer.pictures", "trainer.hang_timeout")
 NAMED = ("task", "backbone", "tdaf", "recipe", "anar", "flows", "eta", "seed")  # what a run folder's name always says
+# those of tdaf/model/attention, where a test compares; here no torch is imported
+ATTENTION = ("none", "se", "cbam", "nonlocal", "a2", "cgnl", "aa", "sasa", "abn", "resatt", "tdam")
 
 Config = dict[str, Any]
 
@@ -77,10 +79,15 @@ def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(config)
 
 
-def differences(old: Config, new: Config) -> list[str]:
-    """The settings that make two runs different ones, as "key: old there, new here"."""
-    a, b = flat(old), flat(new)
-    keys = [k for k in sorted(a.keys() | b.keys()) if not _volatile(k)]
+def identity(config: Config, but: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The settings that make a run what it is, by their dotted names: all but VOLATILE ones and those of `but`."""
+    return {key: value for key, value in flat(config).items() if not _among(key, (*VOLATILE, *but))}
+
+
+def differences(old: Config, new: Config, but: tuple[str, ...] = ()) -> list[str]:
+    """The settings that make two runs different ones, those of `but` aside, as "key: old there, new here"."""
+    a, b = identity(old, but), identity(new, but)
+    keys = sorted(a.keys() | b.keys())
     return [f"{k}: {a.get(k, 'absent')} there, {b.get(k, 'absent')} here" for k in keys if a.get(k) != b.get(k)]
 
 
@@ -124,7 +131,7 @@ def _check(config: Config) -> None:
         ("data.max_bad", _whole(data["max_bad"]), "give a whole number, 0 or more"),
         ("dims", _whole(config["dims"]) and config["dims"] in (2, 3), "give 2 or 3"),
         ("stem", config["stem"] in ("imagenet", "small", "cifar"), "give imagenet, small or cifar"),
-        ("attention", config["attention"] in ("none", "se", "cbam"), "give none, se or cbam"),
+        ("attention", config["attention"] in ATTENTION, f"give {', '.join(ATTENTION[:-1])} or {ATTENTION[-1]}"),
         ("seed", _whole(config["seed"]), "give a whole number, 0 or more"),
         ("run_dir", config["run_dir"] != "", "give a folder"),
     )
@@ -143,14 +150,14 @@ def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _volatile(key: str) -> bool:
-    return any(key == name or key.startswith(name + ".") for name in VOLATILE)
+def _among(key: str, names: tuple[str, ...] = VOLATILE) -> bool:
+    return any(key == name or key.startswith(name + ".") for name in names)
 
 
 def _changed(before: Config, after: Config, resolved: Config) -> list[str]:
     """Which settings the command changed, as "key=value"; one set to what it was is not a change."""
     a, b, values = flat(before), flat(after), flat(resolved)
-    keys = [k for k in a.keys() | b.keys() if a.get(k, a) != b.get(k, b) and k not in NAMED and not _volatile(k)]
+    keys = [k for k in a.keys() | b.keys() if a.get(k, a) != b.get(k, b) and k not in NAMED and not _among(k)]
     return [f"{k}={str(values[k]).replace(' ', '')}" if k in values else f"~{k}" for k in keys]
 
 
@@ -173,7 +180,7 @@ def _resumed(folder: Path, overrides: list[Override]) -> Config:
     config = from_folder(folder)
     rest = [o for o in overrides if o.key != "resume"]
     for override in rest:
-        if not _volatile(override.key) or override.key == "run_dir":
+        if not _among(override.key) or override.key == "run_dir":
             may = ", ".join(name for name in VOLATILE if name not in ("run_dir", "resume"))
             raise UserError(f"{override.text}: a run goes on with its own settings; resume takes only {may} beside it")
     return {**overridden(config, [o.text for o in rest]), "run_dir": str(folder), "resume": None}

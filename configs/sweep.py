@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
+import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.hydra import Hydra
@@ -17,11 +20,21 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from configs.compose import compose
+from configs.compose import Config, compose
 from configs.overrides import FOLDER, first_line, values
-from tdaf.errors import UserError
+from tdaf.errors import RunError, UserError
 
 STOPPED = (75, 130)  # told to stop, Ctrl-C: the rest of the sweep is not started
+
+
+@dataclass(frozen=True)
+class Job:
+    """config: of a run. text: what is printed when it starts. then: what follows it where it ends well; gives its own
+    exit code. SLURM's launcher sends a job to another machine, so `then` is a function of an installed module."""
+
+    config: Config
+    text: str
+    then: Callable[[], int] | None = None
 
 
 def sweep(arguments: list[str]) -> int:
@@ -29,10 +42,17 @@ def sweep(arguments: list[str]) -> int:
 
     Raises UserError, before the first job starts, where one of them cannot work. One that fails leaves the others be.
     """
-    hydras = [a for a in arguments if a.startswith(("hydra.", "hydra/"))]
-    commands = combinations([a for a in arguments if a not in hydras])
-    jobs = [compose(command) for command in commands]
-    for folder, times in Counter(job["run_dir"] for job in jobs).items():
+    hydras, settings = parted(arguments)
+    jobs = [Job(compose(command), " ".join(command)) for command in combinations(settings)]
+    return max(launched(jobs, hydras), default=0)
+
+
+def launched(jobs: list[Job], hydras: list[str]) -> list[int]:
+    """Runs the jobs as `sweep` does. hydras: Hydra's own settings, which launcher that is. Returns their exit codes.
+
+    Raises UserError as `sweep` does, and SystemExit for a job that was told to stop.
+    """
+    for folder, times in Counter(job.config["run_dir"] for job in jobs).items():
         if times > 1:
             raise UserError(
                 f"run_dir={folder} is the folder of {times} jobs of this sweep; leave run_dir out, "
@@ -43,18 +63,36 @@ def sweep(arguments: list[str]) -> int:
     from configs.run import finished, start
 
     for job in jobs:
-        if not finished(job):
-            rehearsal.settings(job)
+        if not finished(job.config):
+            rehearsal.settings(job.config)
+
+    here = os.getpid()
 
     def one(config: DictConfig) -> int:
         number = HydraConfig.get().job.num
-        print(f"job {number + 1} of {len(jobs)}: {' '.join(commands[number])}", flush=True)
-        code = start(jobs[number])
-        if code in STOPPED:
+        job = jobs[number]
+        print(f"job {number + 1} of {len(jobs)}: {job.text}", flush=True)
+        code = start(job.config) or _after(job)
+        if code in STOPPED and os.getpid() == here:  # a job of SLURM's stops nothing but itself
             raise SystemExit(code)
         return code
 
-    return max(launch(one, len(jobs)), default=0)
+    return launch(one, len(jobs))
+
+
+def _after(job: Job) -> int:
+    """The exit code of what follows a run; a mistake that shows only there is that job's alone."""
+    try:
+        return job.then() if job.then else 0
+    except (UserError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2 if isinstance(error, UserError) else 1
+
+
+def parted(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """(Hydra's own settings, the others)."""
+    hydras = [argument for argument in arguments if argument.startswith(("hydra.", "hydra/"))]
+    return hydras, [argument for argument in arguments if argument not in hydras]
 
 
 def combinations(arguments: list[str]) -> list[list[str]]:

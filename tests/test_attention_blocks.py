@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from configs.compose import ATTENTION
 from tdaf.errors import UserError
-from tdaf.model.attention import CBAM, attention
+from tdaf.model.attention.cbam import CBAM
+from tdaf.model.attention.placement import NAMES, branch
 from tdaf.model.backbones.mobilenet import mobilenet
 from tdaf.model.backbones.resnet import resnet
 from tdaf.model.flows import TDAF
@@ -69,7 +71,7 @@ def cbam(x: Tensor, state: dict[str, Tensor]) -> Tensor:
 @pytest.mark.parametrize(("name", "literal"), [("se", se), ("cbam", cbam)])
 def test_equations(name, literal):
     torch.manual_seed(0)
-    block = attention(name, 48).eval()
+    block = branch(name, 48, "a test").eval()
     for tensor in block.state_dict().values():
         if tensor.is_floating_point():
             tensor.uniform_(-0.6, 0.6) if tensor.ndim > 1 else tensor.uniform_(0.3, 0.9)
@@ -136,11 +138,14 @@ def test_under_tdaf_every_flow_trains(build, width, name):
 
 
 def test_narrow_maps_keep_one_hidden_channel():
-    assert attention("se", 8)(torch.rand(2, 8, 4, 4)).shape == (2, 8, 4, 4)
-    assert attention("cbam", 8)(torch.rand(2, 8, 4, 4)).shape == (2, 8, 4, 4)
+    assert branch("se", 8, "a test")(torch.rand(2, 8, 4, 4)).shape == (2, 8, 4, 4)
+    assert branch("cbam", 8, "a test")(torch.rand(2, 8, 4, 4)).shape == (2, 8, 4, 4)
 
 
 def test_names():
-    assert attention("none", 64) is None
-    with pytest.raises(UserError, match="attention=cbm: not defined for this backbone, which has none, se, cbam"):
-        attention("cbm", 64)
+    assert branch("none", 64, "MobileNet") is None
+    with pytest.raises(UserError, match="attention=cbm: not defined for MobileNet, which has none, se, cbam"):
+        mobilenet(attention="cbm")
+    with pytest.raises(UserError, match="attention=cbm: not defined for ResNet, which has none, se, cbam"):
+        resnet(18, attention="cbm")
+    assert NAMES == ATTENTION

@@ -98,8 +98,9 @@ class Classification:
         return self.data.classes
 
     def network(self, backbone: Staged, tdaf: Callable[[Staged], Staged]) -> nn.Module:
-        body = tdaf(backbone)
-        width, classes = body.widths[-1], len(self.classes)
+        classes = len(self.classes)
+        body = tdaf(backbone.for_classes(classes))
+        width = body.widths[-1]
         published = self.head == "published" and body.classifier is not None
         if published and self.dropout:
             raise UserError(
@@ -113,16 +114,24 @@ class Classification:
             return Samples(self.data.split(split), self.train_transform, self.mixing)
         return Samples(self.data.split(split), self.val_transform, Mixing(0.0, 0.0))
 
-    def losses(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """outputs: logits (B, K). A mixed batch counts both labels by their weights."""
-        logits = outputs.float()
+    def losses(self, outputs: Tensor | dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """outputs: logits (B, K), or those and an attention branch's, whose loss is added with weight 1 (Fukui et al.
+        2019, Sec. 3.3). A mixed batch counts both labels by their weights."""
+        if isinstance(outputs, Tensor):
+            return {"cross_entropy": self._loss(outputs, batch)}
+        return {
+            "cross_entropy": self._loss(outputs["logits"], batch),
+            "attention_branch": self._loss(outputs["branch"], batch),
+        }
+
+    def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        own = self._cross_entropy(logits, batch["label"])
         if "mixed_label" not in batch:
-            return {"cross_entropy": self._cross_entropy(logits, batch["label"]).mean()}
-        own, other = (self._cross_entropy(logits, batch[key]) for key in ("label", "mixed_label"))
-        return {"cross_entropy": torch.lerp(own, other, batch["mixed_weight"]).mean()}
+            return own.mean()
+        return torch.lerp(own, self._cross_entropy(logits, batch["mixed_label"]), batch["mixed_weight"]).mean()
 
     def _cross_entropy(self, logits: Tensor, label: Tensor) -> Tensor:
-        return F.cross_entropy(logits, label, label_smoothing=self.label_smoothing, reduction="none")
+        return F.cross_entropy(logits.float(), label, label_smoothing=self.label_smoothing, reduction="none")
 
     def evaluator(self) -> Accuracy:
         return Accuracy(self.protocol)

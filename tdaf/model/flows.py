@@ -144,12 +144,16 @@ class MultiScale(nn.Module):
 
 
 def _take(network: nn.Module, staged: Staged) -> None:
+    if staged.attend is not None:
+        raise UserError("attention=abn: its branch names the classes of an image, so give task=imagenet or cifar10")
     network.stages = staged.stages
     network.widths = list(staged.widths)
     network.strides = list(staged.strides)
     network.dims = staged.dims
     network.classifier = staged.classifier
     network.appended = staged.appended
+    network.attend = staged.attend
+    network.scores = staged.scores
 
 
 def _earlier(network: nn.Module, norm: str) -> nn.ModuleList:

@@ -17,6 +17,7 @@ from tdaf.model.inflate import inflate_weight
 
 _STAGE = re.compile(r"^(?:.*?\.)?stages\.(\d+)\.(.+)$")
 _EARLIER = re.compile(r"\bearlier\.(\d+)\.")  # where TDAF keeps the statistics of the flows before the last one
+_ADDED = re.compile(r"\.(attention|after|top_down)\.")  # what a mechanism of tdaf/model/attention adds to a block
 _INNER = re.compile(r"(?:^|\.)((?:earlier\.\d+\.)?(?:stages|gates)\.\d+\..+)$")
 _CONTAINERS = ("network", "state_dict", "model")
 _WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
@@ -192,7 +193,7 @@ def _check_architecture(report: Report, wanted: dict[str, Tensor], state: dict[s
         ours = f"{backbone[0]} {_shape(wanted[backbone[0]].shape)}" if backbone else "no stages"
         _refuse(f"the checkpoint begins with {theirs}, the network with {ours}, and nothing of the backbone fits")
     for name in report.missing:
-        if name in backbone and _STAGE.match(name)[1] in stages and ".attention." not in name:
+        if name in backbone and _STAGE.match(name)[1] in stages and not _ADDED.search(name):
             _refuse(f"the network's {_plain_name(name)} is not in the checkpoint")
     for name in report.unexpected:
         match = None if _EARLIER.search(name) else _STAGE.match(name)

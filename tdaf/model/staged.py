@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
 
+Attend = Callable[[nn.Module, int, int], nn.Module]  # last stage, its width, classes -> the stage that takes its place
+
 
 class Staged(nn.Module):
     """A network as stages h_1..h_L (paper, Sec. 3.1). The stem belongs to stage 1.
@@ -17,6 +19,9 @@ class Staged(nn.Module):
     classifier: `classifier(width, classes) -> module` from the last map to (B, classes) where the network's
         publication has one of its own (VGG's three fully connected layers); None means pooling and one linear layer.
     appended: how many of the stages, counted from the last, a task has appended to the backbone's own (see `append`).
+    attend: what builds the last stage of a network whose attention names classes (ABN), for `for_classes`, without
+        which such a network is not complete.
+    scores: how many channels of class scores come before the last map's own while its stage trains; see `for_classes`.
     Raises ValueError where the lists' lengths differ.
     """
 
@@ -28,6 +33,8 @@ class Staged(nn.Module):
         dims: int = 2,
         classifier: Callable[[int, int], nn.Module] | None = None,
         appended: int = 0,
+        attend: Attend | None = None,
+        scores: int = 0,
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
@@ -36,6 +43,8 @@ class Staged(nn.Module):
         self.dims = dims
         self.classifier = classifier
         self.appended = appended
+        self.attend = attend
+        self.scores = scores
         if not len(self.stages) == len(self.widths) == len(self.strides):
             raise ValueError(
                 f"a staged network needs one width and one stride a stage, "
@@ -60,7 +69,19 @@ class Staged(nn.Module):
             [*self.strides, *strides],
             self.dims,
             appended=self.appended + len(more),
+            attend=self.attend,
         )
+
+    def for_classes(self, classes: int) -> Staged:
+        """The network for a task of that many classes: itself, or, where `attend` is given, one of these same stages
+        with what `attend` makes of the last, which in training puts `scores` channels of class scores, equal at all
+        places, before its map's own.
+        """
+        if self.attend is None:
+            return self
+        last = self.attend(self.stages[-1], self.widths[-1], classes)
+        stages = [*self.stages[:-1], last]
+        return Staged(stages, self.widths, self.strides, self.dims, self.classifier, self.appended, scores=classes)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """x (B, C, [T,] H, W) -> the L maps, the last one last."""

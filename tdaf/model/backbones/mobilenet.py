@@ -7,7 +7,7 @@ from collections import OrderedDict
 from torch import nn
 
 from tdaf.errors import UserError
-from tdaf.model.attention import attention as mechanism
+from tdaf.model.attention.placement import branch
 from tdaf.model.inflate import inflate
 from tdaf.model.init import initialise
 from tdaf.model.staged import Staged
@@ -57,7 +57,7 @@ def _separable(inputs: int, width: int, stride: int, attention: str, activate: b
         pointwise=nn.Conv2d(inputs, width, 1, bias=False),
         bn2=nn.BatchNorm2d(width),
     )
-    extra = mechanism(attention, width)
+    extra = branch(attention, width, "MobileNet")
     if extra is not None:
         parts["attention"] = extra
     if activate:

@@ -9,37 +9,49 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from tdaf.errors import UserError
-from tdaf.model.attention import attention as mechanism
+from tdaf.model.attention.placement import place
 from tdaf.model.inflate import inflate
 from tdaf.model.init import initialise
 from tdaf.model.staged import Staged
 
 
 class Basic(BasicBlock):
-    """torchvision's block with a place for attention; with `activate` False the final ReLU is left to the stage."""
+    """torchvision's block with places for modules: `attention` at the end of its residual branch, `after` its last
+    ReLU, and `top_down`, with which the branch's end is computed twice, the second time from an input that it modulates
+    and with its norms. With `activate` False the last ReLU is left to the stage, and nothing comes after it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.attention: nn.Module | None = None
+        self.after: nn.Module | None = None
+        self.top_down: nn.Module | None = None
         self.activate = True
 
     def forward(self, x: Tensor) -> Tensor:
-        branch = self.relu(self.bn1(self.conv1(x)))
-        return _join(self, x, self.bn2(self.conv2(branch)))
+        branch = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        if self.top_down is not None:
+            again = self.relu(self.top_down.bn1(self.conv1(self.top_down(x, branch))))
+            branch = self.top_down.bn2(self.conv2(again))
+        return _join(self, x, branch)
 
 
 class Deep(Bottleneck):
-    """torchvision's bottleneck with the same two changes."""
+    """torchvision's bottleneck with the same changes."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.attention: nn.Module | None = None
+        self.after: nn.Module | None = None
+        self.top_down: nn.Module | None = None
         self.activate = True
 
     def forward(self, x: Tensor) -> Tensor:
         branch = self.relu(self.bn1(self.conv1(x)))
-        branch = self.relu(self.bn2(self.conv2(branch)))
-        return _join(self, x, self.bn3(self.conv3(branch)))
+        bottom = self.relu(self.bn2(self.conv2(branch)))
+        branch = self.bn3(self.conv3(bottom))
+        if self.top_down is not None:
+            branch = self.top_down.bn3(self.conv3(self.top_down(bottom, branch)))
+        return _join(self, x, branch)
 
 
 class _Wide(ResNet):
@@ -81,7 +93,7 @@ def resnet(
 
     L = 4, the stem in stage 1; strides 4, 8, 16, 32. `stem`: "imagenet", 7x7 with stride 2 and a pool; "small" (inputs of
     about 64 pixels) and "cifar" (32), 3x3 with stride 2 or 1 and no pool, strides from 2 or 1 on.
-    `attention`: a mechanism at the end of every residual branch, before the sum (SENet, Fig. 3; CBAM, Fig. 3).
+    `attention`: a mechanism of tdaf/model/attention, where its publication places it.
     `dims=3`: all kernels cubes, stem stride (1, 2, 2), shortcut B (Hara et al. 2018, Table 1).
     Raises UserError for a setting that has no network.
     """
@@ -92,19 +104,16 @@ def resnet(
         network.conv1 = nn.Conv2d(3, width, 3, stride=STEMS[stem], padding=1, bias=False)
     layers = [network.layer1, network.layer2, network.layer3, network.layer4]
     widths = [width * 2**i * block.expansion for i in range(4)]
-    for layer, channels in zip(layers, widths):
-        for member in layer:
-            member.attention = mechanism(attention, channels)
+    for layer in layers:
         layer[-1].activate = False
+    parts: list[OrderedDict[str, nn.Module]] = [OrderedDict({f"layer{i}": layer}) for i, layer in enumerate(layers, 1)]
     first = OrderedDict(conv1=network.conv1, bn1=network.bn1, relu=network.relu, maxpool=network.maxpool)
     if stem != "imagenet":
         del first["maxpool"]
-    parts = [first, {}, {}, {}]
-    stages = [
-        nn.Sequential(OrderedDict(**part, **{f"layer{i}": layer}, relu_out=nn.ReLU(inplace=True)))
-        for i, (part, layer) in enumerate(zip(parts, layers), start=1)
-    ]
-    staged = Staged(stages, widths, [STEMS[stem] * 2**i for i in range(4)])
+    parts[0] = OrderedDict(**first, **parts[0])
+    attend = place(attention, parts, dims)
+    stages = [nn.Sequential(OrderedDict(**part, relu_out=nn.ReLU(inplace=True))) for part in parts]
+    staged = Staged(stages, widths, [STEMS[stem] * 2**i for i in range(4)], attend=attend)
     if dims == 3:
         inflate(staged, stem=network.conv1)
     return initialise(staged)
@@ -114,7 +123,10 @@ def _join(block: Basic | Deep, x: Tensor, branch: Tensor) -> Tensor:
     if block.attention is not None:
         branch = block.attention(branch)
     branch += x if block.downsample is None else block.downsample(x)
-    return block.relu(branch) if block.activate else branch
+    if not block.activate:
+        return branch
+    out = block.relu(branch)
+    return out if block.after is None else block.after(out)
 
 
 def _check(depth: int, groups: int, width_per_group: int, width: int, stem: str, dims: int) -> None:

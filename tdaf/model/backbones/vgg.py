@@ -9,6 +9,7 @@ from torch import nn
 from torchvision.models.vgg import cfgs, make_layers
 
 from tdaf.errors import UserError
+from tdaf.model.attention import abn
 from tdaf.model.inflate import inflate
 from tdaf.model.init import initialise
 from tdaf.model.staged import Staged
@@ -21,10 +22,13 @@ def vgg(depth: int = 16, batch_norm: bool = False, attention: str = "none", dims
 
     L = 5, strides 2, 4, 8, 16, 32. The published network, and the one of the paper's 138.4M parameters, has no batch
     norm. `dims=3`: all kernels cubes, pool1 1x2x2 (C3D, Tran et al. 2015), so that 16 frames reach the last stage.
-    Raises UserError for a depth that VGG has not, and for any `attention`: none is defined without blocks.
+    `attention`: "none" or "abn", an attention branch before the last stage; the others are for blocks.
+    Raises UserError for a depth or an attention that VGG has not.
     """
-    if attention != "none":
-        raise UserError(f"attention={attention}: not defined for VGG, which has no residual or separable blocks; use none")
+    if attention not in ("none", "abn"):
+        raise UserError(f"attention={attention}: not defined for VGG, which has no blocks; give none or abn")
+    if attention == "abn" and dims == 3:
+        raise UserError("attention=abn: defined for images, not for clips (dims=3)")
     if depth not in _LETTERS:
         raise UserError(f"depth={depth}: VGG has the depths {', '.join(map(str, _LETTERS))}")
     if dims not in (2, 3):
@@ -38,7 +42,9 @@ def vgg(depth: int = 16, batch_norm: bool = False, attention: str = "none", dims
             stages.append(nn.Sequential(OrderedDict(features=nn.Sequential(features))))
             pools.append(layer)
             features = OrderedDict()
-    staged = Staged(stages, [64, 128, 256, 512, 512], [2, 4, 8, 16, 32], classifier=partial(vgg_classifier, dims=dims))
+    classifier = partial(vgg_classifier, dims=dims)
+    attend = abn.attend if attention == "abn" else None
+    staged = Staged(stages, [64, 128, 256, 512, 512], [2, 4, 8, 16, 32], classifier=classifier, attend=attend)
     if dims == 3:
         inflate(staged, stem=pools[0])
     return initialise(staged)

@@ -1,38 +1,11 @@
-"""Attention mechanisms that sit at one place of a backbone: the end of a residual branch, or a pointwise convolution.
-
-The paper's Table 3b treats a backbone with such a mechanism as a backbone of its own, to which TDAF is added.
-"""
+"""The convolutional block attention module (Woo et al. 2018)."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from tdaf.errors import UserError
-
-REDUCTION = 16  # the ratio of both publications
-
-
-def attention(name: str, channels: int) -> nn.Module | None:
-    """The mechanism `name` for a map of `channels`; it keeps the map's shape. None for "none".
-
-    Built for images; `inflate` makes it one for clips. Raises UserError for a name that is not known.
-    """
-    if name == "none":
-        return None
-    if name not in _MECHANISMS:
-        known = ", ".join(["none", *_MECHANISMS])
-        raise UserError(f"attention={name}: not defined for this backbone, which has {known}")
-    return _MECHANISMS[name](channels)
-
-
-def squeeze_excitation(channels: int) -> nn.Module:
-    """SE (Hu et al. 2018, Eqs. 2-4), both layers with bias; torchvision's module."""
-    from torchvision.ops import SqueezeExcitation  # torchvision takes as long to import as torch
-
-    return SqueezeExcitation(channels, max(1, channels // REDUCTION))
+REDUCTION = 16  # Sec. 4.1
 
 
 class CBAM(nn.Module):
@@ -59,6 +32,3 @@ class CBAM(nn.Module):
         x = x * torch.sigmoid(self.mlp(x.mean(places, keepdim=True)) + self.mlp(x.amax(places, keepdim=True)))
         summary = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], dim=1)
         return x * torch.sigmoid(self.norm(self.spatial(summary)))
-
-
-_MECHANISMS: dict[str, Callable[[int], nn.Module]] = {"se": squeeze_excitation, "cbam": CBAM}

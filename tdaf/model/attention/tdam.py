@@ -1,0 +1,68 @@
+"""The top-down attention module (Jaiswal, Fernando and Tan 2022, "TDAM", arXiv 2111.13470)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+REDUCTION = 16
+# of ResNet-101 and ResNet-152, by the number of blocks in layer3: which of them have the module
+_SOME = {23: (0, 1, 2, 8, 13, 18, 22), 36: (0, 1, 2, 8, 13, 18, 22, 25, 28, 31, 32, 33, 34, 35)}
+
+
+class TopDown(nn.Module):
+    """The searchlight by which the end of a residual branch (top) modulates what it was computed from (bottom).
+
+    The technique "joint": both maps are pooled to one value a channel and reduced to top / 16, with ReLU; from the two
+    side by side one layer gives s, a value for each channel of the bottom. Then, all without bias,
+        channels: b = b * sigmoid(s);  places: b = b * sigmoid(sum over channels of s * b).
+    `norms`: batch norms, by name and channels, of the layers that run again: the second of two computation steps has
+    the first one's convolutions and statistics and affine values of its own.
+
+    From the authors' code (shantanuj/TDAM_Top_down_attention_module, modules_and_models/modules.py and
+    timm_td_resnet.py), whose published networks all have "joint" and two steps. Their timm code starts every branch's
+    last norm at weight 0; here it starts at 1, as in every other network, as from 0 the top map is 0 and stays unread.
+    """
+
+    def __init__(self, bottom: int, top: int, norms: Mapping[str, int]) -> None:
+        super().__init__()
+        hidden = max(1, top // REDUCTION)
+        self.reduce_top = nn.Conv2d(top, hidden, 1, bias=False)
+        self.reduce_bottom = nn.Conv2d(bottom, hidden, 1, bias=False)
+        self.expand = nn.Conv2d(2 * hidden, bottom, 1, bias=False)
+        for name, channels in norms.items():
+            self.add_module(name, nn.BatchNorm2d(channels))
+
+    def forward(self, bottom: Tensor, top: Tensor) -> Tensor:
+        """bottom (B, C, [T,] H, W), top (B, D, [T',] H', W') -> the bottom modulated."""
+        above, below = self.reduce_top(_pooled(top)), self.reduce_bottom(_pooled(bottom))
+        searchlight = self.expand(torch.cat([above.relu(), below.relu()], dim=1))
+        bottom = bottom * searchlight.sigmoid()
+        return bottom * (bottom * searchlight).sum(1, keepdim=True).sigmoid()
+
+
+def place(parts: Sequence[dict[str, nn.Module]]) -> None:
+    """Every block of layer3 and layer4, two steps: a bottleneck's last convolution runs again (feedback distance m = 1)
+    or a basic block's two (m = 2), as the authors' networks have it for ResNet-50 and for ResNet-18 and -34.
+
+    In ResNet-101 and -152 a choice of layer3's blocks (the repository's td_train_and_evaluate.py). ResNeXt is our
+    extension: the same as the ResNet of its depth.
+    """
+    for number in (3, 4):
+        blocks = parts[number - 1][f"layer{number}"]
+        for index, block in enumerate(blocks):
+            if index in _SOME.get(len(blocks), range(len(blocks))):
+                block.top_down = _top_down(block)
+
+
+def _top_down(block: nn.Module) -> TopDown:
+    if hasattr(block, "conv3"):
+        return TopDown(block.conv3.in_channels, block.conv3.out_channels, {"bn3": block.conv3.out_channels})
+    width = block.conv1.out_channels
+    return TopDown(block.conv1.in_channels, width, {"bn1": width, "bn2": width})
+
+
+def _pooled(x: Tensor) -> Tensor:
+    return x.mean(tuple(range(2, x.ndim)), keepdim=True)
