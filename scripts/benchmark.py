@@ -4,16 +4,19 @@
                                 [size=224] [device=auto] [threads=N] [pairs=N] [images=160]
                                 [out=PATH]
 
-what: startup, loader, trainer, model, fold, memory, compile, detection, pose, clips; all by default. batch: 8 by
-default, 128 on a GPU. device: auto, cpu or cuda. threads: of torch in this process.
+what: startup, loader, trainer, model, fold, memory, compile, detection, pose, clips, latency; all by default.
+backbone: res50 by default, and for latency a table each of res50 and res101. batch: 8 by default, 128 on a GPU.
+device: auto, cpu or cuda. threads: of torch in this process.
 pairs: timed rounds of each measurement, instead of its own number. images: files for the loaders, a multiple of 32.
 out: PATH.md gets a table of each subject measured (its other text stays) and PATH.json everything; without it nothing
-is written. out=docs/benchmarks renews the project's own page. Each row says its bar and whether the median meets it; the
-null is the peer against itself in the same rounds. Peers that are not installed have a dash. Exit codes as train.py's.
+is written. out=docs/benchmarks renews the project's own page. Each row says its bar and whether the median meets it;
+the null is the peer against itself in the same rounds. Peers that are not installed have a dash. Exit codes as
+train.py's.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from collections.abc import Callable
@@ -30,7 +33,8 @@ if TYPE_CHECKING:
 
 NUMBERS = {"anar": 3, "flows": 3, "batch": None, "size": 224, "threads": None, "pairs": None, "images": 160}
 OWN = ("what", "backbone", *NUMBERS, "device", "out")
-WHAT = ("startup", "loader", "trainer", "model", "fold", "memory", "compile", "detection", "pose", "clips")
+WHAT = ("startup", "loader", "trainer", "model", "fold", "memory", "compile", "detection", "pose", "clips", "latency")
+LATENCY = ("res50", "res101")  # the paper's
 
 
 def benchmark(arguments: list[str]) -> int:
@@ -53,21 +57,29 @@ def benchmark(arguments: list[str]) -> int:
     numbers["batch"] = numbers["batch"] or (128 if device.type == "cuda" else 8)
     settings = Settings(backbone=own["backbone"] or "res50", device=device, **numbers)
     subjects = _subjects()
-    subjects = _subjects()
     for name in chosen:
-        print(f"measuring {name} ...", file=sys.stderr, flush=True)
-        about, start = {**machine.describe(settings, arguments), "load": [machine.load()]}, time.perf_counter()
-        table = report.rows(name, subjects[name](settings), settings)
-        about |= {"load": [*about["load"], machine.load()], "seconds": round(time.perf_counter() - start)}
-        text = report.markdown(table, about, figures=settings.gpu)
-        print(text, flush=True)
-        if own["out"]:
-            report.write(Path(own["out"]), name, table, about, text)
+        for section, one in _tables(name, settings, own["backbone"]).items():
+            print(f"measuring {section} ...", file=sys.stderr, flush=True)
+            about, start = {**machine.describe(one, arguments), "load": [machine.load()]}, time.perf_counter()
+            table = report.rows(name, subjects[name](one), one)
+            about |= {"load": [*about["load"], machine.load()], "seconds": round(time.perf_counter() - start)}
+            text = report.markdown(table, about, figures=one.gpu)
+            print(text, flush=True)
+            if own["out"]:
+                report.write(Path(own["out"]), section, table, about, text)
     return 0
 
 
+def _tables(name: str, settings: Settings, backbone: str | None) -> dict[str, Settings]:
+    """What a subject is measured with, by the name of its table."""
+    if name != "latency":
+        return {name: settings}
+    several = (backbone,) if backbone else LATENCY
+    return {f"{name}_{each}": dataclasses.replace(settings, backbone=each) for each in several}
+
+
 def _subjects() -> dict[str, Callable[[Settings], dict[str, Result]]]:
-    from benchmarks import clips, detection, loader, model, pose, startup, trainer
+    from benchmarks import clips, detection, latency, loader, model, pose, startup, trainer
 
     measures = (
         startup.starting,
@@ -80,6 +92,7 @@ def _subjects() -> dict[str, Callable[[Settings], dict[str, Result]]]:
         detection.detection,
         pose.cropping,
         clips.clips,
+        latency.latency,
     )
     return dict(zip(WHAT, measures, strict=True))
 

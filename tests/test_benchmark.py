@@ -15,7 +15,8 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from benchmarks import report  # noqa: E402
+import benchmark  # noqa: E402
+from benchmarks import clips, latency, report, timing  # noqa: E402
 from benchmarks.bars import BARS, Bar  # noqa: E402
 from benchmarks.settings import Settings  # noqa: E402
 from benchmarks.timing import Result, Times, interleaved, spread  # noqa: E402
@@ -88,6 +89,43 @@ def test_mistakes_are_one_line(argument, said):
     done = run(argument)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and said in done.stderr
+
+
+def test_latency_of_a_small_network(monkeypatch):
+    """All rows that a CPU has; compiling, which takes minutes, is left to the subject that does the same."""
+    monkeypatch.setattr(latency, "compiling", lambda settings: {"compiled": Result(1.5)})
+    monkeypatch.setattr(timing, "BLOCK", 0.01)
+    settings = Settings("tiny", 3, 3, 2, 32, CPU, pairs=1)
+    table = {row["key"]: row for row in report.rows("latency", latency.latency(settings), settings)}
+    missing = {key for key, row in table.items() if row["value"] is None}
+    assert missing == {"forward_graphs", "training_compiled", "peak"}
+    assert table["forward_compiled"]["value"] == 1.5
+    timed = {key for key, row in table.items() if row["ratio"]}
+    assert timed == {"forward", "forward_folded", "training"}
+    # counted, so known: the parts add up, and gates are the smaller one of what is added
+    parts = [table[f"gflops_{part}"]["value"] for part in ("flows", "gates", "rest")]
+    assert sum(parts) == pytest.approx(table["gflops"]["value"]) and parts[0] > 1 > parts[1] > 0
+    assert table["saved"]["value"] > 1
+    assert not any(row["note"].startswith("paper") for row in table.values())
+
+
+def test_latency_has_a_table_a_network():
+    settings = Settings("res18", 3, 3, 8, 224, CPU)
+    names = {section: one.backbone for section, one in benchmark._tables("latency", settings, None).items()}
+    assert names == {"latency_res50": "res50", "latency_res101": "res101"}
+    assert benchmark._tables("latency", settings, "res18") == {"latency_res18": settings}
+    assert benchmark._tables("model", settings, "res18") == {"model": settings}
+
+
+def test_the_clip_loaders_read_the_same_frames(tmp_path, monkeypatch):
+    """Of a video with short groups; in workers as in this process."""
+    monkeypatch.setattr(clips, "LENGTH", 40)
+    path = str(tmp_path / "12.mp4")
+    clips.write(path, 12)
+    for start in (0, 5, 13, 24):
+        assert torch.equal(clips.ours(path, start), clips.plain(path, start))
+    cut = clips.Cut(clips.ours, path, [3])[0]
+    assert torch.equal(cut[7].permute(2, 0, 1), clips.plain(path, 3)[7, :, 72:184, 114:226])
 
 
 def test_rounds_are_interleaved_and_turned_round():

@@ -18,6 +18,7 @@ from torch import Tensor
 from tdaf.errors import UnreadableSample
 from tdaf.media import clip
 from tdaf.media.clip import count_frames, decode_whole, inspect, read_clip
+from tdaf.media.container import opened
 from tdaf.media.cut import missing_bytes
 from tdaf.media.droppable import droppable
 
@@ -198,6 +199,32 @@ def test_short_side_and_turn(films: dict[str, Path], tmp_path: Path) -> None:
         assert torch.equal(read_clip(path, [4, 20]), torch.rot90(upright, turns, (2, 3)))
         facts = inspect(path)
         assert (facts.width, facts.height) == ((64, 48) if turns == 2 else (48, 64))
+
+
+def test_what_a_header_says_is_not_taken_for_granted(films: dict[str, Path], tmp_path: Path) -> None:
+    """mp4 files are opened without a look at their first frame, and one may lie of the size of its pictures."""
+    data, path = bytearray(films["open_gop.mp4"].read_bytes()), tmp_path / "wide.mp4"
+    entry = data.find(b"avc1", data.find(b"stsd"))
+    assert int.from_bytes(data[entry + 28 : entry + 30], "big") == 64  # ISO/IEC 14496-12, VisualSampleEntry
+    data[entry + 28 : entry + 30] = (80).to_bytes(2, "big")
+    path.write_bytes(data)
+    for file, width in ((films["open_gop.mp4"], 64), (path, 80)):
+        with opened(file, tried=False) as (_, stream):
+            assert (stream.codec_context.width, stream.codec_context.pix_fmt) == (width, None)
+    upright = torch.from_numpy(videos.decoded(path)).permute(0, 3, 1, 2)
+    assert upright.shape[-1] == inspect(path).width == 64 and torch.equal(read_clip(path, [5, 40]), upright[[5, 40]])
+    with opened(films["fragments.mp4"], tried=False) as (_, stream):
+        assert stream.codec_context.pix_fmt == "yuv420p"
+
+
+def test_sound_between_the_pictures_is_not_read(tmp_path: Path) -> None:
+    path = videos.with_sound(tmp_path / "sound.mp4")
+    frames = torch.from_numpy(videos.decoded(path)).permute(0, 3, 1, 2)
+    for wanted in ([0], [29], range(7, 23)):
+        assert torch.equal(read_clip(path, wanted), frames[list(wanted)])
+    with opened(path, tried=False) as (container, _):
+        assert [stream.type for stream in container.streams] == ["video", "audio"]
+        assert {packet.stream.type for packet in container.demux() if packet.size} == {"video"}
 
 
 def test_facts(films: dict[str, Path]) -> None:

@@ -63,3 +63,19 @@ def sound(path: Path) -> Path:
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
+
+
+def with_sound(path: Path) -> Path:
+    """The moving pattern and silence, their packets by turns."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=12, options={"bf": "3", "g": "10"})
+        video.height, video.width, video.pix_fmt = 48, 64, "yuv420p"
+        audio = container.add_stream("aac", rate=8000, layout="mono")
+        for pixels in pattern():
+            container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 667), np.float32), format="fltp", layout="mono")
+            silence.sample_rate = 8000
+            container.mux(audio.encode(silence))
+        for stream in (video, audio):
+            container.mux(stream.encode())
+    return path

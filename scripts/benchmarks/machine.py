@@ -23,7 +23,7 @@ def describe(settings: Settings, arguments: list[str]) -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "command": " ".join(["python scripts/benchmark.py", *(a for a in arguments if not a.startswith("out="))]),
         "commit": commit(),
-        "machine": _processor(),
+        "machine": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "gpu": gpu,
@@ -42,7 +42,7 @@ def load() -> float:
     return os.getloadavg()[0]
 
 
-def _processor() -> str:
+def processor() -> str:
     try:
         names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:

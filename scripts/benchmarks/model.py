@@ -30,12 +30,12 @@ def model(settings: Settings) -> dict[str, Result]:
     if other is not None:
         candidates[TORCHVISION] = forward(precision.place(other), _normalised(x), precision)
     times = interleaved(candidates, settings.rounds(FORWARD), settings.device)
-    found = {"gflops": _gflops(settings), "forward": _against(times, TDAF, PLAIN, settings.batch)}
+    found = {"gflops": _gflops(settings), "forward": against(times, TDAF, PLAIN, settings.batch)}
     if other is not None:
-        found["torchvision"] = _against(times, PLAIN, TORCHVISION, settings.batch)
+        found["torchvision"] = against(times, PLAIN, TORCHVISION, settings.batch)
     candidates = {PLAIN: training(plain, x, precision), TDAF: training(tdaf, x, precision)}
     times = interleaved(candidates, settings.rounds(TRAINING), settings.device)
-    return {**found, "training": _against(times, TDAF, PLAIN, settings.batch)}
+    return {**found, "training": against(times, TDAF, PLAIN, settings.batch)}
 
 
 def folding(settings: Settings) -> dict[str, Result]:
@@ -50,8 +50,8 @@ def folding(settings: Settings) -> dict[str, Result]:
     candidates = {name: forward(precision.place(each), x, precision) for name, each in names.items()}
     times = interleaved(candidates, settings.rounds(FORWARD), settings.device)
     return {
-        "folded": _against(times, "TDAF folded", "TDAF", settings.batch),
-        "folded_plain": _against(times, "TDAF folded", "plain folded", settings.batch),
+        "folded": against(times, "TDAF folded", "TDAF", settings.batch),
+        "folded_plain": against(times, "TDAF folded", "plain folded", settings.batch),
         "folded_difference": difference,
     }
 
@@ -64,9 +64,9 @@ def compiling(settings: Settings) -> dict[str, Result]:
         each.compile()
     found = {}
     try:
-        found["compiled"] = _compiled(settings, forward, networks, x, precision, FORWARD)
+        found["compiled"] = compiled(settings, forward, networks, x, precision, FORWARD)
         if settings.gpu:
-            found["compiled_training"] = _compiled(settings, training, networks, x, precision, TRAINING)
+            found["compiled_training"] = compiled(settings, training, networks, x, precision, TRAINING)
     except torch._dynamo.exc.TorchDynamoException as error:
         found.setdefault("compiled", Result(None, note=f"torch.compile failed: {str(error).splitlines()[0][:120]}"))
     return found
@@ -80,7 +80,7 @@ def memory(settings: Settings) -> dict[str, Result]:
     absolute = {PLAIN: f"{plain / 2**20:.1f} MiB a sample", TDAF: f"{tdaf / 2**20:.1f} MiB a sample"}
     found = {"saved": Result(tdaf / plain, absolute=absolute, note="counted in float32")}
     if settings.gpu:
-        plain, tdaf = (_peak(settings, flows) for flows in (1, settings.flows))
+        plain, tdaf = (peak(settings, flows) for flows in (1, settings.flows))
         absolute = {PLAIN: f"{plain / 2**30:.2f} GiB", TDAF: f"{tdaf / 2**30:.2f} GiB"}
         found["peak"] = Result(tdaf / plain, absolute=absolute)
     return found
@@ -110,11 +110,12 @@ def _gflops(settings: Settings) -> Result:
     return Result(tdaf / plain, absolute=absolute, note="multiply-adds")
 
 
-def _against(times: Times, name: str, peer: str, batch: int) -> Result:
+def against(times: Times, name: str, peer: str, batch: int) -> Result:
+    """Time of `name` / time of `peer`, with the absolute figures of both."""
     return times.result(name, peer, milliseconds({name: times.median(name), peer: times.median(peer)}, batch))
 
 
-def _compiled(
+def compiled(
     settings: Settings,
     make: Callable[[nn.Module, Tensor, Precision], Callable[[], object]],
     networks: dict[str, nn.Module],
@@ -122,9 +123,10 @@ def _compiled(
     precision: Precision,
     rounds: int,
 ) -> Result:
+    """Of networks that are compiled already. make: from a network to the call that is timed."""
     candidates = {name: make(each, x, precision) for name, each in networks.items()}
     times = interleaved(candidates, settings.rounds(rounds), settings.device, warm=3)
-    return _against(times, TDAF, PLAIN, settings.batch)
+    return against(times, TDAF, PLAIN, settings.batch)
 
 
 def _normalised(x: Tensor) -> Tensor:
@@ -132,7 +134,7 @@ def _normalised(x: Tensor) -> Tensor:
     return (x.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
-def _peak(settings: Settings, flows: int) -> int:
+def peak(settings: Settings, flows: int) -> int:
     """Bytes allocated at most in a training step, with nothing else on the GPU."""
     gc.collect()
     torch.cuda.empty_cache()

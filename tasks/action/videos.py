@@ -14,6 +14,7 @@ from tasks.action.listing import Layout, Listing
 from tasks.action.splits import Hmdb51Layout, Ucf101Layout
 from tdaf.errors import UserError
 from tdaf.media.clip import Wanted, count_frames, decode_whole, read_clip
+from tdaf.media.skip_list import read_skip_list
 
 LAYOUTS = ("kinetics", "ucf101", "hmdb51")
 
@@ -61,7 +62,7 @@ class ActionVideos:
                 f"data.num_classes={num_classes}, but {self.root} has {len(self.classes)} classes; "
                 "correct it, or leave it out to have it found"
             )
-        self.skip = _read_skip_list(skip_list)
+        self.skip = read_skip_list(skip_list, example="val/abseiling/abc.mp4")
         self._splits: dict[str, ListedVideos] = {}
 
     def split(self, name: str) -> ListedVideos:
@@ -113,17 +114,3 @@ class ListedVideos:
     def counts(self) -> np.ndarray:
         count = images.count_images if self.frames else count_frames
         return frame_counts(self.root, [self.name(i) for i in range(len(self))], count)
-
-
-def _read_skip_list(path: str | None) -> frozenset[str]:
-    if path is None:
-        return frozenset()
-    try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError as error:
-        raise UserError(f"data.skip_list={path}: {error.strerror}; scripts/check_data.py writes such a list") from error
-    paths = frozenset(line.strip().replace("\\", "/") for line in lines if line.strip())
-    for line in paths:
-        if line.startswith("/"):
-            raise UserError(f"data.skip_list={path}: '{line}' is not a path below data.root (val/abseiling/abc.mp4)")
-    return paths

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from tdaf.media.image import read_image
 from tdaf.errors import UserError
+from tdaf.media.image import read_image
+from tdaf.media.skip_list import read_skip_list
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 LAYOUT = "expected train/<class>/*.JPEG and val/<class>/*.JPEG (also .jpg, .png) in it; without data, try recipe=demo"
@@ -42,7 +43,7 @@ class ImageFolder:
                 "correct it, or leave it out to have it found"
             )
         self.classes = _names(self.root, self.folders)
-        self.skip = _read_skip_list(skip_list)
+        self.skip = read_skip_list(skip_list, ("train/", "val/"))
 
     def split(self, name: str) -> FolderImages:
         if not (self.root / name).is_dir():
@@ -140,17 +141,3 @@ def _names(root: Path, folders: list[str]) -> list[str]:
 
         return list(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
     return folders
-
-
-def _read_skip_list(path: str | None) -> frozenset[str]:
-    if path is None:
-        return frozenset()
-    try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError as error:
-        raise UserError(f"data.skip_list={path}: {error.strerror}; scripts/check_data.py writes such a list") from error
-    paths = frozenset(line.strip().replace("\\", "/") for line in lines if line.strip())
-    for line in paths:
-        if not line.startswith(("train/", "val/")):
-            raise UserError(f"data.skip_list={path}: '{line}' is not a path below data.root (train/... or val/...)")
-    return paths

@@ -12,6 +12,7 @@ from torch import Tensor
 from tasks.coco.annotations import Annotations, read
 from tdaf.errors import UnreadableSample, UserError
 from tdaf.media.image import read_image
+from tdaf.media.skip_list import read_skip_list
 
 
 class CocoFiles:
@@ -43,7 +44,7 @@ class CocoFiles:
         if not self.root.is_dir():
             raise UserError(f"data.root={root}: no such folder ({self.root.absolute()}); {self.layout}")
         self._find("val")
-        self.skip = self._skip_list(skip_list)
+        self.skip = read_skip_list(skip_list, tuple(f"{folder}/" for folder in self.images.values()))
 
     @cached_property
     def classes(self) -> list[str]:
@@ -76,22 +77,6 @@ class CocoFiles:
             )
         if train.keypoint_names != val.keypoint_names:
             raise UserError(f"the annotation files in {self.root} must have the same key points, in the same order")
-
-    def _skip_list(self, path: str | None) -> frozenset[str]:
-        if path is None:
-            return frozenset()
-        try:
-            lines = Path(path).expanduser().read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-        except OSError as error:
-            said = f"data.skip_list={path}: {error.strerror}"
-            raise UserError(f"{said}; scripts/check_data.py writes such a list") from error
-        paths = frozenset(line.strip().replace("\\", "/") for line in lines if line.strip())
-        folders = tuple(f"{folder}/" for folder in self.images.values())
-        for line in paths:
-            if not line.startswith(folders):
-                said = f"data.skip_list={path}: '{line}' is not a path below data.root"
-                raise UserError(f"{said} ({folders[0]}... or {folders[1]}...)")
-        return paths
 
 
 class CocoSplit:

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from itertools import chain, islice
 
 import av
-import numpy as np
-import torch
-from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from tdaf.errors import UnreadableSample
-from tdaf.media.container import Path, opened
+from tdaf.media.collected import Collected, Doubt, turns
+from tdaf.media.container import Path, opened, whole_table
 from tdaf.media.cut import missing_bytes
 from tdaf.media.droppable import droppable
 from tdaf.media.frame_index import FrameIndex, frame_index, leaders
@@ -22,11 +20,6 @@ from tdaf.media.frame_index import FrameIndex, frame_index, leaders
 Wanted = Sequence[int] | Callable[[int], Sequence[int]]
 
 MARGIN = 32  # packets; more than the distance by which an encoder changes the order of frames
-_CONVERTER = VideoReformatter()  # keeps its tables from frame to frame; with its own threads it takes much longer
-
-
-class _Doubt(Exception):
-    """A key frame did not lead to the frames that the index promised."""
 
 
 @dataclass(frozen=True)
@@ -52,33 +45,31 @@ def read_clip(path: Path, wanted: Wanted, short_side: int | None = None) -> Tens
     not square are taken as square. Where the size changes on the way, frames are scaled to what the header says.
     Raises UnreadableSample when one of the frames cannot be decoded; no frame ever stands for another.
     """
-    with opened(path) as (container, stream):
-        if missing_bytes(path):
-            decode_whole(path)  # tells how much is there
-        index = _indexed(path, container, stream)
-        total = index.frames
-        if total is None and callable(wanted):
-            total = count_frames(path)
-        if total is not None:
-            _some(path, total)
-        places = list(wanted(total) if callable(wanted) else wanted)
-        if total is not None and places and max(places) >= total:
-            raise UnreadableSample(f"it has {total} frames, and so no frame {max(places)} ({path})")
-        try:
-            return _Clip(places, stream, short_side).filled(_from_key(container, stream, index, places))
-        except (_Doubt, av.FFmpegError):
-            pass
+    places, promised = None, None
+    for tried in (False, True):
+        with opened(path, tried) as (container, stream):
+            if missing_bytes(path):
+                decode_whole(path)  # tells how much is there
+            index = _indexed(path, container, stream)
+            if places is None:
+                places, promised = _places(path, wanted, index.frames), index.frames
+            sized = tried or not whole_table(container, stream)
+            try:
+                return Collected(places, stream, short_side, sized).filled(_from_key(container, stream, index, places))
+            except (Doubt, av.FFmpegError):
+                if sized:
+                    break  # opening it with a first frame decoded would change nothing
     with opened(path) as (container, stream):
         try:
-            return _Clip(places, stream, short_side).filled(_from_start(path, container, stream, index.frames))
-        except _Doubt as error:
+            return Collected(places, stream, short_side).filled(_from_start(path, container, stream, promised))
+        except Doubt as error:
             raise UnreadableSample(f"it ends before frame {max(places)} ({path})") from error
 
 
 def count_frames(path: Path) -> int:
     """Read from the file's table or packets, and by decoding all of it only where these do not tell.
     Raises UnreadableSample."""
-    with opened(path) as (container, stream):
+    with opened(path, tried=False) as (container, stream):
         frames = None if missing_bytes(path) else _indexed(path, container, stream).frames
     return decode_whole(path) if frames is None else _some(path, frames)
 
@@ -101,7 +92,7 @@ def inspect(path: Path) -> Facts:
     frames = count_frames(path)
     with opened(path) as (container, stream):
         _, first = next(_from_start(path, container, stream, frames))
-        sides = (first.width, first.height)[:: -1 if _turns(first) % 2 else 1]
+        sides = (first.width, first.height)[:: -1 if turns(first) % 2 else 1]
         rate = stream.average_rate or stream.guessed_rate
         if stream.duration is not None:
             duration = float(stream.duration * stream.time_base)
@@ -118,6 +109,18 @@ def _indexed(path: Path, container: av.container.InputContainer, stream: av.Vide
         raise UnreadableSample(f"cut off or damaged: {error.strerror} ({path})") from error
 
 
+def _places(path: Path, wanted: Wanted, total: int | None) -> list[int]:
+    """total: of frames, None where only decoding tells."""
+    if total is None and callable(wanted):
+        total = count_frames(path)
+    if total is not None:
+        _some(path, total)
+    places = list(wanted(total) if callable(wanted) else wanted)
+    if total is not None and places and max(places) >= total:
+        raise UnreadableSample(f"it has {total} frames, and so no frame {max(places)} ({path})")
+    return places
+
+
 def _some(path: Path, frames: int) -> int:
     if not frames:
         raise UnreadableSample(f"not one frame in it ({path})")
@@ -132,26 +135,27 @@ def _from_key(
     key, before = index.key(first), first + 1
     while before > first:
         if key < 0:
-            raise _Doubt
+            raise Doubt
         packets = _packets_from(container, stream, index, key)
         head, leading = leaders(packets)
         start, before = head[0].pts, int(index.before[key]) + leading
         key -= 1
     group = [*head, *islice(packets, max(0, last - before) + MARGIN)]
     if any(packet.size and (packet.pts is None or packet.is_corrupt) for packet in group):
-        raise _Doubt
+        raise Doubt
     group = [packet for packet in group if packet.size]
     shown = sorted(packet.pts for packet in group if packet.pts >= start and not packet.is_discard)
     numbers = {pts: number for number, pts in enumerate(shown, before)}
-    end = max((place for place, p in enumerate(group) if first <= numbers.get(p.pts, -1) <= last), default=-1)
+    needed = set(places)
+    end = max((place for place, p in enumerate(group) if numbers.get(p.pts) in needed), default=-1)
     if end < 0 or len(numbers) < len(shown):
-        raise _Doubt
-    wanted = (p for p in group[: end + 1] if numbers.get(p.pts, first) >= first or not droppable(p, stream))
+        raise Doubt
+    wanted = (p for p in group[: end + 1] if numbers.get(p.pts, first) in needed or not droppable(p, stream))
     # None: what the decoder holds back to sort it, without decoding more
     for packet in chain(wanted, [None]):
         for frame in stream.decode(packet):
             if frame.is_corrupt:
-                raise _Doubt
+                raise Doubt
             if frame.pts in numbers:
                 yield numbers[frame.pts], frame
 
@@ -172,7 +176,7 @@ def _packets_from(
                 return
             if at is None or at > stamp:
                 break
-    raise _Doubt
+    raise Doubt
 
 
 def _from_start(
@@ -195,54 +199,3 @@ def _from_start(
         raise UnreadableSample(f"{reason} ({path})") from error
     if promised is not None and frames < promised:
         raise UnreadableSample(f"cut off: only {frames} of {promised} frames can be decoded ({path})")
-
-
-class _Clip:
-    """Collects the frames of a clip as they are decoded."""
-
-    def __init__(self, places: list[int], stream: av.VideoStream, short_side: int | None) -> None:
-        self.places, self.short_side = places, short_side
-        self.rows = {place: row for row, place in enumerate(sorted(set(places)))}
-        self.size = (stream.codec_context.width, stream.codec_context.height)
-        self.turns = 0
-
-    def filled(self, frames: Iterator[tuple[int, av.VideoFrame]]) -> Tensor:
-        """Takes from `frames` until it has what it needs; _Doubt where that was not in them."""
-        pixels, missing = None, set(self.rows)
-        for number, frame in frames:
-            if number not in missing:
-                continue
-            if pixels is None:
-                width, height = self._scaled(frame)
-                pixels = np.empty((len(self.rows), height, width, 3), np.uint8)
-                self.turns = _turns(frame)
-            self._convert(frame, pixels[self.rows[number]])
-            missing.remove(number)
-            if not missing:
-                break
-        if pixels is None or missing:
-            raise _Doubt
-        if self.places != list(self.rows):
-            pixels = pixels[[self.rows[place] for place in self.places]]
-        if self.turns:
-            pixels = np.ascontiguousarray(np.rot90(pixels, self.turns, axes=(1, 2)))
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2)
-
-    def _scaled(self, frame: av.VideoFrame) -> tuple[int, int]:
-        width, height = self.size if all(self.size) else (frame.width, frame.height)
-        if self.short_side is None:
-            return width, height
-        short = min(width, height)
-        return width * self.short_side // short, height * self.short_side // short
-
-    def _convert(self, frame: av.VideoFrame, out: np.ndarray) -> None:
-        height, width, _ = out.shape
-        rgb = _CONVERTER.reformat(frame, width=width, height=height, format="rgb24", threads=1)
-        plane = rgb.planes[0]
-        # rows are padded
-        out[:] = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)[:, : 3 * width].reshape(out.shape)
-
-
-def _turns(frame: av.VideoFrame) -> int:
-    """Quarter turns against the clock that the frame is to be shown with."""
-    return round(frame.rotation / 90) % 4

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import av
 import numpy as np
 
+from tdaf.media.container import whole_table
+
 KEY, DISCARD = 1, 2  # FFmpeg's AVINDEX_KEYFRAME and AVINDEX_DISCARD_FRAME
 STAMPED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "flv"}  # these say when a frame is shown
 # decoded by FFmpeg with a delay that their packets do not tell
@@ -46,9 +48,11 @@ def frame_index(container: av.container.InputContainer, stream: av.VideoStream) 
     """From the table that an mp4 file begins or ends with, else from the headers of all packets, which reads the file
     once. The container stands anywhere afterwards. Raises av.FFmpegError where the packets cannot be read."""
     mov = "mp4" in container.format.name
-    entries = stream.index_entries
-    if mov and 0 < len(entries) == stream.frames:
-        stamps, flags = np.array([(entry.timestamp, entry.flags) for entry in entries], np.int64).T
+    if whole_table(container, stream):
+        entries = stream.index_entries
+        # one at a time: hundreds of small objects at once set off Python's search for garbage
+        stamps = np.fromiter((entry.timestamp for entry in entries), np.int64, len(entries))
+        flags = np.fromiter((entry.flags for entry in entries), np.int64, len(entries))
         (first, *_), before = leaders(container.demux(stream))
         if before or first.pts is None or first.dts is None:
             return UNKNOWN
