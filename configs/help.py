@@ -31,8 +31,9 @@ def text() -> str:
 
 
 def choices() -> dict[str, list[str]]:
-    """The groups that a command chooses from, and their options."""
+    """The groups that a command chooses from, and their options. Tables are scripts/table.py's."""
     found: dict[str, list[str]] = {}
     for path in sorted(FOLDER.glob("*/*.yaml")):
-        found.setdefault(path.parent.name, []).append(path.stem)
+        if path.parent.name != "table":
+            found.setdefault(path.parent.name, []).append(path.stem)
     return found

@@ -1,0 +1,38 @@
+"""The runs that tables are made of, handed over to be trained."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from tables import rows, running
+from tables.asked import Asked
+from tables.rows import Table
+from tables.show import problem
+
+from tdaf.errors import UserError
+
+
+def run(tables: Sequence[Table], given: Asked) -> int:
+    """Trains and evaluates what is missing of the tables, one table after another. Returns the worst exit code.
+
+    A row whose network cannot be built is left out with a line that says why. Raises UserError where none is left.
+    """
+    trained = {table.key: _runs(table, given) for table in tables if table.samples}
+    return max(running.run(trained[t.key], t.evaluate, [given.runs]) for t in tables if t.key in trained)
+
+
+def _runs(table: Table, given: Asked) -> list[tuple[str, list[str]]]:
+    table = rows.adapted(table, given.more)
+    runs = []
+    for row in table.rows:
+        why = problem(table, row, given.more)
+        if why:
+            print(f"left out: table {table.key}, {rows.name(row)}: {why}", file=sys.stderr, flush=True)
+            continue
+        settings = [*rows.overrides(table, row, given.more), *given.hydra]
+        seeds = [[f"seed={seed}"] for seed in given.seeds] or [[]]
+        runs += [(" ".join([rows.name(row), *seed]), [*settings, *seed]) for seed in seeds]
+    if not runs:
+        raise UserError(f"table {table.key}: none of its rows can be built")
+    return runs
