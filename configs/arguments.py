@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Callable
 
@@ -40,6 +41,7 @@ def main(script: Callable[[list[str]], int], doc: str) -> int:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(doc)
         return 0
+    sys.path.append(os.getcwd())  # where train.py stands, a user's own modules are found; scripts/ has none
     try:
         return script(sys.argv[1:])
     except UserError as error:

@@ -32,8 +32,10 @@ def figure(rng: np.random.Generator, name: str, width: int, height: int) -> shap
     return points + np.clip(wander, -free, free) + [width / 2, height / 2]
 
 
-def picture(rng: np.random.Generator, name: str, width: int, height: int, pieces: int) -> Image.Image:
-    """An RGB picture of the shape `name`, whole inside the central square that a centre crop keeps."""
+def picture(
+    rng: np.random.Generator, name: str, width: int, height: int, pieces: int
+) -> tuple[Image.Image, shapes.Points]:
+    """An RGB picture of the shape `name`, whole inside the central square that a centre crop keeps, and its outline."""
     ground = scene.ground_colours(rng)
     colours = scene.figure_colours(rng, ground)
     image = scene.textured(rng, ground, width, height)
@@ -44,20 +46,25 @@ def picture(rng: np.random.Generator, name: str, width: int, height: int, pieces
     scene.paste(image, points, scene.textured(rng, colours, width, height))
     # A few small ones in front: an outline in the world is rarely unbroken.
     scene.clutter(rng, image, pieces // 5, 0.6 * reach, ground)
-    return scene.grain(rng, image, rng.uniform(2, 10))
+    return scene.grain(rng, image, rng.uniform(2, 10)), points
 
 
 def imagenet_picture(seed: int, split: str, index: int, size: int) -> Image.Image:
     """Sample `index` with a short side of 0.85 to 1.15 of `size` pixels and an aspect of up to 3:2 either way.
 
     About one in fifty is a grey picture, as in ImageNet."""
+    return imagenet_scene(seed, split, index, size)[0]
+
+
+def imagenet_scene(seed: int, split: str, index: int, size: int) -> tuple[Image.Image, shapes.Points]:
+    """`imagenet_picture` and the outline of its shape, (K, 2) x and y in its pixels: where the class is to be seen."""
     rng = scene.generator(seed, split, index)
     short = round(size * rng.uniform(0.85, 1.15))
     long = round(short * rng.uniform(1.0, 1.5))
     width, height = (short, long) if rng.random() < 0.5 else (long, short)
     grey = rng.random() < 0.02
-    image = picture(rng, shapes.NAMES[label(index)], width, height, pieces=int(rng.integers(8, 25)))
-    return image.convert("L") if grey else image
+    image, points = picture(rng, shapes.NAMES[label(index)], width, height, pieces=int(rng.integers(8, 25)))
+    return image.convert("L") if grey else image, points
 
 
 def write_imagenet(folder: Path, seed: int, train: int, val: int, size: int) -> None:
@@ -78,7 +85,7 @@ def write_imagenet(folder: Path, seed: int, train: int, val: int, size: int) -> 
 def cifar_picture(seed: int, split: str, index: int, size: int = 32) -> Image.Image:
     """Sample `index`, size x size pixels."""
     rng = scene.generator(seed, split, index)
-    return picture(rng, shapes.NAMES[label(index)], size, size, pieces=int(rng.integers(4, 11)))
+    return picture(rng, shapes.NAMES[label(index)], size, size, pieces=int(rng.integers(4, 11)))[0]
 
 
 def write_cifar10(folder: Path, seed: int, train: int, val: int) -> None:

@@ -18,11 +18,9 @@ def attention_maps(network: nn.Module, x: Tensor) -> dict[tuple[int, int], Tenso
     The mask at (n, l) was made from flow n-1 and multiplied, with eta added, onto stage l of flow n; its size is that
     of the map. Empty without TDAF, or with one flow. Raises ValueError when the network holds two TDAFs.
     """
-    found = [module for module in network.modules() if isinstance(module, TDAF)]
-    if len(found) > 1:
-        raise ValueError(f"attention_maps needs a network with one TDAF, this one has {len(found)}")
+    tdaf = _only(network)
     masks: dict[tuple[int, int], Tensor] = {}
-    places = _places(found[0]) if found else {}
+    places = _places(tdaf) if tdaf else {}
 
     def keep(gate: nn.Module, inputs: tuple, mask: Tensor) -> None:
         masks[places[gate][0]] = mask
@@ -41,6 +39,32 @@ def attention_maps(network: nn.Module, x: Tensor) -> dict[tuple[int, int], Tenso
         for module, training in modes.items():
             module.training = training
     return dict(sorted(masks.items()))
+
+
+def mask_strides(network: nn.Module) -> dict[tuple[int, int], int]:
+    """{(flow, stage): pixels of the network's input, along each axis of space, that one value of the mask stands for}.
+
+    Value (i, j) lies over pixels i * stride to (i + 1) * stride - 1, and so on for j; where the input's size is no
+    multiple, the last ones reach over its edge. The keys are those of `attention_maps`, and the ValueError as well.
+    """
+    tdaf = _only(network)
+    if tdaf is None:
+        return {}
+    keys = sorted(key for places in _places(tdaf).values() for key in places)
+    return {(flow, stage): tdaf.strides[stage - 1] * 2 ** (tdaf.flows - flow) for flow, stage in keys}
+
+
+def mask_eta(network: nn.Module) -> float | None:
+    """eta of Eq. 5: a map is multiplied by what lies between eta and 1 + eta. None for a network without masks."""
+    tdaf = _only(network)
+    return tdaf.eta if tdaf is not None and _places(tdaf) else None
+
+
+def _only(network: nn.Module) -> TDAF | None:
+    found = [module for module in network.modules() if isinstance(module, TDAF)]
+    if len(found) > 1:
+        raise ValueError(f"attention maps need a network with one TDAF, this one has {len(found)}")
+    return found[0] if found else None
 
 
 def _places(tdaf: TDAF) -> dict[nn.Module, deque[tuple[int, int]]]:
