@@ -14,7 +14,6 @@ import videos
 from PIL import Image
 from torch import Tensor
 
-from tdaf.engine.pictures import attention_grid
 from tdaf.errors import UnreadableSample
 from tdaf.media import drawing
 from tdaf.media.pictures import Pictures
@@ -262,27 +261,3 @@ def test_heat_glows_where_the_map_is_high() -> None:
     assert min(at(drawn, 45, 35)) > 150 and at(drawn, 105, 155)[0] > 130 > at(drawn, 105, 155)[2]
     assert torch.equal(drawn[:, :, 150:], grey[:, :, 150:])
     assert torch.equal(drawing.heat(grey, maps[0]), drawing.heat(grey, maps[:1]))
-
-
-@pytest.mark.parametrize("shape", [(2, 3, 80, 40), (2, 10, 3, 80, 40), (2, 3, 5, 80, 40), (2, 3, 3, 5, 80, 40)])
-def test_the_attention_grid_shows_input_and_masks_alike(shape: tuple[int, ...]) -> None:
-    """The bright corner of the input is where the mask is bright, to the pixel, for views and clips as well."""
-    clip = len(shape) == 6 or shape[1:3] == (3, 5)
-    views = shape[1] if len(shape) - clip == 5 else 1
-    inputs = torch.zeros(shape, dtype=torch.uint8)
-    bright = inputs.view(2, views, 3, *shape[-3 if clip else -2 :])[1, (views - 1) // 2]
-    (bright[:, 3] if clip else bright)[:, 60:, :20] = 255
-    masks = torch.zeros(2 * views, 1, *([3] if clip else []), 8, 4)
-    masks[views + (views - 1) // 2, ..., 6:, :2] = 1
-    grid = attention_grid(inputs, {(2, 1): masks, (3, 1): masks * 0.5, (3, 2): masks}, 1)
-    if clip:  # of four moments the third sees the fourth of five frames
-        assert grid.shape == (3, 4 * 2 * 128, 3 * 64)
-        assert not grid[:, :512, :64].any() and not grid[:, 768:, :64].any()
-        grid = grid[:, 512:768]
-    assert grid.shape == (3, 2 * 128, 3 * 64)
-    tile = torch.zeros(3, 128, 64, dtype=torch.uint8)
-    tile[:, 96:, :32] = 255
-    assert torch.equal(grid[:, :128, 64:128], tile) and torch.equal(grid[:, 128:, 128:], tile)
-    assert grid[:, 128:, 64:128].max() == 128 and not grid[:, :128, 128:].any() and not grid[:, 128:, :64].any()
-    assert (grid[:, :128, :64].int() - tile).abs().float().mean() < 3  # resampling softens the edge
-    assert grid[0, 112, 16] == 255 and grid[0, 80, 16] == 0

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tdaf.engine import seeds
 from tdaf.engine.log import RunFolder
 from tdaf.engine.precision import Precision, float32
 from tdaf.errors import UnreadableSample
-from tdaf.model.maps import attention_maps
+from tdaf.media.attention_sheet import Panel, sheet
+from tdaf.model.maps import attention_maps, mask_eta, mask_strides
 from tdaf.task import Batch, Dataset, Task
 
 MOMENTS = 4  # of a clip, evenly over its time
-TILE = 128  # pixels of the long side of one attention map in the grid
+TILE = 192  # pixels of the long side of one attention map in TensorBoard
 
 
 @torch.no_grad()
@@ -33,9 +35,12 @@ def show(
     for name, pictures in task.pictures(float32(outputs), batch).items():
         for place, picture in enumerate(pictures):
             folder.picture(f"{name}/{place}", picture, step)
-    if maps:
-        for place in range(len(batch["input"])):
-            folder.picture(f"attention/{place}", attention_grid(batch["input"], maps, place), step)
+    if not maps:
+        return
+    strides, eta = mask_strides(network), mask_eta(network)
+    for place in range(len(batch["input"])):
+        panels = attention_panels(batch["input"], maps, place)
+        folder.picture(f"attention/{place}", sheet(panels, strides, eta, tile=TILE), step)
 
 
 def _first(dataset: Dataset, count: int) -> Batch | None:
@@ -52,43 +57,36 @@ def _first(dataset: Dataset, count: int) -> Batch | None:
         return {**dataset.collate(samples), "index": torch.tensor(indices)} if samples else None
 
 
-def attention_grid(inputs: Tensor, maps: dict[tuple[int, int], Tensor], place: int) -> Tensor:
-    """uint8 (3, H, W): the input, then a row a flow and a column a stage, each mask from black (0) to white (1). All
-    are of the input's shape, so that a place in one is the same place in all. A clip has such a grid for each of
-    `MOMENTS` moments, the first on top.
+def attention_panels(
+    inputs: Tensor,
+    masks: dict[tuple[int, int], Tensor],
+    place: int,
+    frames: Sequence[int] | None = None,
+    title: str = "",
+) -> list[Panel]:
+    """What `sheet` draws of sample `place` of a batch: one panel, of a clip one for each of `frames` (0-based; without
+    them, `MOMENTS` evenly over its time), with `title` above it.
 
-    inputs: (B, [V,] 3, [T,] H, W), of whose sample `place` the middle view is shown. maps: (flow, stage) to masks
-    (B V, 1, [T,] h, w).
+    inputs: (B, [V,] 3, [T,] H, W); of several views the middle one is shown. masks: (B V, 1, [T,] h, w), as
+    `attention_maps` gives them for these inputs.
     """
-    dims = next(iter(maps.values())).dim() - 2
+    dims = next(iter(masks.values())).dim() - 2
     views = inputs.shape[1] if inputs.dim() == dims + 3 else 1
     row = place * views + (views - 1) // 2
     shown = _bytes(inputs.reshape(-1, *inputs.shape[-dims - 1 :])[row].detach().cpu())
-    masks = {key: mask[row].detach().float().cpu() for key, mask in maps.items()}
+    own = {key: mask[row, 0].detach().float().cpu() for key, mask in masks.items()}
     if dims == 2:
-        return _grid(shown, masks)
-    moments = [(moment + 0.5) / MOMENTS for moment in range(MOMENTS)]
-    grids = [_grid(_at(shown, moment), {key: _at(mask, moment) for key, mask in masks.items()}) for moment in moments]
-    return torch.cat(grids, 1)
-
-
-def _at(clip: Tensor, moment: float) -> Tensor:
-    """(C, T, h, w) -> (C, h, w), the frame after this part of the time."""
-    return clip[:, int(moment * clip.shape[1])]
-
-
-def _grid(shown: Tensor, maps: dict[tuple[int, int], Tensor]) -> Tensor:
-    height, width = (max(1, round(TILE * side / max(shown.shape[1:]))) for side in shown.shape[1:])
-    flows = sorted({flow for flow, _ in maps})
-    stages = sorted({stage for _, stage in maps})
-    grid = torch.zeros(3, len(flows) * height, (1 + len(stages)) * width, dtype=torch.uint8)
-    small = F.interpolate(shown[None].float(), (height, width), mode="bilinear", antialias=True)[0]
-    grid[:, :height, :width] = small.round().clamp(0, 255).to(torch.uint8)
-    for (flow, stage), mask in maps.items():
-        tile = F.interpolate(mask[None], (height, width), mode="nearest-exact")[0]
-        top, left = flows.index(flow) * height, (1 + stages.index(stage)) * width
-        grid[:, top : top + height, left : left + width] = (tile * 255).round().to(torch.uint8)
-    return grid
+        return [Panel(shown, own, title)]
+    length = shown.shape[1]
+    if frames is None:
+        frames = [int((moment + 0.5) / MOMENTS * length) for moment in range(MOMENTS)]
+    panels = []
+    for frame in frames:
+        # a mask's steps in time lie evenly over the clip's frames
+        then = {key: mask[frame * mask.shape[0] // length] for key, mask in own.items()}
+        moment = f"sampled frame {frame + 1} of {length}"
+        panels.append(Panel(shown[:, frame], then, f"{title}, {moment}" if title else moment))
+    return panels
 
 
 def _bytes(image: Tensor) -> Tensor:

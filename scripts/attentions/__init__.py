@@ -1,0 +1,1 @@
+"""The parts of scripts/attention.py: what is drawn, how, and the statistics."""
