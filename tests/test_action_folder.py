@@ -1,4 +1,4 @@
-"""A folder as people have them, through the commands: 20 videos of many kinds and 6 damaged ones."""
+"""A folder as people have them, by docs/extending.md's commands: 20 videos of many kinds and 6 damaged ones."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import av
+import pages
 import pytest
 import videos
 from commands import call
@@ -115,8 +116,8 @@ def test_the_skip_list_leaves_them_out(
     scan: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, run = tmp_path / "skip.txt", tmp_path / "run"
-    settings = [f"data.root={folder}", f"out={out}", f"scan={scan}", "loader.workers=0"]
-    assert check_data.check(["task=kinetics", *settings]) == 1
+    (_, *check), (_, *train) = pages.commands("own videos", **{"PATH": folder, "skip.txt": out})
+    assert check_data.check([*check, f"scan={scan}", "loader.workers=0"]) == 1
     assert sorted(out.read_text().splitlines()) == sorted(DAMAGED)
     said = capsys.readouterr().out
     sizes = Counter(name.rpartition("/")[0] for name in [*WHOLE, *DAMAGED])
@@ -124,8 +125,7 @@ def test_the_skip_list_leaves_them_out(
         assert f"{bad:6d} in {place}, of {sizes[place]}\n" in said
     if scan == "quick":
         return
-    given = [f"data.root={folder}", f"data.skip_list={out}", f"run_dir={run}", "trainer.max_steps=2"]
-    assert call(monkeypatch, [*RUN, *given]) == 0
+    assert call(monkeypatch, [*train, *RUN[1:], f"run_dir={run}", "trainer.max_steps=2"]) == 0
     assert "6 on the skip list" in (run / "log.txt").read_text()
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["metrics"]["videos"], summary["samples"], summary["skipped"]) == (6, 18, 2)

@@ -1,32 +1,29 @@
-"""What README shows for users' own backbones and data works as it stands there."""
+"""Users' own images, backbones and attention mechanisms, by what docs/extending.md shows."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
+import pages
 import pytest
 import torch
+from commands import call
 from PIL import Image
+from torchvision.models import regnet_y_400mf
 
+from scripts import check_data, predict
 from tasks.classification.folder import ImageFolder
+from tdaf.model import pretrained
+from tdaf.model.attention import placement
+from tdaf.model.backbones.resnet import resnet
 from tdaf.model.flows import TDAF
-from train import main
 
-ROOT = Path(__file__).parent.parent
 SMALL = [
     "recipe=demo", "trainer.batch=6", "trainer.max_steps=2", "trainer.pictures=0", "loader.workers=0", "gpus=0",
     "task.train_transform.size=24", "task.train_transform.short_side=[26,30]",
     "task.val_transforms.1crop.size=24", "task.val_transforms.1crop.short_side=26",
 ]  # fmt: skip
-
-
-def block(name: str) -> str:
-    """The fenced block of README below <!-- test: NAME -->."""
-    found = re.search(rf"<!-- test: {name} -->\n```\w*\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert found, f"README has no block {name}"
-    return found[1]
 
 
 @pytest.fixture
@@ -44,27 +41,12 @@ def own_folder(tmp_path: Path) -> Path:
     return tmp_path / "pets"
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr("sys.argv", ["train.py", *arguments])
-    return main()
-
-
 def test_own_backbone(tmp_path: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = block("backbone")
-    assert len(source.splitlines()) <= 30
-    (tmp_path / "mynet.py").write_text(source)
-    monkeypatch.syspath_prepend(tmp_path)
-    config = ROOT / "configs" / "backbone" / "mynet.yaml"
-    assert not config.exists()
-    config.write_text(block("backbone config"))
-    try:
-        code = run(
-            monkeypatch, "task=imagenet", *SMALL, "backbone=mynet", "flows=3", f"data.root={own_folder}",
-            f"run_dir={tmp_path / 'run'}",
-        )  # fmt: skip
-    finally:
-        config.unlink()
-    assert code == 0
+    assert len(pages.block("backbone").splitlines()) <= 30
+    pages.module("mynet", "backbone", tmp_path, monkeypatch)
+    pages.install(tmp_path, monkeypatch)
+    run = [*SMALL, "backbone=mynet", "flows=3", f"data.root={own_folder}", f"run_dir={tmp_path / 'run'}"]
+    assert call(monkeypatch, ["task=imagenet", *run]) == 0
     weights = torch.load(tmp_path / "run/checkpoints/best.pt", weights_only=True)["network"]
     assert weights["body.stages.2.0.weight"].shape == (128, 64, 3, 3)
     assert {"body.gates.1", "body.gates.2"} == {".".join(name.split(".")[:3]) for name in weights if ".gates." in name
@@ -72,10 +54,10 @@ def test_own_backbone(tmp_path: Path, own_folder: Path, monkeypatch: pytest.Monk
     assert weights["head.fc.weight"].shape == (2, 128)
 
 
-def test_own_backbone_fuses_with_the_gate(tmp_path: Path) -> None:
-    """README promises it of a stage that ends in its own ReLU: the gated map alone is kept, not the ReLU's too."""
+def test_own_backbone_fuses_with_the_gate() -> None:
+    """The page promises it of a stage that ends in its own ReLU: the gated map alone is kept, not the ReLU's too."""
     space: dict = {}
-    exec(block("backbone"), space)
+    exec(pages.block("backbone"), space)
     torch.manual_seed(0)
     network = TDAF(space["mynet"](), flows=2, anar=3)
     gated, last = network(torch.rand(2, 3, 32, 32))[0], network(torch.rand(2, 3, 32, 32))[-1]
@@ -83,8 +65,44 @@ def test_own_backbone_fuses_with_the_gate(tmp_path: Path) -> None:
     assert last.grad_fn.name() == "ReluBackward0"
 
 
-def test_own_images(tmp_path: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_network_keeps_its_publishers_names_and_maps() -> None:
+    space: dict = {}
+    exec(pages.block("existing network"), space)
+    torch.manual_seed(0)
+    theirs, images = regnet_y_400mf().eval(), torch.rand(2, 3, 64, 64)
+    plain = space["regnet"]().eval()
+    report = pretrained.load(plain, theirs.state_dict())
+    assert not report.missing and not report.mismatched
+    assert all(name.startswith("fc.") for name in report.unexpected)
+    maps = plain(images)
+    torch.testing.assert_close(maps[-1], theirs.trunk_output(theirs.stem(images)))
+    assert [m.shape[1] for m in maps] == plain.widths and [64 // m.shape[2] for m in maps] == [4, 8, 16, 32]
+    body = TDAF(plain, flows=3, gate_init="identity").eval()
+    torch.testing.assert_close(body(images)[0], maps[0], msg="masks of 1 - eta change nothing at stage 1")
+
+
+def test_an_attention_mechanism_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    space: dict = {}
+    exec(pages.block("attention"), space)
+    monkeypatch.setitem(placement.BRANCH, "eca", space["ECA"])
+    monkeypatch.setattr(placement, "NAMES", (*placement.NAMES, "eca"))
+    plain = resnet(18, width=16, attention="eca")
+    found = [name for name, module in plain.named_modules() if type(module).__name__ == "ECA"]
+    assert len(found) == 8, "one a block"
+    assert [m.shape[1] for m in TDAF(plain, flows=3)(torch.rand(2, 3, 33, 47))] == [16, 32, 64, 128]
+    assert resnet(18, width=16, attention="eca", dims=3)(torch.rand(2, 3, 4, 33, 33))[-1].shape == (2, 128, 1, 2, 2)
+
+
+def test_own_images(
+    tmp_path: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert ImageFolder(str(own_folder)).classes == ["cats", "dogs"]
-    code = run(monkeypatch, "task=imagenet", *SMALL, "flows=2", f"data.root={own_folder}", f"run_dir={tmp_path / 'run'}")
-    assert code == 0
-    assert torch.load(tmp_path / "run/checkpoints/best.pt", weights_only=True)["about"]["classes"] == ["cats", "dogs"]
+    skip, run = tmp_path / "skip.txt", tmp_path / "run"
+    words = {"PATH": own_folder, "skip.txt": skip, "RUN_FOLDER": run, "PICTURE_OR_FOLDER": own_folder / "val"}
+    check, train, look = pages.commands("own images", **words)
+    assert check_data.check([*check[1:], "loader.workers=0"]) == 0
+    small = [*SMALL, "flows=2", "trainer.epochs=1", "pretrained=null", f"run_dir={run}"]
+    assert call(monkeypatch, [*train[1:], *small]) == 0
+    assert torch.load(run / "checkpoints/best.pt", weights_only=True)["about"]["classes"] == ["cats", "dogs"]
+    assert predict.predict([*look[1:], f"out={tmp_path / 'drawn'}"]) == 0
+    assert "cats" in capsys.readouterr().out

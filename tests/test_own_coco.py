@@ -1,15 +1,14 @@
-"""Own data sets in COCO's format, with categories, key points and file names of their own, by the README's commands."""
+"""Own data in COCO's format, with categories, key points and file names of their own, by docs/extending.md's commands."""
 
 from __future__ import annotations
 
 import json
-import re
-import shlex
 from pathlib import Path
 
+import pages
 import pytest
 from coco_files import Document, document, save, save_images
-from commands import ROOT, call
+from commands import call
 
 from scripts import evaluate, predict
 from tdaf.errors import UserError
@@ -29,16 +28,14 @@ OBJECTS = [
 JOINTS = [*SMALL, "task.size=[64,64]", "task.deconvolutions=[8,8,8]", "task.oks_nms=1"]
 
 
-def readme(root: Path) -> list[str]:
-    """What README gives to train.py for own objects."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = re.search(r"<!-- test: own coco -->\n```bash\npython train.py (.*?)\n```", text, re.DOTALL)
-    assert block, "README shows how to train on own objects"
-    return [argument.replace("PATH", str(root)) for argument in shlex.split(block[1])]
+def shown(root: Path) -> list[str]:
+    """What the page gives to train.py for own objects."""
+    (command,) = pages.commands("own coco", PATH=root)
+    return command[1:]
 
 
 def saved(root: Path, content: Document) -> Path:
-    """The layout of README's example: one folder of images, an annotation file a split."""
+    """The layout of the page's example: one folder of images, an annotation file a split."""
     for split in ("train", "val"):
         save(root / f"{split}.json", content)
     save_images(root / "images", content)
@@ -71,11 +68,11 @@ def used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str]) 
     return summary, json.loads((drawn / "predictions.json").read_text())
 
 
-def test_own_objects_train_evaluate_and_predict_as_readme_says(
+def test_own_objects_train_evaluate_and_predict_as_the_page_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = saved(tmp_path / "data", document())
-    summary, predicted = used(monkeypatch, tmp_path, [*readme(root), *OBJECTS])
+    summary, predicted = used(monkeypatch, tmp_path, [*shown(root), *OBJECTS])
     assert summary["samples"] == 3 and set(summary["metrics"]) >= {"AP", "AP50", "APs"}
     assert [category["name"] for category in predicted["categories"]] == ["dog", "cup", "book"]
     results = json.loads((tmp_path / "run" / "results" / "detections.json").read_text())
@@ -87,7 +84,7 @@ def test_own_objects_train_evaluate_and_predict_as_readme_says(
 
 def test_own_key_points_train_evaluate_and_predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = saved(tmp_path / "data", with_joints())
-    command = [argument.replace("task=coco_fcos", "task=coco_pose") for argument in readme(root)]
+    command = [argument.replace("task=coco_fcos", "task=coco_pose") for argument in shown(root)]
     summary, predicted = used(monkeypatch, tmp_path, [*command, *JOINTS])
     assert summary["samples"] == 3, "three persons that are no crowd"
     assert predicted["categories"][0]["keypoints"] == ["head", "left_leg", "right_leg", "tail"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import sys
@@ -18,6 +19,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import study  # noqa: E402
 from configs import build  # noqa: E402
 from configs.compose import compose, differences  # noqa: E402
+from configs.run import start  # noqa: E402
 from studies import evidence, masks, page, plan, trials  # noqa: E402
 from studies.evidence import holm, interval, paired  # noqa: E402
 from tdaf.demo import classification  # noqa: E402
@@ -28,6 +30,7 @@ ROWS = {row.name: row for group in GROUPS for row in group.rows}
 NETWORK = ("anar", "flows", "eta", "attention", "backbone.", "tdaf.")  # what rows of one group may differ in
 
 
+@functools.lru_cache(maxsize=None)
 def composed(row: plan.Row) -> dict:
     return compose(list(row.settings))
 
@@ -128,7 +131,9 @@ def test_the_whole_way_from_training_to_the_page(small, monkeypatch):
     with pytest.raises(RunError, match="no run of the study is finished"):
         page.write(out, groups, every, more, folder / "runs", "command", rounds=1)
     assert len(trials.missing(every)) == 4
-    assert trials.run(every, processes=2, threads=1) == {}
+    for trial in every[1:]:
+        assert start(compose(list(trial.command))) == 0
+    assert trials.run(trials.missing(every), processes=2, threads=1) == {}
     assert trials.missing(every) == []
     out.parent.mkdir()
     out.write_text(f"# Title\n\nWords of ours.\n\n{page.BEGIN}\nold\n{page.END}\n\nMore words.\n")
