@@ -6,8 +6,10 @@ import difflib
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from tdaf.errors import RunError, UserError
+from tdaf.media.suffixes import IMAGES, VIDEOS
 
 
 def given(
@@ -34,6 +36,36 @@ def given(
             hint = f"did you mean {close[0]}?" if close else f"it has {', '.join([*names, *(short or {})])}"
             raise UserError(f"{argument}: this script has no setting {key}; {hint}")
     return own, rest
+
+
+def apart(arguments: list[str], names: tuple[str, ...]) -> tuple[list[str], dict[str, str]]:
+    """(arguments for `given`, the settings that only a checkpoint's task can know). What is close to one of the script's
+    own `names` is left to `given`, which says so."""
+    rest, options = [], {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and key.isidentifier() and not difflib.get_close_matches(key, (*names, "protocol", "gpus", "seed"), n=1):
+            options[key] = value
+        else:
+            rest.append(argument)
+    return rest, options
+
+
+def pictures(text: str, out: Path) -> tuple[list[Path], Path]:
+    """The images and videos of input=`text`, and the folder that their names are relative to; without those that an
+    earlier call wrote into `out`. Raises UserError where there are none."""
+    place = Path(text).expanduser()
+    if place.is_file():
+        return [place], place.parent
+    if not place.is_dir():
+        raise UserError(f"input={text}: there is no such file or folder")
+    if place.resolve() == out.resolve():
+        raise UserError(f"out={out} is the input's own folder; give another one")
+    files = (path for path in place.rglob("*") if path.suffix.lower() in (*IMAGES, *VIDEOS) and path.is_file())
+    paths = sorted(path for path in files if out.resolve() not in path.resolve().parents)
+    if not paths:
+        raise UserError(f"input={text}: no image or video in this folder ({', '.join((*IMAGES, *VIDEOS))})")
+    return paths, place
 
 
 def main(script: Callable[[list[str]], int], doc: str) -> int:

@@ -19,13 +19,11 @@ given as for predict; for poses, boxes=FILE.json. A network without masks is ref
 
 from __future__ import annotations
 
-import difflib
 import sys
 from pathlib import Path
 
-from configs.arguments import given, main
+from configs.arguments import apart, given, main, pictures
 from tdaf.errors import RunError, UserError
-from tdaf.media.suffixes import IMAGES, VIDEOS
 
 NUMBERS = {"tile": 320, "moments": 4, "samples": 4, "statistics": 64}
 CHOICES = {"style": ("both", "overlay", "mask"), "scale": ("full", "own"), "video": ("false", "true")}
@@ -33,12 +31,12 @@ OWN = ("checkpoint", "input", "out", *CHOICES, *NUMBERS)
 
 
 def attention(arguments: list[str]) -> int:
-    arguments, options = _apart(arguments)
+    arguments, options = apart(arguments, OWN)
     own, overrides = given(arguments, OWN, {"protocol": "task.protocol"})
     numbers = {name: _number(name, own[name], default) for name, default in NUMBERS.items()}
     choices = {name: _choice(name, own[name], known) for name, known in CHOICES.items()}
     out = Path(own["out"] or "attention").expanduser()
-    paths, base = _files(own["input"], out) if own["input"] is not None else ([], Path())
+    paths, base = pictures(own["input"], out) if own["input"] is not None else ([], Path())
 
     from attentions import drawn, report, source  # torch takes seconds to import; a mistake above needs none of it
 
@@ -72,35 +70,6 @@ def _choice(name: str, value: str | None, known: tuple[str, ...]) -> str:
     if chosen not in known:
         raise UserError(f"{name}={value}: give one of {', '.join(known)}")
     return chosen
-
-
-def _apart(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
-    """(the script's own arguments and settings of the run, those that only the task can know)."""
-    known = (*OWN, "protocol", "gpus", "seed")
-    rest, options = [], {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if equals and key.isidentifier() and not difflib.get_close_matches(key, known, n=1):
-            options[key] = value
-        else:
-            rest.append(argument)
-    return rest, options
-
-
-def _files(given: str, out: Path) -> tuple[list[Path], Path]:
-    """The images and videos of `input` but for those in `out`, and the folder that their names are relative to."""
-    place = Path(given).expanduser()
-    if place.is_file():
-        return [place], place.parent
-    if not place.is_dir():
-        raise UserError(f"input={given}: there is no such file or folder")
-    if place.resolve() == out.resolve():
-        raise UserError(f"out={out} is the input's own folder; give another one")
-    files = (path for path in place.rglob("*") if path.suffix.lower() in (*IMAGES, *VIDEOS) and path.is_file())
-    paths = sorted(path for path in files if out.resolve() not in path.resolve().parents)
-    if not paths:
-        raise UserError(f"input={given}: no image or video in this folder ({', '.join((*IMAGES, *VIDEOS))})")
-    return paths, place
 
 
 if __name__ == "__main__":

@@ -12,16 +12,15 @@ shown. Exit codes: 0; 1 where no file could be read; 2 a mistake in the argument
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs.arguments import given, main
+from configs.arguments import apart, given, main, pictures
 from tdaf.errors import RunError, UserError
-from tdaf.media.suffixes import IMAGES, VIDEOS, is_video
+from tdaf.media.suffixes import is_video
 
 if TYPE_CHECKING:
     from configs.prediction import Found
@@ -31,7 +30,7 @@ SHOWN = 30  # lines of the table
 
 
 def predict(arguments: list[str]) -> int:
-    arguments, options = _apart(arguments)
+    arguments, options = apart(arguments, OWN)
     own, overrides = given(arguments, OWN, {"protocol": "task.protocol"})
     out = Path(own["out"] or "predictions").expanduser()
     batch, folded = own["batch"] or "16", own["folded"] or "false"
@@ -96,36 +95,11 @@ def _detected(checkpoint: str, person: str, paths: list[Path], out: Path, batch:
     return str(target)
 
 
-def _apart(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
-    """(the script's own arguments and settings of the run, those that only the task can know)."""
-    known = (*OWN, "protocol", "gpus", "seed")
-    rest, options = [], {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if equals and key.isidentifier() and not difflib.get_close_matches(key, known, n=1):
-            options[key] = value
-        else:
-            rest.append(argument)
-    return rest, options
-
-
-def _files(given: str | None, out: Path) -> tuple[list[Path], Path]:
-    """The images and videos of `input`, and the folder that their names are relative to; without those that an earlier
-    call wrote into `out`."""
-    if not given:
+def _files(text: str | None, out: Path) -> tuple[list[Path], Path]:
+    """`pictures`, none of which is to be written over."""
+    if not text:
         raise UserError("give input=IMAGE, input=VIDEO or input=FOLDER")
-    place = Path(given).expanduser()
-    if place.is_file():
-        paths, base = [place], place.parent
-    elif not place.is_dir():
-        raise UserError(f"input={given}: there is no such file or folder")
-    elif place.resolve() == out.resolve():
-        raise UserError(f"out={out} is the input's own folder; give another one")
-    else:
-        candidates = (p for p in place.rglob("*") if p.suffix.lower() in (*IMAGES, *VIDEOS) and p.is_file())
-        paths, base = sorted(p for p in candidates if out.resolve() not in p.resolve().parents), place
-    if not paths:
-        raise UserError(f"input={given}: no image or video in this folder ({', '.join((*IMAGES, *VIDEOS))})")
+    paths, base = pictures(text, out)
     taken = {(out / _target(path.relative_to(base))).resolve() for path in paths} & {path.resolve() for path in paths}
     if taken:
         raise UserError(f"out={out}: what is drawn would be written over {min(taken)}; give another folder")
