@@ -36,6 +36,7 @@ TABLE = Table(
     classes=10,
     settings=["task=imagenet"],
     evaluate=["protocol=10crop"],
+    samples=40,
     rows=[
         Row(name="plain", settings=["backbone=res50", "flows=1"]),
         Row(name="plain, deeper", settings=["backbone=res101", "flows=1"]),  # in miniature the same run
