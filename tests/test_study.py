@@ -161,8 +161,9 @@ def test_a_failed_run_is_named_and_leaves_the_others(small):
 def test_masks_of_a_network_that_ignores_them(small):
     """Gates of weight 0 and eta = 1/2: every mask is 1/2 everywhere, so no exchange changes anything."""
     folder, groups, every, more = small
-    run = next(trial.folder for trial in every if trial.row.name == "TDAF")
-    state = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
+    trial = next(trial for trial in every if trial.row.name == "TDAF")
+    assert start(compose(list(trial.command))) == 0
+    state = torch.load(trial.folder / "checkpoints" / "best.pt", weights_only=True)
     for key, tensor in state["network"].items():
         if ".gates." in key and ".mask." in key:
             tensor.zero_()
