@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import math
-import re
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tdaf.errors import UserError
 from tdaf.measure import gflops
 from tdaf.model.attention import aa
 from tdaf.model.attention.aa import HEADS, AugmentedConv
-from tdaf.model.backbones.mobilenet import mobilenet
 from tdaf.model.backbones.resnet import resnet
-from tdaf.model.flows import TDAF
-from tdaf.model.fold import fold
 
 torch.set_num_threads(1)
 
@@ -128,44 +122,7 @@ def test_one_convolution_of_every_block_in_the_last_three_stages():
             assert found == [f"stages.{s}.layer{s + 1}.{b}.{name}" for s, n in counts for b in range(n)]
 
 
-def test_every_flow_trains_on_odd_sizes():
-    torch.manual_seed(0)
-    network = TDAF(resnet(18, width=8, attention="aa"), flows=3)
-    maps = network(torch.rand(2, 3, 75, 101))
-    assert [m.shape[2:] for m in maps] == [(19, 26), (10, 13), (5, 7), (3, 4)]
-    maps[-1].square().mean().backward()
-    assert [n for n, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
-    moved = [n for n, p in network.named_parameters() if n.endswith((".rows", ".qkv.weight")) and p.grad.any()]
-    assert len(moved) == 12
-
-
-@torch.no_grad()
-def test_copies_and_states_and_memory_formats_give_the_same():
-    network = TDAF(resnet(50, width=8, stem="small", attention="aa"), flows=2).eval().double()
-    x = torch.rand(1, 3, 33, 48).double()
-    expected = network(x)[-1]
-    torch.testing.assert_close(copy.deepcopy(network)(x)[-1], expected)
-    other = TDAF(resnet(50, width=8, stem="small", attention="aa"), flows=2).eval().double()
-    other.load_state_dict(network.state_dict())
-    torch.testing.assert_close(other(x)[-1], expected)
-    last = network.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))[-1]
-    torch.testing.assert_close(last, expected)
-    folded = fold(network)
-    torch.testing.assert_close(folded(x)[-1], expected)
-    assert isinstance(folded.stages[1].layer2[0].bn1, nn.Identity)
-
-
 @torch.no_grad()
 def test_embeddings_start_small():
     tables = [m.rows for m in resnet(50, attention="aa").modules() if isinstance(m, AugmentedConv)]
     assert torch.cat(tables).std().item() == pytest.approx(20**-0.5, rel=0.1)
-
-
-def test_what_is_not_defined_is_refused():
-    with pytest.raises(UserError, match=r"^attention=aa: defined for images, not for clips \(dims=3\)$"):
-        resnet(18, attention="aa", dims=3)
-    message = "attention=aa: defined for plain convolutions, not for ResNeXt (groups=32)"
-    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
-        resnet(50, groups=32, width_per_group=4, attention="aa")
-    with pytest.raises(UserError, match="attention=aa: not defined for MobileNet"):
-        mobilenet(attention="aa")

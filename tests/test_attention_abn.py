@@ -17,8 +17,6 @@ from tdaf.model.attention.abn import AttentionBranch
 from tdaf.model.backbones.resnet import resnet
 from tdaf.model.backbones.vgg import vgg
 from tdaf.model.flows import TDAF, MultiScale
-from tdaf.model.fold import fold
-from tdaf.model.pretrained import load
 from tests.tiny import settle
 
 torch.set_num_threads(1)
@@ -158,27 +156,6 @@ def test_the_multi_scale_control_has_one_too() -> None:
     net = task().network(resnet(18, width=8, attention="abn"), lambda staged: MultiScale(staged, flows=2))
     outputs = net(pixels(2, 3, 64, 64))
     assert net.head.fc.in_features == 64 + 32 and outputs["branch"].shape == outputs["logits"].shape
-
-
-def test_copies_states_formats_and_folding() -> None:
-    torch.manual_seed(0)
-    net = settle(network(flows=2), size=64).eval()
-    x = pixels(1, 3, 45, 38)
-    with torch.no_grad():
-        expected = net(x)
-        other = network(flows=2).eval()
-        other.load_state_dict(net.state_dict())
-        for twin in (copy.deepcopy(net), other, fold(net), copy.deepcopy(net).to(memory_format=torch.channels_last)):
-            torch.testing.assert_close(twin(x), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_weights_of_the_plain_network_load() -> None:
-    plain = task().network(resnet(18, width=8), tdaf(1))
-    ours = network()
-    report = load(ours, plain.state_dict())
-    assert report.missing and all(".attention." in name for name in report.missing)
-    keys = [name for name in ours.state_dict() if ".attention." not in name]
-    assert keys == list(plain.state_dict())
 
 
 def test_vgg_has_one_before_its_last_stage() -> None:

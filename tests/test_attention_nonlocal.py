@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tdaf.errors import UserError
 from tdaf.measure import gflops
 from tdaf.model.attention.nonlocal_block import NonLocal
-from tdaf.model.backbones.mobilenet import mobilenet
 from tdaf.model.backbones.resnet import resnet
-from tdaf.model.backbones.vgg import vgg
-from tdaf.model.flows import TDAF
-from tdaf.model.fold import fold
 from tdaf.model.inflate import inflate
-from tdaf.model.pretrained import load
 from tdaf.model.staged import Staged
-from tests.tiny import settle
 
 torch.set_num_threads(1)
 
@@ -87,18 +79,6 @@ def test_time_is_not_subsampled() -> None:
     assert block._pooled(x).shape == (1, 8, 2, 1, 1)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("dims", [2, 3])
-def test_a_network_starts_as_the_plain_one(dims: int) -> None:
-    torch.manual_seed(0)
-    plain, ours = resnet(18, width=8, dims=dims), resnet(18, width=8, dims=dims, attention="nonlocal")
-    report = load(ours, plain.state_dict())
-    assert report.missing and all(".after." in name for name in report.missing)
-    x = torch.rand(2, 3, *[9] * (dims - 2), 45, 38)
-    for theirs, mine in zip(plain(x), ours(x), strict=True):
-        torch.testing.assert_close(theirs, mine)
-
-
 def test_parameters_and_flops_are_those_of_the_definition() -> None:
     with torch.device("meta"):
         added = count(resnet(50, attention="nonlocal")) - count(resnet(50))
@@ -131,42 +111,3 @@ def test_every_other_block_has_one(depth: int, res3: list[int], res4: list[int])
         names = [name for name, m in resnet(depth, attention="nonlocal").named_modules() if isinstance(m, NonLocal)]
     expected = [f"stages.1.layer2.{i}.after" for i in res3] + [f"stages.2.layer3.{i}.after" for i in res4]
     assert names == expected
-
-
-@pytest.mark.parametrize(("depth", "dims"), [(50, 2), (18, 3)])
-def test_under_tdaf_every_flow_trains(depth: int, dims: int) -> None:
-    torch.manual_seed(0)
-    network = TDAF(resnet(depth, width=8, attention="nonlocal", dims=dims), flows=3)
-    x = torch.rand(2, 3, *[6] * (dims - 2), 65, 71)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    for _ in range(2):  # in the first step only the norm's weight learns, which starts at 0
-        optimizer.zero_grad()
-        network(x)[-1].square().mean().backward()
-        optimizer.step()
-    silent = [n for n, p in network.named_parameters() if not p.grad.isfinite().all() or not p.grad.any()]
-    assert silent == []
-    own = [buffer for name, buffer in network.named_buffers() if "after.norm.running_mean" in name]
-    assert len(own) == (2 + 5 + 5 if depth == 50 else 1 + 2 + 2)  # the first flow ends before res4
-    assert all(buffer.any() for buffer in own)
-
-
-@torch.no_grad()
-def test_copies_states_formats_and_folding() -> None:
-    torch.manual_seed(0)
-    staged = settle(TDAF(resnet(50, width=8, attention="nonlocal"), flows=2)).eval()
-    x = torch.rand(1, 3, 45, 38)
-    expected = staged(x)[-1]
-    other = TDAF(resnet(50, width=8, attention="nonlocal"), flows=2).eval()
-    other.load_state_dict(staged.state_dict())
-    folded = fold(staged)
-    for twin in (copy.deepcopy(staged), other, folded):
-        torch.testing.assert_close(twin(x)[-1], expected, rtol=1e-4, atol=1e-4)
-    assert isinstance(folded.stages[2].layer3[0].after.norm, nn.Identity)
-    last = staged.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))[-1]
-    torch.testing.assert_close(last, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_backbones_without_it_refuse() -> None:
-    for build, name in ((mobilenet, "MobileNet"), (vgg, "VGG")):
-        with pytest.raises(UserError, match=f"^attention=nonlocal: not defined for {name}"):
-            build(attention="nonlocal")

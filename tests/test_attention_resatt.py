@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 
 import pytest
 import torch
@@ -13,8 +12,6 @@ from tdaf import measure
 from tdaf.errors import UserError
 from tdaf.model.attention.resatt import Residual, Unit, Widths
 from tdaf.model.backbones.resnet import resnet
-from tdaf.model.flows import TDAF
-from tdaf.model.fold import fold
 from tdaf.model.pretrained import load
 from tests.tiny import settle
 
@@ -154,29 +151,6 @@ def test_a_stage_ends_activated_and_the_next_begins_with_it() -> None:
     y = first.branch[3](first.branch[2](first.branch[1](first.branch[0](x))))
     torch.testing.assert_close(first(x), first.shortcut(x) + y)
     assert all(m.min() == 0 for m in staged(torch.rand(1, 3, 64, 64)))
-
-
-@pytest.mark.parametrize("depth", [18, 50])
-def test_under_tdaf_every_flow_trains(depth: int) -> None:
-    torch.manual_seed(0)
-    network = TDAF(resnet(depth, width=16, attention="resatt"), flows=3)
-    network(torch.rand(2, 3, 97, 71))[-1].square().mean().backward()
-    named = network.named_parameters()
-    assert not [n for n, p in named if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()]
-
-
-def test_copies_states_formats_and_folding() -> None:
-    torch.manual_seed(0)
-    make = lambda: TDAF(resnet(18, width=8, attention="resatt"), flows=2)  # noqa: E731
-    staged, x = settle(make()).eval(), torch.rand(1, 3, 45, 38)
-    with torch.no_grad():
-        expected = staged(x)[-1]
-        other = make().eval()
-        other.load_state_dict(staged.state_dict())
-        for twin in (copy.deepcopy(staged), other, fold(staged)):
-            torch.testing.assert_close(twin(x)[-1], expected, rtol=1e-4, atol=1e-4)
-        last = staged.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))[-1]
-        torch.testing.assert_close(last, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_small_stems_and_clips() -> None:

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import copy
-import re
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tdaf.errors import UserError
 from tdaf.measure import gflops, saved_bytes
 from tdaf.model.attention.sasa import LocalAttention
-from tdaf.model.backbones.mobilenet import mobilenet
 from tdaf.model.backbones.resnet import resnet
-from tdaf.model.flows import TDAF
-from tdaf.model.fold import fold
 
 torch.set_num_threads(1)
 
@@ -113,32 +108,6 @@ def test_every_3x3_of_the_residual_blocks_and_nothing_else():
             assert heads == {8}
 
 
-def test_every_flow_trains_on_odd_sizes():
-    torch.manual_seed(0)
-    network = TDAF(resnet(18, width=8, attention="sasa"), flows=3)
-    maps = network(torch.rand(2, 3, 75, 101))
-    assert [m.shape[2:] for m in maps] == [(19, 26), (10, 13), (5, 7), (3, 4)]
-    maps[-1].square().mean().backward()
-    assert [n for n, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
-    assert all(p.grad.any() for n, p in network.named_parameters() if n.endswith((".rows", ".columns", ".qkv.weight")))
-
-
-@torch.no_grad()
-def test_copies_and_states_and_memory_formats_give_the_same():
-    network = TDAF(resnet(50, width=8, stem="small", attention="sasa"), flows=2).eval().double()
-    x = torch.rand(1, 3, 33, 48).double()
-    expected = network(x)[-1]
-    torch.testing.assert_close(copy.deepcopy(network)(x)[-1], expected)
-    other = TDAF(resnet(50, width=8, stem="small", attention="sasa"), flows=2).eval().double()
-    other.load_state_dict(network.state_dict())
-    torch.testing.assert_close(other(x)[-1], expected)
-    last = network.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))[-1]
-    torch.testing.assert_close(last, expected)
-    folded = fold(network)
-    torch.testing.assert_close(folded(x)[-1], expected)
-    assert isinstance(folded.stages[1].layer2[0].bn1, nn.Identity)
-
-
 def test_memory_is_far_from_49_copies_of_keys_and_values():
     with torch.device("meta"):
         module = LocalAttention(64, 64)
@@ -149,13 +118,3 @@ def test_memory_is_far_from_49_copies_of_keys_and_values():
 @pytest.mark.parametrize(("width", "heads"), [(8, 1), (16, 2), (64, 8), (72, 6), (512, 8)])
 def test_narrow_layers_have_fewer_heads(width, heads):
     assert LocalAttention(width, width).heads == heads
-
-
-def test_what_is_not_defined_is_refused():
-    with pytest.raises(UserError, match=r"^attention=sasa: defined for images, not for clips \(dims=3\)$"):
-        resnet(18, attention="sasa", dims=3)
-    message = "attention=sasa: defined for plain convolutions, not for ResNeXt (groups=32)"
-    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
-        resnet(50, groups=32, width_per_group=4, attention="sasa")
-    with pytest.raises(UserError, match="attention=sasa: not defined for MobileNet"):
-        mobilenet(attention="sasa")

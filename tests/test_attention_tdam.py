@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 
 import pytest
 import torch
@@ -12,9 +11,6 @@ from torch.nn import functional as F
 from tdaf import measure
 from tdaf.model.attention.tdam import TopDown
 from tdaf.model.backbones.resnet import resnet
-from tdaf.model.flows import TDAF
-from tdaf.model.fold import fold
-from tdaf.model.pretrained import load
 from tests.tiny import settle
 
 torch.set_num_threads(1)
@@ -122,38 +118,3 @@ def test_groups_and_clips_have_it_too() -> None:
     staged = resnet(18, width=8, attention="tdam", dims=3).eval()
     assert isinstance(staged.stages[3].layer4[0].top_down.reduce_top, nn.Conv3d)
     assert staged(torch.rand(1, 3, 5, 33, 35))[-1].isfinite().all()
-
-
-@pytest.mark.parametrize("depth", [18, 50])
-def test_under_tdaf_every_flow_trains(depth: int) -> None:
-    torch.manual_seed(0)
-    network = TDAF(resnet(depth, width=16, attention="tdam"), flows=3)
-    before = copy.deepcopy(network.state_dict())
-    network(torch.rand(2, 3, 65, 71))[-1].square().mean().backward()
-    named = network.named_parameters()
-    assert not [n for n, p in named if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()]
-    after = network.state_dict()
-    own = [n for n in before if "top_down.bn" in n and n.endswith("running_mean")]
-    assert any(n.startswith("earlier.1.") for n in own)
-    assert not [n for n in own if torch.equal(before[n], after[n])]
-
-
-def test_copies_states_formats_and_folding() -> None:
-    torch.manual_seed(0)
-    staged = settle(TDAF(resnet(50, width=8, attention="tdam"), flows=2)).eval()
-    x = torch.rand(1, 3, 45, 38)
-    with torch.no_grad():
-        expected = staged(x)[-1]
-        other = TDAF(resnet(50, width=8, attention="tdam"), flows=2).eval()
-        other.load_state_dict(staged.state_dict())
-        for twin in (copy.deepcopy(staged), other, fold(staged)):
-            torch.testing.assert_close(twin(x)[-1], expected, rtol=1e-4, atol=1e-4)
-        last = staged.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))[-1]
-        torch.testing.assert_close(last, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_weights_of_the_plain_network_load() -> None:
-    plain, ours = resnet(18, width=8), resnet(18, width=8, attention="tdam")
-    report = load(ours, plain.state_dict())
-    assert report.missing and all(".top_down." in name for name in report.missing)
-    torch.testing.assert_close(ours.stages[3].layer4[0].conv1.weight, plain.stages[3].layer4[0].conv1.weight)

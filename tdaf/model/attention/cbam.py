@@ -28,7 +28,8 @@ class CBAM(nn.Module):
         nn.init.zeros_(self.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        places = tuple(range(2, x.ndim))
+        # The layers know whether they have been inflated. Asking x would hide them from torch.fx, which folds norms.
+        places = tuple(range(2, 2 + len(self.spatial.kernel_size)))
         x = x * torch.sigmoid(self.mlp(x.mean(places, keepdim=True)) + self.mlp(x.amax(places, keepdim=True)))
         summary = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], dim=1)
         return x * torch.sigmoid(self.norm(self.spatial(summary)))

@@ -37,7 +37,10 @@ class TopDown(nn.Module):
 
     def forward(self, bottom: Tensor, top: Tensor) -> Tensor:
         """bottom (B, C, [T,] H, W), top (B, D, [T',] H', W') -> the bottom modulated."""
-        above, below = self.reduce_top(_pooled(top)), self.reduce_bottom(_pooled(bottom))
+        # The layers know whether they have been inflated. Asking the maps would hide them from torch.fx, which folds norms.
+        places = tuple(range(2, 2 + len(self.expand.kernel_size)))
+        above, below = (x.mean(places, keepdim=True) for x in (top, bottom))
+        above, below = self.reduce_top(above), self.reduce_bottom(below)
         searchlight = self.expand(torch.cat([above.relu(), below.relu()], dim=1))
         bottom = bottom * searchlight.sigmoid()
         return bottom * (bottom * searchlight).sum(1, keepdim=True).sigmoid()
@@ -62,7 +65,3 @@ def _top_down(block: nn.Module) -> TopDown:
         return TopDown(block.conv3.in_channels, block.conv3.out_channels, {"bn3": block.conv3.out_channels})
     width = block.conv1.out_channels
     return TopDown(block.conv1.in_channels, width, {"bn1": width, "bn2": width})
-
-
-def _pooled(x: Tensor) -> Tensor:
-    return x.mean(tuple(range(2, x.ndim)), keepdim=True)
