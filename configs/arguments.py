@@ -51,6 +51,13 @@ def apart(arguments: list[str], names: tuple[str, ...]) -> tuple[list[str], dict
     return rest, options
 
 
+def flag(name: str, text: str | None) -> bool:
+    """A setting that is false where it is not given. Raises UserError for what is neither true nor false."""
+    if text is not None and text.lower() not in ("true", "false", "1", "0"):
+        raise UserError(f"{name}={text}: give true or false")
+    return text is not None and text.lower() in ("true", "1")
+
+
 def pictures(text: str, out: Path) -> tuple[list[Path], Path]:
     """The images and videos of input=`text`, and the folder that their names are relative to; without those that an
     earlier call wrote into `out`. Raises UserError where there are none."""

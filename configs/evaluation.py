@@ -21,9 +21,14 @@ from tdaf.model.fold import fold
 
 def evaluate_checkpoint(path: str | None, overrides: list[str], folded: bool = False) -> int:
     """Evaluates on as many ranks as `gpus` says; prints the numbers and writes `evaluation-<protocol>.json` into the
-    run folder. folded: with every batch norm folded into its convolution. Returns an exit code."""
+    run folder, with the overrides. folded: with every batch norm folded into its convolution. Returns an exit code."""
     config = read(path, overrides).config  # a mistake is found before ranks are started
     return launch(functools.partial(_job, path, overrides, folded), config)
+
+
+def evaluate_in_turn(path: str, several: list[list[str]]) -> int:
+    """One evaluation after another, each with its own overrides. Returns the first exit code that is not 0."""
+    return next((code for overrides in several if (code := evaluate_checkpoint(path, overrides))), 0)
 
 
 def _job(path: str, overrides: list[str], folded: bool, config: Config, device: torch.device) -> None:
@@ -37,7 +42,8 @@ def _job(path: str, overrides: list[str], folded: bool, config: Config, device: 
         if name.endswith(".md"):
             print(text)
     print(f"{trained.path}: {found}", flush=True)
-    numbers = json.dumps({"checkpoint": str(trained.path), **vars(found)}, indent=2) + "\n"
+    how = {"checkpoint": str(trained.path), "settings": overrides, "folded": folded}
+    numbers = json.dumps({**how, **vars(found)}, indent=2) + "\n"
     folder = RunFolder(trained.folder)
     for name, text in {f"evaluation-{found.protocol}.json": numbers, **files}.items():
         folder.write(name if name not in files else f"evaluation-{found.protocol}/{name}", text)

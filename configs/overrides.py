@@ -20,7 +20,8 @@ from tdaf.errors import UserError
 FOLDER = Path(__file__).parent
 GROUPS = frozenset(path.parent.relative_to(FOLDER).as_posix() for path in FOLDER.glob("*/**/*.yaml")) - {"table"}
 TEXTS = re.compile(r"run_dir|resume|pretrained|.*\.root")  # a text also where it looks like a number; null by default
-REMOVABLE = ("task.", "backbone.", "tdaf.", "schedule.", "optim.factory.")  # arguments of classes that have defaults
+REMOVABLE = ("task.", "data.", "backbone.", "tdaf.", "schedule.", "optim.factory.")  # arguments of classes that have defaults
+READ = ("data.root", "data.max_bad")  # by more than the class
 
 OPTIONS = ("--help", "--cfg", "--multirun", "--resolve", "--info", "--version", "--hydra-help", "--shell-completion")
 
@@ -158,7 +159,7 @@ def _remove(config: DictConfig, override: Override, exists: bool) -> None:
     text, key = override.text, override.key
     if not exists:
         raise UserError(f"{text}: there is no setting {key}")
-    if not key.startswith(REMOVABLE):
+    if not key.startswith(REMOVABLE) or key.endswith("._target_") or key in READ:
         raise UserError(f"{text}: {key} cannot be left out; give it another value")
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(config, parent)

@@ -52,7 +52,7 @@ def answered(run: Trained, task: Task, inputs: Inputs, batch: int, folded: bool)
     network = precision.place(fold(network) if folded else network)
     # a video is read in order, by one process
     workers = {"workers": 0} if inputs.pictures.videos or len(inputs) <= 4 * batch else {}
-    loader = validation(inputs, batch, {**loading(run.config, device), **workers, "max_bad": len(inputs)})
+    loader = validation(inputs, batch, {**loading(run.config, device), **workers, "max_bad": None})
     said: Answers = {}
     with _bar("predict", -(-len(inputs) // batch)) as bar:
         for part in loader:

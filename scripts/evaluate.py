@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import sys
 
-from configs.arguments import given, main
+from configs.arguments import flag, given, main
 
 
 def evaluate(arguments: list[str]) -> int:
     own, overrides = given(arguments, ("checkpoint", "folded"), {"protocol": "task.protocol", "boxes": "task.boxes"})
+    folded = flag("folded", own["folded"])
     from configs.evaluation import evaluate_checkpoint
 
-    return evaluate_checkpoint(own["checkpoint"], overrides, own["folded"] in ("true", "True", "1"))
+    return evaluate_checkpoint(own["checkpoint"], overrides, folded)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs.arguments import apart, given, main, pictures
+from configs.arguments import apart, flag, given, main, pictures
 from tdaf.errors import RunError, UserError
 from tdaf.media.suffixes import is_video
 
@@ -33,11 +33,9 @@ def predict(arguments: list[str]) -> int:
     arguments, options = apart(arguments, OWN)
     own, overrides = given(arguments, OWN, {"protocol": "task.protocol"})
     out = Path(own["out"] or "predictions").expanduser()
-    batch, folded = own["batch"] or "16", own["folded"] or "false"
+    batch, folded = own["batch"] or "16", flag("folded", own["folded"])
     if not batch.isdigit() or int(batch) == 0:
         raise UserError(f"batch={batch}: give a whole number above 0")
-    if folded.lower() not in ("true", "false", "1", "0"):
-        raise UserError(f"folded={folded}: give true or false")
     paths, base = _files(own["input"], out)
 
     from configs import prediction, trained  # torch takes seconds to import; a mistake above needs none of it
@@ -49,7 +47,7 @@ def predict(arguments: list[str]) -> int:
         options["boxes"] = _detected(options["boxes"], options.get("person", "person"), paths, out, int(batch))
     inputs = task.inputs(paths, **prediction.taken(task, options))
     _make(out)
-    said, bad = prediction.answered(run, task, inputs, int(batch), folded.lower() in ("true", "1"))
+    said, bad = prediction.answered(run, task, inputs, int(batch), folded)
     found = prediction.drawn(task, inputs, said, bad, {path: out / _target(path.relative_to(base)) for path in paths})
     files = {str(path) for path, _, _ in found}
     for name, why in {**{str(path): why for path, why in inputs.pictures.faults.items()}, **bad}.items():

@@ -90,6 +90,7 @@ COMMAND = {
     "trainer=3": "give a group of settings", "task.mean=0.5": "give a list, as [1,2]",
     "+anar=5": "anar is there already; leave the + out",
     "+foo=1": "nothing reads a new setting foo", "~seed": "seed cannot be left out",
+    "~data.root": "data.root cannot be left out", "~task._target_": "task._target_ cannot be left out",
     "trainer.batch=${nowhere}": "trainer.batch: Interpolation key 'nowhere' not found",
     "trainer.batch=${oc.env:NOT_SET_ANYWHERE}": "NOT_SET_ANYWHERE",
     "hydra/launcher=foo": "Could not find 'hydra/launcher/foo'",

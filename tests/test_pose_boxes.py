@@ -143,6 +143,10 @@ def test_predict_takes_the_boxes_that_predict_writes(tmp_path):
     assert "one.png" in inputs.name(0)
     assert len(pose().inputs(paths, boxes=path, box_score=0.1)) == 3
     assert len(pose().inputs(paths, boxes=path, person="dog")) == 1
+    for choice in ({"person": "dog"}, {"box_score": 0.5}):
+        for boxes in (None, "image"):
+            with pytest.raises(UserError, match="chooses among boxes, so give boxes=FILE.json or a detector's run too"):
+                pose().inputs(paths, boxes=boxes, **choice)
     with pytest.raises(UserError, match="no category is called cat; give person=NAME, one of person, dog"):
         pose().inputs(paths, boxes=path, person="cat")
 

@@ -25,6 +25,7 @@ from tables import found  # noqa: E402
 from tables.differing import differing, order  # noqa: E402
 from tables.folder import of_folder  # noqa: E402
 from tables.rows import Row, Table, overrides  # noqa: E402
+from tables.running import Row as Wanted  # noqa: E402
 from tables.running import run  # noqa: E402
 
 RUNS = [Path("runs")]
@@ -45,9 +46,9 @@ TABLE = Table(
 )
 
 
-def jobs(demo: Path, *more: str) -> list[tuple[str, list[str]]]:
+def jobs(demo: Path, *more: str, evaluate: list[str] = TABLE.evaluate) -> list[Wanted]:
     words = [*tiny(demo, "trainer.checkpoint_every=1"), *more]
-    return [(row.name, overrides(TABLE, row, words)) for row in TABLE.rows]
+    return [Wanted(row.name, overrides(TABLE, row, words), evaluate) for row in TABLE.rows]
 
 
 def times(folder: Path) -> dict[Path, int]:
@@ -68,7 +69,7 @@ def first(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("first")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        assert run(jobs(demo), TABLE.evaluate, RUNS) == 0
+        assert run(jobs(demo), RUNS) == 0
     return place
 
 
@@ -84,7 +85,7 @@ def test_the_rows_of_a_table_run_and_are_found(demo: Path, again: Path) -> None:
     """Three rows, of which two are one run; each number is of the asked evaluation."""
     summaries = sorted(again.rglob("summary.json"))
     assert len(summaries) == 2
-    for name, words in jobs(demo):
+    for name, words, _ in jobs(demo):
         (own,) = found.finished([compose(words)], TABLE.evaluate, RUNS)
         said = json.loads((own.folder / "evaluation-10crop.json").read_text())
         assert (own.values, own.samples, own.protocol, own.seed) == (said["values"], 21, "10crop", 0), name
@@ -96,7 +97,7 @@ def test_the_rows_of_a_table_run_and_are_found(demo: Path, again: Path) -> None:
 
 def test_a_second_call_trains_nothing(demo: Path, again: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = times(again)
-    assert run(jobs(demo, "loader.prefetch=3"), TABLE.evaluate, RUNS) == 0
+    assert run(jobs(demo, "loader.prefetch=3"), RUNS) == 0
     assert times(again) == before
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(": finished in runs/")[0] for line in lines] == ["plain, plain, deeper", "TDAF"]
@@ -105,14 +106,14 @@ def test_a_second_call_trains_nothing(demo: Path, again: Path, capsys: pytest.Ca
 def test_what_is_unfinished_goes_on_and_what_lacks_its_evaluation_gets_it(
     demo: Path, again: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plain, gated = (found.finished([compose(words)], [], RUNS)[0].folder for _, words in jobs(demo)[1:])
+    plain, gated = (found.finished([compose(words)], [], RUNS)[0].folder for _, words, _ in jobs(demo)[1:])
     expected = {path: json.loads(path.read_text())["values"] for path in again.rglob("evaluation-*.json")}
     for path in expected:
         path.unlink()
     (gated / "summary.json").unlink()
     (gated / "checkpoints/previous.pt").replace(gated / "checkpoints/last.pt")
     plain.rename("runs/moved")  # where its settings would not put it
-    assert run(jobs(demo), TABLE.evaluate, RUNS) == 0
+    assert run(jobs(demo), RUNS) == 0
     said = capsys.readouterr().out
     assert said.count("going on from step") == 1 and said.count("runs/moved is finished") == 1
     assert "job 1 of 2: plain, plain, deeper: " in said and "job 2 of 2: TDAF: " in said
@@ -122,13 +123,44 @@ def test_what_is_unfinished_goes_on_and_what_lacks_its_evaluation_gets_it(
     assert (gated / "summary.json").exists() and len(list(again.rglob("summary.json"))) == 2
 
 
+def test_rows_of_two_tables_are_one_run_with_an_evaluation_for_each(
+    demo: Path, again: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluated: list[list[str]] = []
+    monkeypatch.setattr("configs.evaluation.evaluate_checkpoint", lambda path, words: evaluated.append(words) or 0)
+    first, other = jobs(demo), jobs(demo, evaluate=["protocol=1crop"])
+    (own,) = found.finished([compose(first[2].settings)], TABLE.evaluate, RUNS)
+    (own.folder / "evaluation-10crop.json").unlink()
+    assert run([first[2], other[2]._replace(name="other"), other[0]], RUNS) == 0
+    assert "job 1 of 2: TDAF, other: " in capsys.readouterr().out
+    assert [words[0] for words in evaluated] == ["task.protocol=10crop", "task.protocol=1crop", "task.protocol=1crop"]
+    with pytest.raises(UserError, match="protocol=5crop: this data set has"):  # the last of them ends it before the first
+        run([first[1], jobs(demo, "eta=0.1", evaluate=["protocol=5crop"])[2]], RUNS)
+
+
+def test_an_evaluation_with_other_settings_does_not_count(
+    demo: Path, again: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = compose(jobs(demo)[2].settings)
+    (own,) = found.finished([config], TABLE.evaluate, RUNS)
+    path = own.folder / "evaluation-10crop.json"
+    said = json.loads(path.read_text())
+    assert said["settings"][0] == "task.protocol=10crop" and said["folded"] is False
+    path.write_text(json.dumps({**said, "settings": ["task.protocol=10crop", "task.val_transforms.10crop.size=20"]}))
+    assert found.finished([config], TABLE.evaluate, RUNS) == []
+    expected = f"warning: {path} was made with task.val_transforms.10crop.size=20; it is left out\n"
+    assert capsys.readouterr().err == expected
+    path.write_text(json.dumps({**said, "settings": ["data.root=/there", "loader.workers=1", "gpus=0"]}))
+    assert len(found.finished([config], TABLE.evaluate, RUNS)) == 1
+
+
 def test_one_failing_row_leaves_the_others(demo: Path, again: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plain, gated = (found.finished([compose(words)], [], RUNS)[0].folder for _, words in jobs(demo)[1:])
+    plain, gated = (found.finished([compose(words)], [], RUNS)[0].folder for _, words, _ in jobs(demo)[1:])
     (gated / "summary.json").unlink()
     for name in ("last.pt", "previous.pt"):
         (gated / "checkpoints" / name).write_text("damaged")
     (plain / "evaluation-10crop.json").unlink()
-    assert run(jobs(demo)[::-1], TABLE.evaluate, RUNS) == 2
+    assert run(jobs(demo)[::-1], RUNS) == 2
     errors = capsys.readouterr().err.splitlines()
     assert errors[0].startswith("error: ") and errors[1:] == ["failed with exit code 2: TDAF"]
     assert (plain / "evaluation-10crop.json").exists()
@@ -150,7 +182,7 @@ def test_a_mistake_costs_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=words.replace("?", r"\?")):
-        run(jobs(demo, *more), evaluate, RUNS)
+        run(jobs(demo, *more, evaluate=evaluate), RUNS)
     assert not list(tmp_path.iterdir())
 
 
@@ -178,7 +210,7 @@ def test_told_to_stop_no_other_row_starts_and_after_a_fault_it_does(
     monkeypatch.setattr("configs.run.start", lambda config: 0)
     monkeypatch.setattr(where, begin)
     try:
-        code = run(jobs(demo), TABLE.evaluate, RUNS)
+        code = run(jobs(demo), RUNS)
     except SystemExit as told:
         code = told.code
     assert (code, len(begun)) == (ended, started)

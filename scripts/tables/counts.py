@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import init
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
 
 from configs import build
@@ -21,10 +21,12 @@ from configs.overrides import first_line
 from tdaf import measure
 from tdaf.errors import UserError
 from tdaf.model.anar import ANAR
+from tdaf.model.freeze import FrozenBatchNorm2d
 
 OF_NETWORK = ("backbone", "tdaf", "task", "pretrained", "eta")  # the settings that build.network reads
 DRAWN = (init.kaiming_normal_, init.kaiming_uniform_, init.normal_, init.uniform_, init.constant_)
 DRAWN += (Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_)
+NORMS = (_NormBase, FrozenBatchNorm2d)
 THROUGHPUT = 30.0  # 10^12 multiply-adds a second that a GPU sustains in training: assumed, not measured
 
 
@@ -66,7 +68,7 @@ def _counts(config: str, size: tuple[int, ...], classes: int) -> Counts:
         task = build.make(settings["task"], "task", data=SimpleNamespace(classes=names))
         network = build.network(settings, task).to("meta")
     for module in network.modules():
-        if isinstance(module, _BatchNorm):
+        if isinstance(module, NORMS):
             module.forward = _same  # counts nothing, and takes three quarters of the time
     try:
         flops = measure.gflops(network, torch.empty(1, *size, dtype=torch.uint8, device="meta"))

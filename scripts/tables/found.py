@@ -15,7 +15,7 @@ from typing import Any
 from configs.compose import Config, differences
 
 PLACES = ("data.root", "demo.root")  # where a disk is mounted
-SEED = "seed"
+SEED, PROTOCOL = "seed", "task.protocol"
 KINDS = {"config": dict, "metrics": dict, "metric": dict, "samples": int, "protocol": str, "params": int}
 
 
@@ -79,14 +79,24 @@ def measurement(run: Run, evaluate: Sequence[str]) -> Finished | None:
     """None where the run was not evaluated like that. Without a protocol in `evaluate` its newest evaluation counts."""
     said, values = run.summary, run.summary["metrics"]
     if evaluate:
-        protocol = next((s.partition("=")[2] for s in evaluate if s.startswith(("protocol=", "task.protocol="))), "*")
-        paths = sorted(run.folder.glob(f"evaluation-{protocol}.json"), key=_stamp)
-        read = [said for said in (_evaluation(path, _stamp(path)) for path in paths) if said]
+        asked = dict(of_task(setting).split("=", 1) for setting in evaluate)
+        paths = sorted(run.folder.glob(f"evaluation-{asked.get(PROTOCOL, '*')}.json"), key=_stamp)
+        read = [said for said in (_evaluation(path, _stamp(path), tuple(asked)) for path in paths) if said]
         if not read:
             return None
         said = read[-1]
         values = said["values"]
     return Finished(run.folder, run.config[SEED], values, said["samples"], said["protocol"])
+
+
+def of_task(setting: str) -> str:
+    """As scripts/evaluate.py reads it: protocol=10crop is task.protocol=10crop."""
+    return setting if "." in setting.partition("=")[0] else f"task.{setting}"
+
+
+def is_place(key: str) -> bool:
+    """Whether a setting says where the data lie and which hardware reads them: of an evaluation as of a training."""
+    return key == "gpus" or key in PLACES or key.startswith("loader.")
 
 
 def comparable(found: Sequence[Finished]) -> tuple[list[Finished], str]:
@@ -133,11 +143,16 @@ def _read(path: Path, stamp: int) -> Run | None:
 
 
 @functools.lru_cache(maxsize=None)
-def _evaluation(path: Path, stamp: int) -> dict[str, Any] | None:
+def _evaluation(path: Path, stamp: int, asked: tuple[str, ...]) -> dict[str, Any] | None:
+    """asked: the settings that its protocol may have changed."""
     said = _json(path, {"values": dict, "samples": int, "protocol": str})
-    if said is not None and not _numbers(said["values"]):
+    if said is None:
+        return None
+    if not _numbers(said["values"]):
         return _left_out(path, "is not of an evaluation")
-    return said
+    keys = {setting: setting.partition("=")[0].lstrip("+~") for setting in said.get("settings", [])}
+    other = [setting for setting, key in keys.items() if key not in (PROTOCOL, *asked) and not is_place(key)]
+    return _left_out(path, f"was made with {' '.join(other)}") if other else said
 
 
 def _json(path: Path, kinds: dict[str, type]) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tables import found
 
@@ -16,27 +17,40 @@ from configs.compose import Config, compose, identity, overridden
 from configs.overrides import parse
 
 
+class Row(NamedTuple):
+    """name: of it, for messages. settings: overrides of train.py, Hydra's own among them choose the launcher.
+    evaluate: settings of scripts/evaluate.py, [] for none."""
+
+    name: str
+    settings: list[str]
+    evaluate: list[str]
+
+
 @dataclass(frozen=True)
 class _Wanted:
-    """A run of one row or of several. names: of the rows. evaluate: overrides of its evaluation, [] for none."""
+    """A run of one row or of several. names: of the rows. evaluations: what they ask for. places: overrides of each
+    evaluation, as of the training."""
 
     names: list[str]
     config: Config
     text: str
-    evaluate: list[str]
+    evaluations: list[list[str]]
+    places: list[str]
+
+    def overrides(self, evaluate: Sequence[str]) -> list[str]:
+        return [*map(found.of_task, evaluate), *self.places]
 
 
-def run(rows: Sequence[tuple[str, list[str]]], evaluate: Sequence[str], folders: Sequence[Path]) -> int:
+def run(rows: Sequence[Row], folders: Sequence[Path]) -> int:
     """Trains what is missing below `folders`, goes on with what is unfinished, evaluates what lacks its evaluation.
 
-    rows: (name, overrides of train.py) of each run; those of equal settings are one run. Hydra's own settings among
-    the overrides choose the launcher. evaluate: settings of scripts/evaluate.py, [] for none. Returns the worst exit
-    code. Raises UserError, before anything starts, where one of them cannot work; SystemExit when told to stop.
+    Rows of equal settings are one run. Returns the worst exit code. Raises UserError, before anything starts, where one
+    of them cannot work; SystemExit when told to stop.
     """
-    hydras = list(dict.fromkeys(setting for _, overrides in rows for setting in sweep.parted(overrides)[0]))
+    hydras = list(dict.fromkeys(setting for row in rows for setting in sweep.parted(row.settings)[0]))
     missing = []
-    for wanted in _wanted(rows, evaluate):
-        job = _job(wanted, evaluate, folders)
+    for wanted in _wanted(rows):
+        job = _job(wanted, folders)
         if job:
             missing.append((wanted, job))
     if not missing:
@@ -49,40 +63,40 @@ def run(rows: Sequence[tuple[str, list[str]]], evaluate: Sequence[str], folders:
     return max(codes)
 
 
-def _wanted(rows: Sequence[tuple[str, list[str]]], evaluate: Sequence[str]) -> list[_Wanted]:
+def _wanted(rows: Sequence[Row]) -> list[_Wanted]:
     """Each run once, in the order of the rows."""
     runs: dict[str, _Wanted] = {}
-    for name, given in rows:
-        overrides = sweep.parted(given)[1]
+    for row in rows:
+        overrides = sweep.parted(row.settings)[1]
         config = compose(overrides)
         key = json.dumps(identity(config), sort_keys=True, default=str)
-        if key in runs:
-            runs[key].names.append(name)
-            continue
-        places = [text for text in overrides if _is_place(parse(text).key)] if evaluate else []
-        runs[key] = _Wanted([name], config, " ".join(overrides), [*map(_of_task, evaluate), *places])
+        if key not in runs:
+            places = [text for text in overrides if found.is_place(parse(text).key)]
+            runs[key] = _Wanted([], config, " ".join(overrides), [], places)
+        runs[key].names.append(row.name)
+        if row.evaluate and row.evaluate not in runs[key].evaluations:
+            runs[key].evaluations.append(row.evaluate)
     return list(runs.values())
 
 
-def _job(wanted: _Wanted, evaluate: Sequence[str], folders: Sequence[Path]) -> sweep.Job | None:
+def _job(wanted: _Wanted, folders: Sequence[Path]) -> sweep.Job | None:
     """None where everything is there."""
     config, names = wanted.config, ", ".join(wanted.names)
     done = [run for run in found.runs(found.places([config], folders)) if found.equal(run.config, config)]
-    done = [run for run in done if run.config[found.SEED] == config[found.SEED]]
-    for run in done:
-        if found.measurement(run, evaluate):
-            print(f"{names}: finished in {run.folder}", flush=True)
-            return None
+    done = sorted((run for run in done if run.config[found.SEED] == config[found.SEED]), key=lambda run: run.written)
+    lacking = [e for e in wanted.evaluations if not any(found.measurement(run, e) for run in done)]
+    if done and not lacking:
+        print(f"{names}: finished in {done[-1].folder}", flush=True)
+        return None
     folder = config["run_dir"]
     if done:
-        newest = max(done, key=lambda run: run.written)
-        folder = str(newest.folder)
-        config = {**newest.config, "run_dir": folder, "gpus": 0}  # to say that it is finished takes no GPU
+        folder = str(done[-1].folder)
+        config = {**done[-1].config, "run_dir": folder, "gpus": 0}  # to say that it is finished takes no GPU
     then = None
-    if wanted.evaluate:
-        from configs.evaluation import evaluate_checkpoint  # torch
+    if lacking:
+        from configs.evaluation import evaluate_in_turn  # torch
 
-        then = functools.partial(evaluate_checkpoint, folder, wanted.evaluate)
+        then = functools.partial(evaluate_in_turn, folder, [wanted.overrides(evaluate) for evaluate in lacking])
     return sweep.Job(config, f"{names}: {wanted.text}", then)
 
 
@@ -91,19 +105,9 @@ def _check_evaluations(runs: Sequence[_Wanted]) -> None:
     from configs import build
 
     seen = set()
-    for wanted in runs:
-        config = overridden(wanted.config, wanted.evaluate)
+    for wanted, evaluate in ((wanted, evaluate) for wanted in runs for evaluate in wanted.evaluations):
+        config = overridden(wanted.config, wanted.overrides(evaluate))
         key = json.dumps([config["task"], config["data"], config["demo"]], sort_keys=True, default=str)
-        if wanted.evaluate and key not in seen:
+        if key not in seen:
             build.task(config).dataset("val")
             seen.add(key)
-
-
-def _is_place(key: str) -> bool:
-    """Whether a setting says where the data lie and which hardware reads them: of an evaluation as of a training."""
-    return key == "gpus" or key in found.PLACES or key.startswith("loader.")
-
-
-def _of_task(setting: str) -> str:
-    """As scripts/evaluate.py reads it: protocol=10crop is task.protocol=10crop."""
-    return setting if "." in setting.partition("=")[0] else f"task.{setting}"

@@ -14,15 +14,17 @@ from tdaf.errors import UserError
 
 
 def run(tables: Sequence[Table], given: Asked) -> int:
-    """Trains and evaluates what is missing of the tables, one table after another. Returns the worst exit code.
+    """Trains and evaluates what is missing of the tables, once what they share. Returns the worst exit code.
 
     A row whose network cannot be built is left out with a line that says why. Raises UserError where none is left.
     """
-    trained = {table.key: _runs(table, given) for table in tables if table.samples}
-    return max(running.run(trained[t.key], t.evaluate, [given.runs]) for t in tables if t.key in trained)
+    trained = [table for table in tables if table.samples]
+    titles = [f"table {table.key}: " if len(trained) > 1 else "" for table in trained]
+    found = [row for table, title in zip(trained, titles) for row in _runs(table, title, given)]
+    return running.run(found, [given.runs])
 
 
-def _runs(table: Table, given: Asked) -> list[tuple[str, list[str]]]:
+def _runs(table: Table, title: str, given: Asked) -> list[running.Row]:
     table = rows.adapted(table, given.more)
     runs = []
     for row in table.rows:
@@ -32,7 +34,7 @@ def _runs(table: Table, given: Asked) -> list[tuple[str, list[str]]]:
             continue
         settings = [*rows.overrides(table, row, given.more), *given.hydra]
         seeds = [[f"seed={seed}"] for seed in given.seeds] or [[]]
-        runs += [(" ".join([rows.name(row), *seed]), [*settings, *seed]) for seed in seeds]
+        runs += [running.Row(" ".join([title + rows.name(row), *seed]), [*settings, *seed], table.evaluate) for seed in seeds]
     if not runs:
         raise UserError(f"table {table.key}: none of its rows can be built")
     return runs

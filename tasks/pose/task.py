@@ -159,12 +159,21 @@ class Pose:
         )
 
     def inputs(
-        self, paths: list[Path], boxes: str | None = None, person: str = "person", box_score: float = 0.3
+        self,
+        paths: list[Path],
+        boxes: str | None = None,
+        person: str | None = None,
+        box_score: float | None = None,
     ) -> Inputs:
         """A sample a person. boxes: null or image, the whole picture is one; else a JSON file of boxes (see
-        `inputs.people`), of which those of the category `person` with `box_score` or more are taken."""
+        `inputs.people`), of which those of the category `person` (null: person) with `box_score` (null: 0.3) or more
+        are taken. Raises UserError for a file that is none of boxes, and for a choice among boxes that are not given."""
+        for name, value in {"person": person, "box_score": box_score}.items():
+            if value is not None and boxes in (None, "image"):
+                raise UserError(f"{name}={value}: chooses among boxes, so give boxes=FILE.json or a detector's run too")
         pictures = Pictures(paths)
-        return Inputs(pictures, people(boxes, pictures, person, box_score), self.size, self.flip_test)
+        chosen = people(boxes, pictures, "person" if person is None else person, 0.3 if box_score is None else box_score)
+        return Inputs(pictures, chosen, self.size, self.flip_test)
 
     def answers(self, outputs: Tensor, batch: Batch) -> list[dict[str, Any]]:
         """A person: {"keypoints": [[x, y, score], ...], "box": [x, y, width, height], "score"}, in pixels."""

@@ -55,7 +55,7 @@ class Loader:
     """Batches of a split, read by worker processes, with unreadable samples counted against `max_bad`.
 
     order: yields lists of keys. workers: reading processes (0: in this one). timeout: seconds that one batch may take.
-    Several samples of one name (the clips of a video, say) count once. Iteration raises RunError when a worker stalls
+    Several samples of one name (the clips of a video, say) count once. max_bad None: any number, and nothing is printed. Iteration raises RunError when a worker stalls
     or dies, or when there are more than `max_bad`.
     """
 
@@ -68,7 +68,7 @@ class Loader:
         workers: int = 0,
         timeout: float = 300.0,
         prefetch: int = 2,
-        max_bad: int = 0,
+        max_bad: int | None = 0,
         pin: bool = False,
     ) -> None:
         self.dataset, self.max_bad, self.timeout = dataset, max_bad, timeout
@@ -110,7 +110,7 @@ class Loader:
             return
         known = {other for other, _ in self.bad.values()}
         self.bad[index] = (name, reason)
-        if name in known:  # another person of an image, another clip of a video
+        if name in known or self.max_bad is None:  # another clip of a video, say; or no limit
             return
         count = len(known) + 1
         said = f"cannot read {name}: {reason} ({count} unreadable, data.max_bad={self.max_bad})"
