@@ -36,7 +36,10 @@ class Trained:
         return build.make(self.config["task"], "task", data=SimpleNamespace(classes=self.about["classes"]))
 
     def network(self, task: Task) -> nn.Module:
-        """The network with its weights, in eval mode on the CPU."""
+        """The network with its weights, in eval mode on the CPU. Raises UserError where they do not fit."""
+        trained, here = len(self.about["classes"]), len(task.classes)
+        if trained != here:
+            raise UserError(f"{self.path} was trained for {trained} classes, and the data have {here}")
         config = {**self.config, "pretrained": None}
         network = build.network(config, task)
         try:

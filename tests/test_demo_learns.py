@@ -15,9 +15,10 @@ FIELDS = (
     "versions", "git",
 )  # fmt: skip
 
+SMALL_BATCHES = "trainer.batch=16 optim.base_batch=16"  # more steps for fewer samples
 # task: (shorter than the recipe by, metric, protocol, validation samples, floor)
 DEMOS = {
-    "cifar10": ("trainer.epochs=3 demo.train=2000 demo.val=400", "top1", "1crop", 400, 25),
+    "cifar10": ("demo.train=1000 demo.val=300 trainer.epochs=3 " + SMALL_BATCHES, "top1", "1crop", 300, 20),
     "coco_fcos": ("demo.train=500 demo.val=60 trainer.epochs=4", "AP", "coco", 60, 0.05),
     "coco_pose": ("demo.train=300 demo.val=30 trainer.epochs=5", "AP", "gt+flip", None, 0.08),
     "kinetics": ("demo.val=60 trainer.epochs=8", "top1", "clip", 180, 30),

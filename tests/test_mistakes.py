@@ -210,6 +210,8 @@ def test_checkpoints_that_do_not_fit(said, place: Path, monkeypatch: pytest.Monk
     assert "did you mean checkpoint?" in evaluation("chekpoint=run")
     assert "protocol=5crop" in evaluation("checkpoint=run", "protocol=5crop")
     assert "is not of this network" in evaluation("checkpoint=run", "tdaf.flows=2")
+    two = evaluation("checkpoint=run", f"data.root={place / 'text'}")
+    assert "best.pt was trained for 10 classes, and the data have 2" in two
     torch.save({"network": {}}, here / "foreign.pt")
     assert "was not written by train.py" in evaluation("checkpoint=foreign.pt")
     for name in ("last.pt", "previous.pt"):
