@@ -39,17 +39,17 @@ def study(arguments: list[str]) -> int:
     from studies import page, plan, trials
     from tdaf.engine.preempt import REQUEUE
 
-    groups = plan.read(quick, own["groups"].split(",") if own["groups"] else None, seeds)
-    every = plan.trials(groups, runs, more)
-    missing = trials.missing(every)
-    print(f"{len(every)} runs, {len(missing)} of them to train, {processes} at a time; {runs}", flush=True)
+    chosen = plan.read(quick, own["groups"].split(",") if own["groups"] else None, seeds)
+    asked = plan.trials(chosen, runs, more)
+    missing = trials.missing(asked)
+    print(f"{len(asked)} runs, {len(missing)} of them to train, {processes} at a time; {runs}", flush=True)
     try:
         failed = trials.run(missing, processes, threads)
     except trials.Stopped:
         print("stopped: the same command goes on", file=sys.stderr)
         return REQUEUE
     command = " ".join(["python scripts/study.py", *arguments])
-    page.write(out, groups, every, more, runs, command, rounds=1 if quick else None)
+    page.write(out, plan.read(quick, None, seeds), more, runs, command, rounds=1 if quick else None)
     print(out)
     for trial, reason in failed.items():
         print(f"error: {trial.row.name}, seed {trial.seed}: {reason}", file=sys.stderr)

@@ -130,7 +130,7 @@ def test_the_whole_way_from_training_to_the_page(small, monkeypatch):
     folder, groups, every, more = small
     out = folder / "docs" / "study.md"
     with pytest.raises(RunError, match="no run of the study is finished"):
-        page.write(out, groups, every, more, folder / "runs", "command", rounds=1)
+        page.write(out, groups, more, folder / "runs", "command", rounds=1)
     assert len(trials.missing(every)) == 4
     for trial in every[1:]:
         assert start(compose(list(trial.command))) == 0
@@ -138,10 +138,11 @@ def test_the_whole_way_from_training_to_the_page(small, monkeypatch):
     assert trials.missing(every) == []
     out.parent.mkdir()
     out.write_text(f"# Title\n\nWords of ours.\n\n{page.BEGIN}\nold\n{page.END}\n\nMore words.\n")
-    page.write(out, groups, every, more, folder / "runs", "the command", rounds=1)
+    groups = [*groups, plan.Group("waiting", "Not begun", (ROWS["anar=5"],))]
+    page.write(out, groups, more, folder / "runs", "the command", rounds=1)
     text = out.read_text()
     assert text.startswith("# Title\n\nWords of ours.\n\n<!-- measured -->") and text.endswith("\n\nMore words.\n")
-    assert "old" not in text and "the command" in text and str(folder) not in text
+    assert "old" not in text and "the command" in text and str(folder) not in text and "Not begun" not in text
     for trial in every:
         value = json.loads((trial.folder / "summary.json").read_text())["metric"]["last"]
         assert evidence.outcomes(every)[trial.row.name].values[trial.seed] == value

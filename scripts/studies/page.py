@@ -12,11 +12,11 @@ from pathlib import Path
 
 from benchmarks.machine import processor
 from configs.summary import commit, versions
-from studies import plots
+from studies import plan, plots
 from studies.costs import step_times
 from studies.evidence import Outcome, Paired, holm, interval, outcomes, paired
 from studies.masks import EXCHANGES, Evidence, masks
-from studies.plan import Group, Row, Trial, slug
+from studies.plan import Group, Row, slug
 from tdaf.errors import RunError
 
 BEGIN, END = "<!-- measured -->", "<!-- end of what was measured -->"
@@ -24,15 +24,16 @@ TITLE = "# Does top-down attention help, measured here?"
 LOOKED_INTO = ("TDAF", "TDAF, 16 epochs")  # rows whose masks are looked into
 
 
-def write(
-    out: Path, groups: list[Group], trials: list[Trial], more: list[str], runs: Path, command: str, rounds: int | None
-) -> None:
-    """Writes the measured part of `out`, and its plots into a folder of the same name; the rest of a page stays.
+def write(out: Path, groups: list[Group], more: list[str], runs: Path, command: str, rounds: int | None) -> None:
+    """Writes the measured part of `out`, and its plots into a folder of the same name; the rest of a page stays. It is
+    of all finished runs of the groups; a group that has none is not on the page.
 
     rounds: of the timing, instead of its own number. Raises RunError where no run is finished.
     """
+    trials = plan.trials(groups, runs, more)
     found = outcomes(trials)
-    if not any(outcome.values for outcome in found.values()):
+    groups = [group for group in groups if any(found[row.name].values for row in group.rows)]
+    if not groups:
         raise RunError(f"{runs}: no run of the study is finished, so there is nothing to write")
     rows = [row for group in groups for row in group.rows if group.timed and found[row.name].values]
     costs = step_times(rows, more, runs / "costs.json", **({"rounds": rounds} if rounds else {}))

@@ -18,7 +18,9 @@ from studies.evidence import Outcome, interval  # noqa: E402
 from studies.plan import Group, Trial  # noqa: E402
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#888888"  # told apart by colour-blind eyes too (Okabe and Ito)
-CURVES = {"plain": GREY, "multi-scale": ORANGE, "TDAF": BLUE}
+COLOURS = {"plain": GREY, "multi-scale": ORANGE, "TDAF": BLUE}
+CURVES = {name: (colour, "-") for name, colour in COLOURS.items()}
+CURVES |= {f"{name}, 16 epochs": (colour, "--") for name, colour in COLOURS.items()}
 
 
 def accuracies(path: Path, group: Group, found: dict[str, Outcome]) -> Path:
@@ -42,9 +44,10 @@ def accuracies(path: Path, group: Group, found: dict[str, Outcome]) -> Path:
 
 
 def losses(path: Path, trials: list[Trial]) -> Path:
-    """The training loss of the plain network, the control and TDAF over the steps, each the mean of its seeds."""
+    """The training loss of the plain network, the control and TDAF over the steps, each the mean of its seeds; dashed
+    with the longer schedule."""
     figure, axes = pyplot.subplots(figsize=(7, 3.5))
-    for name, colour in CURVES.items():
+    for name, (colour, line) in CURVES.items():
         sums: dict[int, list[float]] = defaultdict(list)
         for trial in trials:
             if trial.row.name == name:
@@ -52,7 +55,7 @@ def losses(path: Path, trials: list[Trial]) -> Path:
                     sums[step].append(loss)
         if sums:
             steps = sorted(sums)
-            axes.plot(steps, [sum(sums[s]) / len(sums[s]) for s in steps], color=colour, label=name)
+            axes.plot(steps, [sum(sums[s]) / len(sums[s]) for s in steps], color=colour, linestyle=line, label=name)
     axes.set_xlabel("step")
     axes.set_ylabel("training loss, nats")
     axes.legend(frameon=False)
