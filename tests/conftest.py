@@ -1,5 +1,9 @@
-"""One thread a process: the tests run side by side (pytest-xdist) and many of them start processes of their own."""
+"""One thread a process: the tests run side by side (pytest-xdist) and many of them start processes of their own. And
+Ctrl-C as a terminal has it: what starts in the background of a shell ignores it, and so would all it starts."""
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
