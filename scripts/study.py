@@ -49,7 +49,7 @@ def study(arguments: list[str]) -> int:
         print("stopped: the same command goes on", file=sys.stderr)
         return REQUEUE
     command = " ".join(["python scripts/study.py", *arguments])
-    page.write(out, plan.read(quick, None, seeds), more, runs, command, rounds=1 if quick else None)
+    page.write(out, plan.with_seeds(plan.read(quick), seeds or []), more, runs, command, rounds=1 if quick else None)
     print(out)
     for trial, reason in failed.items():
         print(f"error: {trial.row.name}, seed {trial.seed}: {reason}", file=sys.stderr)

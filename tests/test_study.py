@@ -63,6 +63,15 @@ def test_every_row_builds(row):
     assert build.network(config, task).eval()(pixels).shape == (2, 10)
 
 
+def test_seeds_of_a_command_come_to_the_pages_own():
+    asked = plan.read(groups=["schedule"], seeds=[7])
+    assert [group.name for group in asked] == ["schedule"] and {row.seeds for row in asked[0].rows} == {(7,)}
+    both = plan.with_seeds(GROUPS, [7, 0])
+    assert [group.name for group in both] == [group.name for group in GROUPS]
+    for before, after in zip(ROWS.values(), (row for group in both for row in group.rows), strict=True):
+        assert after.seeds == (*before.seeds, 7) and after.settings == before.settings
+
+
 def test_seeds_come_in_turns():
     seeds = [trial.seed for trial in plan.trials(GROUPS, Path("runs"), [])]
     assert seeds == sorted(seeds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,14 @@ def read(quick: bool = False, groups: list[str] | None = None, seeds: list[int] 
             built = tuple(_row(row, group, first, tuple(asked or _seeds(row, group, plan))) for row in rows)
             found.append(Group(group["name"], group["title"], built, group.get("timed", True)))
     return found
+
+
+def with_seeds(groups: list[Group], seeds: list[int]) -> list[Group]:
+    """The groups, each row with these seeds besides its own."""
+    return [
+        replace(group, rows=tuple(replace(row, seeds=tuple(sorted({*row.seeds, *seeds}))) for row in group.rows))
+        for group in groups
+    ]
 
 
 def trials(groups: list[Group], runs: Path, more: list[str]) -> list[Trial]:
