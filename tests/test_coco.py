@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from coco_files import Document, document, drawn, save, save_images, save_set
+from coco_files import Document, document, drawn, save, save_set
 from PIL import Image
 from pycocotools.coco import COCO
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from tasks.pose.heatmaps import encode
 from tasks.pose.losses import heatmap_loss
-from tasks.pose.network import PoseNetwork, check_size, deconvolved
+from tasks.pose.network import PoseNetwork, deconvolved
 from tdaf.errors import UserError
 from tdaf.model.backbones.mobilenet import mobilenet
 from tdaf.model.backbones.resnet import resnet
@@ -149,13 +149,6 @@ def test_backbones_that_deconvolutions_do_not_fit():
         deconvolved(tiny(), [8] * 5)
     with pytest.raises(UserError, match="dims=3: key points are found in images"):
         deconvolved(tiny(3), [8])
-
-
-@pytest.mark.parametrize("size", [(256, 190), (250, 192), (0, 192), (-32, 32)])
-def test_sizes_that_cannot_be(size):
-    check_size((256, 192), resnet(18))
-    with pytest.raises(UserError, match="task.size=.*: both must be multiples of this backbone's stride, 32"):
-        check_size(size, resnet(18))
 
 
 def drawn(network: nn.Module) -> dict[str, torch.Tensor]:

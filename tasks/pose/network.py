@@ -60,14 +60,6 @@ def deconvolved(backbone: Staged, widths: list[int]) -> Staged:
     return backbone.append([_deconvolution(a, b) for a, b in zip(inputs, widths)], widths, strides)
 
 
-def check_size(size: tuple[int, int], backbone: Staged) -> None:
-    """Raises UserError for an input, (height, width), whose maps would not have the size that the strides say."""
-    if any(side < 1 or side % backbone.strides[-1] for side in size):
-        raise UserError(
-            f"task.size={list(size)}: both must be multiples of this backbone's stride, {backbone.strides[-1]}"
-        )
-
-
 def _deconvolution(channels: int, width: int) -> nn.Sequential:
     deconv = nn.ConvTranspose2d(channels, width, 4, stride=2, padding=1, bias=False)
     nn.init.normal_(deconv.weight, 0, DEVIATION)

@@ -13,8 +13,6 @@ from torch.nn import functional as F
 
 from tdaf.media.mask_colours import coloured, scale_bar
 
-STYLES = ("both", "overlay", "mask")
-SCALES = ("full", "own")
 GLOW = 0.6  # of the colours in an overlay; the rest is the picture in grey
 
 Place = tuple[int, int]  # flow, stage; both 1-based
