@@ -20,7 +20,8 @@ from tdaf.errors import UserError
 FOLDER = Path(__file__).parent
 GROUPS = frozenset(path.parent.relative_to(FOLDER).as_posix() for path in FOLDER.glob("*/**/*.yaml")) - {"table"}
 TEXTS = re.compile(r"run_dir|resume|pretrained|.*\.root")  # a text also where it looks like a number; null by default
-REMOVABLE = ("task.", "data.", "backbone.", "tdaf.", "schedule.", "optim.factory.")  # arguments of classes that have defaults
+# arguments of classes that have defaults
+REMOVABLE = ("task.", "data.", "backbone.", "tdaf.", "schedule.", "optim.factory.")
 READ = ("data.root", "data.max_bad")  # by more than the class
 
 OPTIONS = ("--help", "--cfg", "--multirun", "--resolve", "--info", "--version", "--hydra-help", "--shell-completion")

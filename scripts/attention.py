@@ -22,12 +22,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from configs.arguments import apart, given, main, pictures
+from configs.arguments import apart, flag, given, main, pictures
 from tdaf.errors import RunError, UserError
 
 NUMBERS = {"tile": 320, "moments": 4, "samples": 4, "statistics": 64}
-CHOICES = {"style": ("both", "overlay", "mask"), "scale": ("full", "own"), "video": ("false", "true")}
-OWN = ("checkpoint", "input", "out", *CHOICES, *NUMBERS)
+CHOICES = {"style": ("both", "overlay", "mask"), "scale": ("full", "own")}
+OWN = ("checkpoint", "input", "out", "video", *CHOICES, *NUMBERS)
 
 
 def attention(arguments: list[str]) -> int:
@@ -35,6 +35,7 @@ def attention(arguments: list[str]) -> int:
     own, overrides = given(arguments, OWN, {"protocol": "task.protocol"})
     numbers = {name: _number(name, own[name], default) for name, default in NUMBERS.items()}
     choices = {name: _choice(name, own[name], known) for name, known in CHOICES.items()}
+    video = flag("video", own["video"])
     out = Path(own["out"] or "attention").expanduser()
     paths, base = pictures(own["input"], out) if own["input"] is not None else ([], Path())
 
@@ -45,7 +46,7 @@ def attention(arguments: list[str]) -> int:
         shots = source.of_files(model, paths, base, options, numbers["moments"])
     else:
         shots = source.of_validation(model, numbers["samples"], options)
-    look = drawn.Look(choices["style"], choices["scale"], numbers["tile"], choices["video"] == "true")
+    look = drawn.Look(choices["style"], choices["scale"], numbers["tile"], video)
     made, bad = drawn.draw(model, shots, out, look)
     for name, why in bad.items():
         print(f"left out {name}: {why}", file=sys.stderr)

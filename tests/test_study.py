@@ -20,7 +20,7 @@ import study  # noqa: E402
 from configs import build  # noqa: E402
 from configs.compose import compose, differences  # noqa: E402
 from configs.run import start  # noqa: E402
-from studies import evidence, masks, page, plan, trials  # noqa: E402
+from studies import evidence, kept, masks, page, plan, trials  # noqa: E402
 from studies.evidence import holm, interval, paired  # noqa: E402
 from tdaf.demo import classification  # noqa: E402
 from tdaf.errors import RunError, UserError  # noqa: E402
@@ -122,6 +122,17 @@ def test_the_scene_is_the_picture_and_its_outline_lies_on_the_shape():
 def polygon_area(points) -> float:
     x, y = points[:, 0], points[:, 1]
     return abs(sum(x * y.take(range(1, len(y) + 1), mode="wrap") - y * x.take(range(1, len(x) + 1), mode="wrap"))) / 2
+
+
+@pytest.mark.parametrize("text", ['{"plain": {"median": 1.', "[1]", ""])
+def test_damaged_figures_are_measured_again(text, tmp_path):
+    path = tmp_path / "runs" / "costs.json"
+    assert kept.read(path) == {}
+    path.parent.mkdir()
+    path.write_text(text)
+    assert kept.read(path) == {}
+    kept.keep(path, {"plain": 1.0})
+    assert kept.read(path) == {"plain": 1.0} and [file.name for file in path.parent.iterdir()] == ["costs.json"]
 
 
 @pytest.fixture(scope="module")

@@ -150,6 +150,9 @@ def test_an_evaluation_with_other_settings_does_not_count(
     assert found.finished([config], TABLE.evaluate, RUNS) == []
     expected = f"warning: {path} was made with task.val_transforms.10crop.size=20; it is left out\n"
     assert capsys.readouterr().err == expected
+    path.write_text(json.dumps({**said, "settings": None}))
+    assert found.finished([config], TABLE.evaluate, RUNS) == []
+    assert capsys.readouterr().err == f"warning: {path} is not of an evaluation; it is left out\n"
     path.write_text(json.dumps({**said, "settings": ["data.root=/there", "loader.workers=1", "gpus=0"]}))
     assert len(found.finished([config], TABLE.evaluate, RUNS)) == 1
 

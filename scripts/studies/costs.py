@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import nn
 from benchmarks.timing import Spread, interleaved
 from configs import build
 from configs.compose import compose
+from studies import kept
 from studies.plan import Row
 from tdaf.engine.precision import Precision
 from tdaf.task import Batch, Task
@@ -25,14 +25,13 @@ def step_times(rows: Sequence[Row], more: list[str], cache: Path, rounds: int = 
 
     cache: a JSON file that keeps the figures; rows that are all in it are not timed again.
     """
-    known = json.loads(cache.read_text()) if cache.exists() else {}
+    known = kept.read(cache)
     if not all(row.name in known for row in rows):
         steps = {row.name: _step([*row.settings, *more]) for row in rows}
         times = interleaved(steps, rounds, torch.device("cpu"))
         first = rows[0].name
         known = {name: vars(times.null() if name == first else times.ratio(name, first)) for name in steps}
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        cache.write_text(json.dumps(known, indent=2) + "\n")
+        kept.keep(cache, known)
     return {row.name: Spread(**known[row.name]) for row in rows}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.machine import processor
 from configs.summary import commit, versions
-from studies import plan, plots
+from studies import kept, plan, plots
 from studies.costs import step_times
 from studies.evidence import Outcome, Paired, holm, interval, outcomes, paired
 from studies.masks import EXCHANGES, Evidence, masks
@@ -121,10 +121,10 @@ def _picture(out: Path, picture: Path, words: str) -> str:
 def _masks(name: str, folders: list[Path], cache: Path) -> str:
     """Two tables on the masks of a row's runs, means over the seeds; kept in `cache`, as they take a while."""
     key = json.dumps([str(folder) for folder in folders])
-    known = json.loads(cache.read_text()) if cache.exists() else {}
+    known = kept.read(cache)
     if known.get("runs") != key:
         known = {"runs": key, "found": [masks(folder).plain() for folder in folders]}
-        cache.write_text(json.dumps(known, indent=2) + "\n")
+        kept.keep(cache, known)
     evidence = [Evidence.of(plain) for plain in known["found"]]
     lines = ["| in the place of the masks | top-1, 95 % interval | to its own |", "|---|---|---|"]
     own = dict(enumerate(each.top1["its own"] for each in evidence))

@@ -148,9 +148,10 @@ def _evaluation(path: Path, stamp: int, asked: tuple[str, ...]) -> dict[str, Any
     said = _json(path, {"values": dict, "samples": int, "protocol": str})
     if said is None:
         return None
-    if not _numbers(said["values"]):
+    settings = said.get("settings", [])
+    if not _numbers(said["values"]) or not isinstance(settings, list):
         return _left_out(path, "is not of an evaluation")
-    keys = {setting: setting.partition("=")[0].lstrip("+~") for setting in said.get("settings", [])}
+    keys = {setting: setting.partition("=")[0].lstrip("+~") for setting in map(str, settings)}
     other = [setting for setting, key in keys.items() if key not in (PROTOCOL, *asked) and not is_place(key)]
     return _left_out(path, f"was made with {' '.join(other)}") if other else said
 

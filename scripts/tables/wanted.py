@@ -33,8 +33,9 @@ def _runs(table: Table, title: str, given: Asked) -> list[running.Row]:
             print(f"left out: table {table.key}, {rows.name(row)}: {why}", file=sys.stderr, flush=True)
             continue
         settings = [*rows.overrides(table, row, given.more), *given.hydra]
-        seeds = [[f"seed={seed}"] for seed in given.seeds] or [[]]
-        runs += [running.Row(" ".join([title + rows.name(row), *seed]), [*settings, *seed], table.evaluate) for seed in seeds]
+        for seed in [[f"seed={seed}"] for seed in given.seeds] or [[]]:
+            name = " ".join([title + rows.name(row), *seed])
+            runs.append(running.Row(name, [*settings, *seed], table.evaluate))
     if not runs:
         raise UserError(f"table {table.key}: none of its rows can be built")
     return runs

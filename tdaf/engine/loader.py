@@ -55,8 +55,8 @@ class Loader:
     """Batches of a split, read by worker processes, with unreadable samples counted against `max_bad`.
 
     order: yields lists of keys. workers: reading processes (0: in this one). timeout: seconds that one batch may take.
-    Several samples of one name (the clips of a video, say) count once. max_bad None: any number, and nothing is printed. Iteration raises RunError when a worker stalls
-    or dies, or when there are more than `max_bad`.
+    Several samples of one name (the clips of a video, say) count once; with `max_bad` None none does, and nothing is
+    printed. Iteration raises RunError when a worker stalls or dies, or when there are more than `max_bad`.
     """
 
     def __init__(

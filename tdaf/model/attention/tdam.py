@@ -37,7 +37,7 @@ class TopDown(nn.Module):
 
     def forward(self, bottom: Tensor, top: Tensor) -> Tensor:
         """bottom (B, C, [T,] H, W), top (B, D, [T',] H', W') -> the bottom modulated."""
-        # The layers know whether they have been inflated. Asking the maps would hide them from torch.fx, which folds norms.
+        # The layers know whether they have been inflated. Asking a map would hide them from torch.fx, which folds norms.
         places = tuple(range(2, 2 + len(self.expand.kernel_size)))
         above, below = (x.mean(places, keepdim=True) for x in (top, bottom))
         above, below = self.reduce_top(above), self.reduce_bottom(below)
