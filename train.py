@@ -17,7 +17,7 @@ HYDRAS_OWN = ("--hydra-help", "--version", "--info", "-i", "--shell-completion",
 
 def command(arguments: list[str]) -> int:
     # imports wait until they are needed: a misspelt key takes Hydra but not torch, which takes seconds
-    from configs import compose, sweep
+    from tdaf.cli import compose, sweep
 
     settings = [argument for argument in arguments if argument not in SWEEP]
     sweeping = len(settings) < len(arguments)
@@ -35,14 +35,14 @@ def command(arguments: list[str]) -> int:
     if sweeping:
         return sweep.sweep(settings)
     config = compose.compose(settings)
-    from configs.run import start
+    from tdaf.cli.run import start
 
     return start(config)
 
 
 def main() -> int:
     if {"-h", "--help"} & set(sys.argv[1:]):
-        from configs import help
+        from tdaf.cli import help
 
         print(help.text())
         return 0

@@ -22,7 +22,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from configs.arguments import apart, flag, given, main, pictures
+from tdaf.cli.arguments import apart, flag, given, main, pictures
 from tdaf.errors import RunError, UserError
 
 NUMBERS = {"tile": 320, "moments": 4, "samples": 4, "statistics": 64}

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs.arguments import given, main
+from tdaf.cli.arguments import given, main
 from tdaf.errors import UserError
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from configs.arguments import main
-from configs.compose import Config, compose
+from tdaf.cli.arguments import main
+from tdaf.cli.compose import Config, compose
 from tdaf.errors import UserError
 
 
@@ -53,8 +53,8 @@ def _scan(config: Config, split: str, full: bool, sizes: Counter[str]) -> dict[s
     """The unreadable samples of a split: name to reason. sizes: gets the number of samples in each folder."""
     import torch  # takes seconds to import; a misspelt setting needs none of it
 
-    from configs import build
-    from configs.run import loading, validation
+    from tdaf.cli import build
+    from tdaf.cli.run import loading, validation
     from tdaf.engine.log import Bar
 
     dataset: Any = build.task(config).dataset(split)

@@ -18,7 +18,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from configs.arguments import given, main
+from tdaf.cli.arguments import given, main
 from tdaf.errors import UserError
 
 OWN = ("runs", "out", "what", "x", "smooth", "title")

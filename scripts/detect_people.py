@@ -23,7 +23,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.arguments import given, main
+from tdaf.cli.arguments import given, main
 from tdaf.errors import RunError, UnreadableSample, UserError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _split(name: str, data: list[str]) -> CocoSplit:
     """The images to look at, from the `data.` settings."""
     import yaml
 
-    from configs.signature import checked
+    from tdaf.build import checked
     from tasks.pose.source import CocoKeypoints
 
     try:
@@ -100,12 +100,12 @@ def _by_checkpoint(
     checkpoint: str, overrides: list[str], split: CocoSplit, name: str, batch: int
 ) -> tuple[Found, dict[str, str]]:
     """What our own detector finds, and by name the images that cannot be read, with the reason."""
-    from configs import prediction, trained
+    from tdaf.cli import prediction, trained
 
     run = trained.read(checkpoint, overrides)
     task = run.task()
     _check_class(name, list(task.classes))
-    inputs = task.inputs([Path(split.path) / split.annotations.file(i) for i in range(len(split))])
+    inputs = task.predict_dataset([Path(split.path) / split.annotations.file(i) for i in range(len(split))])
     said, bad = prediction.answered(run, task, inputs, batch, False)
     found: Found = {}
     for image, answers in said.items():

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import sys
 
-from configs.arguments import flag, given, main
+from tdaf.cli.arguments import flag, given, main
 
 
 def evaluate(arguments: list[str]) -> int:
     own, overrides = given(arguments, ("checkpoint", "folded"), {"protocol": "task.protocol", "boxes": "task.boxes"})
     folded = flag("folded", own["folded"])
-    from configs.evaluation import evaluate_checkpoint
+    from tdaf.cli.evaluation import evaluate_checkpoint
 
     return evaluate_checkpoint(own["checkpoint"], overrides, folded)
 

@@ -18,12 +18,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs.arguments import apart, flag, given, main, pictures
+from tdaf.cli.arguments import apart, flag, given, main, pictures
 from tdaf.errors import RunError, UserError
 from tdaf.media.suffixes import is_video
 
 if TYPE_CHECKING:
-    from configs.prediction import Found
+    from tdaf.cli.prediction import Found
 
 OWN = ("checkpoint", "input", "out", "folded", "batch")
 SHOWN = 30  # lines of the table
@@ -38,14 +38,14 @@ def predict(arguments: list[str]) -> int:
         raise UserError(f"batch={batch}: give a whole number above 0")
     paths, base = _files(own["input"], out)
 
-    from configs import prediction, trained  # torch takes seconds to import; a mistake above needs none of it
+    from tdaf.cli import prediction, trained  # torch takes seconds to import; a mistake above needs none of it
 
     run = trained.read(own["checkpoint"], overrides)
     task = run.task()
     prediction.taken(task, options)  # refuses them before a detector has worked for them
     if _is_checkpoint(options.get("boxes", "")):
         options["boxes"] = _detected(options["boxes"], options.get("person", "person"), paths, out, int(batch))
-    inputs = task.inputs(paths, **prediction.taken(task, options))
+    inputs = task.predict_dataset(paths, **prediction.taken(task, options))
     _make(out)
     said, bad = prediction.answered(run, task, inputs, int(batch), folded)
     found = prediction.drawn(task, inputs, said, bad, {path: out / _target(path.relative_to(base)) for path in paths})
@@ -55,7 +55,7 @@ def predict(arguments: list[str]) -> int:
     if not files:
         raise RunError(f"not one of {len(paths)} files could be read")
     with prediction.writing(out):
-        (out / "predictions.json").write_text(json.dumps(task.document(found), indent=2) + "\n")
+        (out / "predictions.json").write_text(json.dumps(task.to_json(found), indent=2) + "\n")
     _print(found, base)
     print(f"{out / 'predictions.json'}, and {len(files)} of {len(paths)} files drawn in {out}")
     return 0
@@ -67,7 +67,7 @@ def _is_checkpoint(boxes: str) -> bool:
 
 def _make(out: Path) -> None:
     """Only once nothing is wrong with what was asked, and before the network has worked for nothing."""
-    from configs import prediction
+    from tdaf.cli import prediction
 
     with prediction.writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -75,21 +75,21 @@ def _make(out: Path) -> None:
 
 def _detected(checkpoint: str, person: str, paths: list[Path], out: Path, batch: int) -> str:
     """OUT/boxes.json, what a detector's run says of the same pictures."""
-    from configs import prediction, trained
+    from tdaf.cli import prediction, trained
 
     run = trained.read(checkpoint, [])
     task = run.task()
     if person not in task.classes:
         known = ", ".join(task.classes[:8]) + (", ..." if len(task.classes) > 8 else "")
         raise UserError(f"boxes={checkpoint}: this run knows no {person}; give person=NAME, one of {known}")
-    inputs = task.inputs(paths)
+    inputs = task.predict_dataset(paths)
     _make(out)
     said, _ = prediction.answered(run, task, inputs, batch, folded=False)
     pictures = inputs.pictures
     found = [(pictures.file(place), pictures.frame(place), said.get(place, [])) for place in range(len(pictures))]
     target = out / "boxes.json"
     with prediction.writing(target):
-        target.write_text(json.dumps(task.document(found), indent=2) + "\n")
+        target.write_text(json.dumps(task.to_json(found), indent=2) + "\n")
     return str(target)
 
 

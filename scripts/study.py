@@ -17,7 +17,7 @@ import os
 import sys
 from pathlib import Path
 
-from configs.arguments import given, main
+from tdaf.cli.arguments import given, main
 from tdaf.errors import UserError
 
 OWN = ("groups", "seeds", "processes", "threads", "runs", "out")

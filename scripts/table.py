@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs.arguments import main
+from tdaf.cli.arguments import main
 from tdaf.errors import UserError
 
 if TYPE_CHECKING:

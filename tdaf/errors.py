@@ -1,7 +1,7 @@
 """The three ways in which something goes wrong that is not a bug. Each message is one line: what, where, what to do."""
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """A setting, path or file that cannot work. Found before training starts; exit code 2."""
 
 

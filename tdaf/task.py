@@ -32,7 +32,7 @@ class Dataset(Protocol):
     def collate(self, samples: list[dict[str, Any]]) -> Batch: ...
 
 
-class Pictures(Protocol):
+class Media(Protocol):
     """The pictures that predict draws on, in order: an image file is one, a video is as many as it has frames."""
 
     videos: bool  # whether there is a video among the files
@@ -52,10 +52,10 @@ class Pictures(Protocol):
         """Frames a second of a video."""
 
 
-class Inputs(Dataset, Protocol):
+class PredictDataset(Dataset, Protocol):
     """What predict runs the network on."""
 
-    pictures: Pictures
+    pictures: Media
 
     def shown(self, index: int) -> Sequence[int]:
         """The pictures that sample `index` is about: its image, the image a person was cut from, the frames of a clip."""
@@ -95,17 +95,17 @@ class Task(Protocol):
 
     def evaluator(self) -> Evaluator: ...
 
-    def pictures(self, outputs: Any, batch: Batch) -> dict[str, list[Tensor]]:
+    def visualize(self, outputs: Any, batch: Batch) -> dict[str, list[Tensor]]:
         """By name, one uint8 RGB image (3, H, W) a sample: its input with what the network says of it, for TensorBoard."""
 
-    def inputs(self, paths: list[Path], **options: Any) -> Inputs:
+    def predict_dataset(self, paths: list[Path], **options: Any) -> PredictDataset:
         """Files that a user gives to predict, prepared as in evaluation. options: what only this task's predict takes."""
 
-    def answers(self, outputs: Any, batch: Batch) -> list[dict[str, Any]]:
+    def postprocess(self, outputs: Any, batch: Batch) -> list[dict[str, Any]]:
         """What predict says of each sample: plain data, in pixels of the pictures as they were read."""
 
     def draw(self, picture: Tensor, answers: list[dict[str, Any]]) -> Tensor:
         """The picture, uint8 RGB (3, H, W), with the answers of all its samples drawn on it."""
 
-    def document(self, found: list[tuple[Path, int | None, list[dict[str, Any]]]]) -> Any:
+    def to_json(self, found: list[tuple[Path, int | None, list[dict[str, Any]]]]) -> Any:
         """What predict writes as JSON: plain data, from (file, frame, answers) of every picture."""

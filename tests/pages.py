@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from commands import ROOT
 
-from configs import compose, overrides
+from tdaf.cli import compose, overrides
 
 EXTENDING = ROOT / "docs" / "extending.md"
 # where the page tells users to put what it shows

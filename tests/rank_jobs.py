@@ -16,7 +16,7 @@ import torch.distributed as td
 from tiny_run import Pictures, little, run, trainer
 from torch import Tensor, nn
 
-from configs.launch import _rank
+from tdaf.cli.launch import _rank
 from tdaf.engine import dist, seeds
 from tdaf.engine.preempt import Preempted
 from tdaf.engine.syncbn import synchronise

@@ -313,7 +313,7 @@ def test_check_data_lists_videos(films: Path, tmp_path: Path, monkeypatch: pytes
     (films / "val/b/twenty.mp4").write_bytes(data)
     videos_of = ActionVideos(str(films)).split
     task = SimpleNamespace(dataset=lambda split: evaluation_clips(videos_of(split), over_time, 4, 1, "30view"))
-    monkeypatch.setattr("configs.build.task", lambda config: task)
+    monkeypatch.setattr("tdaf.cli.build.task", lambda config: task)
     for scan, bad in (("full", ["broken", "twenty"]), ("quick", ["broken"])):
         out = tmp_path / f"{scan}.txt"
         assert check(["task=cifar10", f"scan={scan}", f"out={out}", "loader.workers=0"]) == 1

@@ -12,8 +12,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from configs import build
-from configs.compose import compose
+from tdaf.cli import build
+from tdaf.cli.compose import compose
 from tasks.action.task import Action
 from tasks.action.transforms import clip_train, clip_val
 from tdaf.errors import UserError

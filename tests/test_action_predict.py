@@ -96,7 +96,7 @@ def test_a_users_videos_in_windows_one_after_the_other(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(grey(frames))
     (tmp_path / "still.png").touch()
     (tmp_path / "broken.mp4").write_bytes(grey(20)[:500])
-    inputs = task(stride=2).inputs(sorted(tmp_path.iterdir()))
+    inputs = task(stride=2).predict_dataset(sorted(tmp_path.iterdir()))
     assert {path.name for path in inputs.pictures.faults} == {"still.png", "broken.mp4"}
     frames = [[inputs.pictures.frame(place) for place in inputs.shown(i)] for i in range(len(inputs))]
     shown = [(inputs.name(i).split("/")[-1], frames[i]) for i in range(len(inputs))]
@@ -115,17 +115,17 @@ def test_a_users_videos_in_windows_one_after_the_other(tmp_path: Path) -> None:
     assert seen[0] == list(range(0, 16, 2)) and seen[1] == [16, 18, 20, 16, 18, 20, 16, 18]
     assert seen[2] == [0, 2] * 4
     with pytest.raises(UserError, match="^input: there is no video among 1 files"):
-        task().inputs([tmp_path / "still.png"])
+        task().predict_dataset([tmp_path / "still.png"])
 
 
 def test_answers_and_their_document(tmp_path: Path) -> None:
     for name, frames in {"a.mp4": 12, "b.mp4": 5}.items():
         (tmp_path / name).write_bytes(grey(frames))
     made = task()
-    inputs = made.inputs(sorted(tmp_path.iterdir()))
+    inputs = made.predict_dataset(sorted(tmp_path.iterdir()))
     batch = inputs.collate([inputs[i] for i in range(3)])
     logits = torch.log(torch.tensor([[1, 2, 3, 4, 5, 6, 79], [70, 5, 5, 5, 5, 5, 5], [1, 90, 1, 2, 2, 2, 2]]) / 100)
-    answers = made.answers(logits, batch)
+    answers = made.postprocess(logits, batch)
     assert [entry["class"] for entry in answers[0]["top5"]] == [f"class {k}" for k in (6, 5, 4, 3, 2)]
     assert [entry["probability"] for entry in answers[0]["top5"]] == pytest.approx([0.79, 0.06, 0.05, 0.04, 0.03])
     assert answers[0]["text"].startswith("class 6 79.0%, class 5 6.0%, ")
@@ -134,7 +134,7 @@ def test_answers_and_their_document(tmp_path: Path) -> None:
         for picture in inputs.shown(index):
             said.setdefault(picture, []).append(answer)
     found = [(inputs.pictures.file(p), inputs.pictures.frame(p), said[p]) for p in range(17)]
-    document = json.loads(json.dumps(made.document(found)))
+    document = json.loads(json.dumps(made.to_json(found)))
     windows = [
         [(w["start"], w["end"], w["seconds"], w["top5"][0]["class"]) for w in video["windows"]]
         for video in document["videos"]
@@ -156,7 +156,7 @@ def test_pictures_are_strips_of_frames(views: tuple[int, ...]) -> None:
     if views:
         clips[:, ::2] = 0  # the middle view is the one that is shown
     outputs = torch.eye(7)[:2].reshape(2, *(1,) * len(views), 7).expand(2, *views, 7)
-    found = task().pictures(outputs, {"input": clips})["prediction"]
+    found = task().visualize(outputs, {"input": clips})["prediction"]
     assert len(found) == 2 and not torch.equal(*found)
     factor = found[0].shape[1] // 40
     assert found[0].shape == (3, 40 * factor, 8 * 40 * factor) and found[0].dtype == torch.uint8

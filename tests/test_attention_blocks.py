@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from configs.compose import ATTENTION
+from tdaf.cli.compose import ATTENTION
 from tdaf.errors import UserError
 from tdaf.model.attention.cbam import CBAM
 from tdaf.model.attention.placement import NAMES, branch

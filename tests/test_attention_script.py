@@ -19,9 +19,9 @@ from torch import Tensor, nn
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from configs import build  # noqa: E402
-from configs.arguments import main  # noqa: E402
-from configs.compose import compose  # noqa: E402
+from tdaf.cli import build  # noqa: E402
+from tdaf.cli.arguments import main  # noqa: E402
+from tdaf.cli.compose import compose  # noqa: E402
 from scripts.attention import attention  # noqa: E402
 from tasks.pose.skeleton import COCO  # noqa: E402
 from tdaf.engine import checkpoint  # noqa: E402

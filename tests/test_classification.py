@@ -225,7 +225,7 @@ def test_pictures(shape: tuple[int, ...]) -> None:
     inputs = torch.full(shape, 128, dtype=torch.uint8)
     sure = torch.tensor([[9.0, 0, 0, 0], [0, 0, 9.0, 0]])
     logits = sure[:, None].expand(2, shape[1], 4) if len(shape) == 5 else sure
-    named = task().pictures(logits, {"input": inputs})
+    named = task().visualize(logits, {"input": inputs})
     pictures = named["prediction"]
     assert len(pictures) == 2 and list(named) == ["prediction"]
     for picture in pictures:
@@ -240,14 +240,14 @@ def test_pictures(shape: tuple[int, ...]) -> None:
 def test_answers_and_their_document(tmp_path: Path) -> None:
     logits = torch.tensor([[0.0, 3, 1, 2], [5, 0, 0, 0]])
     ours = task()
-    answers = ours.answers(logits, {})
+    answers = ours.postprocess(logits, {})
     assert [entry["class"] for entry in answers[0]["top5"]] == ["class 1", "class 3", "class 2", "class 0"]
     for answer, row in zip(answers, logits.softmax(1), strict=True):
         got = {entry["class"]: entry["probability"] for entry in answer["top5"]}
         assert got == pytest.approx({f"class {k}": float(p) for k, p in enumerate(row)})
     assert answers[0]["text"] == "class 1 64.4%, class 3 23.7%, class 2 8.7%, class 0 3.2%"
     found = [(tmp_path / "a.jpg", None, answers[:1]), (tmp_path / "b.mp4", 3, answers[1:])]
-    assert ours.document(found) == {
+    assert ours.to_json(found) == {
         "predictions": [
             {"file": str(tmp_path / "a.jpg"), "top5": answers[0]["top5"]},
             {"file": str(tmp_path / "b.mp4"), "frame": 3, "top5": answers[1]["top5"]},

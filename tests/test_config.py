@@ -10,9 +10,9 @@ import pytest
 import torch
 from commands import ROOT, process
 
-from configs import build, help
-from configs.compose import compose, differences, from_folder, to_yaml
-from configs.sweep import combinations
+from tdaf.cli import build, help
+from tdaf.cli.compose import compose, differences, from_folder, to_yaml
+from tdaf.cli.sweep import combinations
 from tasks.classification.task import Classification
 from tdaf import measure
 from tdaf.errors import UserError

@@ -18,8 +18,8 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 from figures import plot, runs  # noqa: E402
 
-from configs.arguments import main  # noqa: E402
-from configs.compose import compose, to_yaml  # noqa: E402
+from tdaf.cli.arguments import main  # noqa: E402
+from tdaf.cli.compose import compose, to_yaml  # noqa: E402
 from scripts.curves import curves  # noqa: E402
 from tdaf.errors import UserError  # noqa: E402
 

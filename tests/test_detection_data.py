@@ -20,7 +20,7 @@ from torch import Tensor
 from tasks.coco.annotations import read
 from tasks.coco.scoring import Scores
 from tasks.coco.source import CocoFiles, CocoSplit
-from tasks.detection.data import Detections, Inputs, padded
+from tasks.detection.data import Detections, PredictDataset, padded
 from tasks.detection.evaluator import CocoBoxes, table
 from tasks.detection.transforms import cropped, flipped, jittered, resized_size, train_transform, val_transform
 from tdaf.engine.loader import Loader
@@ -316,7 +316,7 @@ class Shown:
 
 def test_pictures_of_a_users() -> None:
     pictures = Shown()
-    inputs = Inputs(pictures, val_transform(32, 64))
+    inputs = PredictDataset(pictures, val_transform(32, 64))
     assert len(inputs) == 2 and inputs.groups is None and inputs.skipped == 0 and inputs.notes == {}
     assert [inputs.name(0), inputs.name(1)] == ["a.jpg", "b.mp4, frame 7"] and inputs.pictures is pictures
     assert [list(inputs.shown(i)) for i in range(2)] == [[0], [1]]

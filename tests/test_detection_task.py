@@ -94,7 +94,7 @@ def seen() -> tuple[dict[str, Any], Batch]:
 
 
 def test_answers_are_in_pixels_of_the_picture():
-    first, second = fcos().answers(*seen())
+    first, second = fcos().postprocess(*seen())
     assert (first["width"], first["height"]) == (120, 45)
     dog, cat = first["detections"]
     assert (dog["class"], cat["class"]) == ("dog", "cat")
@@ -107,12 +107,12 @@ def test_answers_are_in_pixels_of_the_picture():
 def test_a_long_text_is_cut():
     outputs, batch = seen()
     outputs["logits"][0][1, 2, 2:10:2, 2:12:3] = 3.0
-    assert fcos().answers(outputs, batch)[1]["text"] == ", ".join(["bird 0.98"] * 5 + ["11 more"])
+    assert fcos().postprocess(outputs, batch)[1]["text"] == ", ".join(["bird 0.98"] * 5 + ["11 more"])
 
 
 def test_boxes_are_drawn_above_the_threshold_in_the_colour_of_their_class():
     made = fcos()
-    answers = made.answers(*seen())
+    answers = made.postprocess(*seen())
     blank = torch.zeros(3, 200, 240, dtype=torch.uint8)
     assert torch.equal(made.draw(blank, []), blank) and torch.equal(made.draw(blank, answers[1:]), blank)
     picture = made.draw(blank, answers[:1])
@@ -128,7 +128,7 @@ def test_boxes_are_drawn_above_the_threshold_in_the_colour_of_their_class():
 
 def test_pictures_are_the_inputs_without_their_padding():
     outputs, batch = seen()
-    first, second = fcos().pictures(outputs, batch)["prediction"]
+    first, second = fcos().visualize(outputs, batch)["prediction"]
     # small ones come back enlarged by a whole number
     assert first.shape[1] * 120 == first.shape[2] * 90 and second.shape[1] * 128 == second.shape[2] * 96
     assert first.any() and not second.any()
@@ -136,9 +136,9 @@ def test_pictures_are_the_inputs_without_their_padding():
 
 def test_the_document_is_in_the_format_of_coco():
     made = fcos()
-    first, second = made.answers(*seen())
+    first, second = made.postprocess(*seen())
     found = [(Path("a/b.jpg"), None, [first]), (Path("c.mp4"), 7, [second]), (Path("d.jpg"), None, [])]
-    document = made.document(found)
+    document = made.to_json(found)
     assert document["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}, {"id": 3, "name": "bird"}]
     assert document["images"] == [
         {"id": 1, "file_name": "a/b.jpg", "width": 120, "height": 45},

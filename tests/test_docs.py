@@ -12,9 +12,9 @@ import pages
 import pytest
 from commands import ROOT
 
-from configs.compose import compose
-from configs.overrides import flat, parse
-from configs.sweep import combinations
+from tdaf.cli.compose import compose
+from tdaf.cli.overrides import flat, parse
+from tdaf.cli.sweep import combinations
 from tdaf.errors import UserError
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

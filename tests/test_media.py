@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tdaf.errors import UnreadableSample
 from tdaf.media import drawing
-from tdaf.media.pictures import Pictures
+from tdaf.media.pictures import Media
 from tdaf.media.video import Video, VideoWriter
 
 
@@ -180,9 +180,9 @@ def test_images_and_videos_are_one_row_of_pictures(films: dict[str, Path], tmp_p
     image = tmp_path / "a.png"
     Image.fromarray(videos.pattern(1)[0]).save(image)
     sound, missing = videos.sound(tmp_path / "b.mp4"), tmp_path / "missing.jpg"
-    pictures = Pictures([image, sound, films["h264.mp4"], missing, films["vp9.webm"]])
+    pictures = Media([image, sound, films["h264.mp4"], missing, films["vp9.webm"]])
     assert len(pictures) == 62 and pictures.videos and list(pictures.faults) == [sound]
-    assert not Pictures([image]).videos and len(Pictures([])) == len(Pictures([sound])) == 0
+    assert not Media([image]).videos and len(Media([])) == len(Media([sound])) == 0
     places = [(pictures.file(index), pictures.frame(index)) for index in (0, 1, 30, 31, 32, 61)]
     first, second = films["h264.mp4"], films["vp9.webm"]
     assert places == [(image, None), (first, 0), (first, 29), (missing, None), (second, 0), (second, 29)]

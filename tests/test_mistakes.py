@@ -10,7 +10,7 @@ import pytest
 import torch
 from commands import ROOT, call, pictures, process, tiny
 
-from configs import arguments
+from tdaf.cli import arguments
 from scripts import evaluate
 from tdaf.demo.prepare import prepare
 

@@ -15,7 +15,7 @@ import torch
 from people import annotation
 from PIL import Image
 
-from configs import prediction, trained
+from tdaf.cli import prediction, trained
 from scripts.detect_people import detect
 from tasks.coco.annotations import read
 from tasks.pose.augment import Augmentation
@@ -117,11 +117,11 @@ def pictures(folder: Path) -> list[Path]:
 
 
 def test_predict_takes_whole_pictures(tmp_path):
-    inputs = pose().inputs(pictures(tmp_path))
+    inputs = pose().predict_dataset(pictures(tmp_path))
     assert len(inputs) == 3 and [list(inputs.shown(k)) for k in range(3)] == [[0], [1], [2]]
     sample = inputs[1]
     assert sample["input"].shape == (2, 3, 64, 64) and sample["box"].tolist() == [0, 0, 51, 40]
-    assert pose(flip_test=False).inputs(pictures(tmp_path), boxes="image")[0]["input"].shape == (3, 64, 64)
+    assert pose(flip_test=False).predict_dataset(pictures(tmp_path), boxes="image")[0]["input"].shape == (3, 64, 64)
 
 
 def test_predict_takes_the_boxes_that_predict_writes(tmp_path):
@@ -137,18 +137,18 @@ def test_predict_takes_the_boxes_that_predict_writes(tmp_path):
         "categories": [{"id": 4, "name": "person"}, {"id": 1, "name": "dog"}],
     }
     path = str(wrote(tmp_path / "found.json", document))
-    inputs = pose().inputs(paths, boxes=path)
+    inputs = pose().predict_dataset(paths, boxes=path)
     assert [list(inputs.shown(k)) for k in range(len(inputs))] == [[1], [2]]
     assert inputs[0]["box"].tolist() == [3, 4, 13, 24] and inputs[0]["box_score"] == 0.7
     assert "one.png" in inputs.name(0)
-    assert len(pose().inputs(paths, boxes=path, box_score=0.1)) == 3
-    assert len(pose().inputs(paths, boxes=path, person="dog")) == 1
+    assert len(pose().predict_dataset(paths, boxes=path, box_score=0.1)) == 3
+    assert len(pose().predict_dataset(paths, boxes=path, person="dog")) == 1
     for choice in ({"person": "dog"}, {"box_score": 0.5}):
         for boxes in (None, "image"):
             with pytest.raises(UserError, match="chooses among boxes, so give boxes=FILE.json or a detector's run too"):
-                pose().inputs(paths, boxes=boxes, **choice)
+                pose().predict_dataset(paths, boxes=boxes, **choice)
     with pytest.raises(UserError, match="no category is called cat; give person=NAME, one of person, dog"):
-        pose().inputs(paths, boxes=path, person="cat")
+        pose().predict_dataset(paths, boxes=path, person="cat")
 
 
 def test_files_of_one_name_are_told_apart_by_their_paths_only(tmp_path):
@@ -156,15 +156,15 @@ def test_files_of_one_name_are_told_apart_by_their_paths_only(tmp_path):
     images = [{"id": 1, "file_name": "x/one.png"}, {"id": 2, "file_name": "y/one.png"}]
     content = {"images": images, "annotations": [result(1)], "categories": [{"id": 1, "name": "person"}]}
     with pytest.raises(UserError, match="it has no box of these pictures, of the 1 in it"):
-        pose().inputs(paths, boxes=str(wrote(tmp_path / "x.json", content)))
+        pose().predict_dataset(paths, boxes=str(wrote(tmp_path / "x.json", content)))
     images[0]["file_name"] = str(paths[0])
-    inputs = pose().inputs(paths, boxes=str(wrote(tmp_path / "x.json", content)))
+    inputs = pose().predict_dataset(paths, boxes=str(wrote(tmp_path / "x.json", content)))
     assert [list(inputs.shown(k)) for k in range(len(inputs))] == [[0]]
 
 
 def test_predict_takes_cocos_results_by_the_numbers_of_the_files(tmp_path):
     path = str(wrote(tmp_path / "x.json", [result(139), result(12)]))
-    inputs = pose().inputs(pictures(tmp_path), boxes=path)
+    inputs = pose().predict_dataset(pictures(tmp_path), boxes=path)
     assert [list(inputs.shown(k)) for k in range(len(inputs))] == [[2]]
 
 
@@ -179,7 +179,7 @@ def test_predict_takes_cocos_results_by_the_numbers_of_the_files(tmp_path):
 )
 def test_boxes_that_predict_cannot_use_are_named_in_one_line(tmp_path, content, message):
     with pytest.raises(UserError, match=message) as refused:
-        pose().inputs(pictures(tmp_path), boxes=str(wrote(tmp_path / "x.json", content)))
+        pose().predict_dataset(pictures(tmp_path), boxes=str(wrote(tmp_path / "x.json", content)))
     assert "\n" not in str(refused.value)
 
 
@@ -216,7 +216,7 @@ class Ours:
     def task(self) -> Ours:
         return self
 
-    def inputs(self, paths: list[Path]) -> list[Path]:
+    def predict_dataset(self, paths: list[Path]) -> list[Path]:
         return paths
 
 

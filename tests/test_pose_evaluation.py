@@ -280,16 +280,16 @@ def test_predict_answers_draws_and_writes_cocos_format(tmp_path):
     }
     (tmp_path / "boxes.json").write_text(json.dumps(document))
     task = pose(SimpleNamespace(classes=DOTS), skeleton=[[1, 2], [2, 3]])
-    inputs = task.inputs([picture], boxes=str(tmp_path / "boxes.json"))
+    inputs = task.predict_dataset([picture], boxes=str(tmp_path / "boxes.json"))
     batch = inputs.collate([inputs[k] for k in range(len(inputs))])
-    answers = task.answers(ColourOracle(COLOURS)(batch["input"]), batch)
+    answers = task.postprocess(ColourOracle(COLOURS)(batch["input"]), batch)
     assert [answer["box"] for answer in answers] == [list(box) for box in (*boxes[:2], boxes[0])]
     image = inputs.pictures.read(0)
     for answer in answers:
         for place, (x, y, value) in enumerate(answer["keypoints"]):
             assert value > 0.2
             assert (image[:, round(y), round(x)].float() - torch.tensor(COLOURS[place])).abs().max() < 80
-    found = task.document([(picture, None, answers), (Path("film.mp4"), 3, [])])
+    found = task.to_json([(picture, None, answers), (Path("film.mp4"), 3, [])])
     assert found["images"] == [{"id": 1, "file_name": str(picture)}, {"id": 2, "file_name": "film.mp4", "frame": 3}]
     best = sorted(answers[:2], key=lambda answer: -answer["score"])
     assert found["annotations"] == [
@@ -309,11 +309,11 @@ def test_pictures_for_tensorboard(tmp_path):
     dataset = task.dataset("val")
     batch = dataset.collate([dataset[0], dataset[2]])
     outputs = ColourOracle(COLOURS)(batch["input"])
-    shown = task.pictures(outputs, batch)
+    shown = task.visualize(outputs, batch)
     assert list(shown) == ["prediction", "heatmaps"]
     for images in shown.values():
         assert len(images) == 2 and all(image.dtype == torch.uint8 and image.shape[0] == 3 for image in images)
-    dark = task.pictures(outputs * 0, batch)
+    dark = task.visualize(outputs * 0, batch)
     assert not torch.equal(dark["heatmaps"][0], shown["heatmaps"][0])
     assert not torch.equal(dark["prediction"][0], shown["prediction"][0])
 

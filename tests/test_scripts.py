@@ -10,7 +10,7 @@ import pytest
 import videos
 from PIL import Image
 
-from configs.prediction import taken
+from tdaf.cli.prediction import taken
 from scripts.check_data import check
 from scripts.predict import predict
 from tdaf.demo.prepare import prepare
@@ -149,7 +149,7 @@ def test_predict_mistakes(arguments: list[str], said: str, run: Path, data: Path
 
 def test_predict_passes_on_what_the_task_takes() -> None:
     class Task:
-        def inputs(self, paths: list[Path], boxes: str | list[str] = "gt", least: float = 0.1) -> None: ...
+        def predict_dataset(self, paths: list[Path], boxes: str | list[str] = "gt", least: float = 0.1) -> None: ...
 
     assert taken(Task(), {"boxes": "a.json", "least": "0.5"}) == {"boxes": "a.json", "least": 0.5}
     assert taken(Task(), {"boxes": "[gt,b.json]"}) == {"boxes": ["gt", "b.json"]} and taken(Task(), {}) == {}

@@ -17,9 +17,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import study  # noqa: E402
-from configs import build  # noqa: E402
-from configs.compose import compose, differences  # noqa: E402
-from configs.run import start  # noqa: E402
+from tdaf.cli import build  # noqa: E402
+from tdaf.cli.compose import compose, differences  # noqa: E402
+from tdaf.cli.run import start  # noqa: E402
 from studies import evidence, kept, masks, page, plan, trials  # noqa: E402
 from studies.evidence import holm, interval, paired  # noqa: E402
 from tdaf.demo import classification  # noqa: E402

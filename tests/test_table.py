@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.compose import Config
+from tdaf.cli.compose import Config
 from tasks.action.evaluator import VideoAccuracy
 from tasks.classification.evaluator import Accuracy
 from tasks.coco.scoring import BOX_NUMBERS, POINT_NUMBERS

@@ -15,7 +15,7 @@ import pytest
 import torch
 from commands import ROOT, TINY, call, tiny
 
-from configs.compose import Config, compose, to_yaml
+from tdaf.cli.compose import Config, compose, to_yaml
 from tdaf.demo.prepare import prepare
 from tdaf.errors import UserError
 
@@ -127,7 +127,7 @@ def test_rows_of_two_tables_are_one_run_with_an_evaluation_for_each(
     demo: Path, again: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluated: list[list[str]] = []
-    monkeypatch.setattr("configs.evaluation.evaluate_checkpoint", lambda path, words: evaluated.append(words) or 0)
+    monkeypatch.setattr("tdaf.cli.evaluation.evaluate_checkpoint", lambda path, words: evaluated.append(words) or 0)
     first, other = jobs(demo), jobs(demo, evaluate=["protocol=1crop"])
     (own,) = found.finished([compose(first[2].settings)], TABLE.evaluate, RUNS)
     (own.folder / "evaluation-10crop.json").unlink()
@@ -192,9 +192,9 @@ def test_a_mistake_costs_nothing(
 @pytest.mark.parametrize(
     ("where", "answer", "ended", "started"),
     [
-        ("configs.run.start", 75, 75, 1),
-        ("configs.evaluation.evaluate_checkpoint", 130, 130, 1),
-        ("configs.evaluation.evaluate_checkpoint", UserError("its checkpoint is damaged"), 2, 2),
+        ("tdaf.cli.run.start", 75, 75, 1),
+        ("tdaf.cli.evaluation.evaluate_checkpoint", 130, 130, 1),
+        ("tdaf.cli.evaluation.evaluate_checkpoint", UserError("its checkpoint is damaged"), 2, 2),
     ],
 )
 def test_told_to_stop_no_other_row_starts_and_after_a_fault_it_does(
@@ -209,8 +209,8 @@ def test_told_to_stop_no_other_row_starts_and_after_a_fault_it_does(
         return answer
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("configs.rehearsal.settings", lambda config: None)
-    monkeypatch.setattr("configs.run.start", lambda config: 0)
+    monkeypatch.setattr("tdaf.cli.rehearsal.settings", lambda config: None)
+    monkeypatch.setattr("tdaf.cli.run.start", lambda config: 0)
     monkeypatch.setattr(where, begin)
     try:
         code = run(jobs(demo), RUNS)

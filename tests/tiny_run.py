@@ -86,7 +86,7 @@ class ColourTask:
     def evaluator(self) -> Counting:
         return Counting()
 
-    def pictures(self, outputs: Tensor, batch: dict[str, Any]) -> dict[str, list[Tensor]]:
+    def visualize(self, outputs: Tensor, batch: dict[str, Any]) -> dict[str, list[Tensor]]:
         return {"prediction": list((batch["input"].clamp(0, 1) * 255).to(torch.uint8))}
 
 
@@ -110,7 +110,7 @@ def trainer(
     factory: Callable[..., torch.optim.Optimizer] = functools.partial(torch.optim.SGD, momentum=0.9),
     **settings: Any,
 ) -> Trainer:
-    """A trainer over `folder`, which goes on from the checkpoint in it, put together as configs/run.py does."""
+    """A trainer over `folder`, which goes on from the checkpoint in it, put together as tdaf/cli/run.py does."""
     usual = {"epochs": None, "max_steps": 12, "batch": 8, "log_every": 4, "pictures": 0, "checkpoint_every": 3}
     how = Settings(**{**usual, **settings})
     train, val = train or Pictures(44), val or Pictures(21)

@@ -12,7 +12,7 @@ from attentions.source import Model, Shot, Shots
 from PIL import Image
 from torch import Tensor
 
-from configs.prediction import writing
+from tdaf.cli.prediction import writing
 from tdaf.engine.log import Bar
 from tdaf.engine.pictures import attention_panels
 from tdaf.errors import UnreadableSample

@@ -10,7 +10,7 @@ from pathlib import Path
 from attentions.source import Model, Shots, evenly
 from torch import Tensor
 
-from configs.prediction import writing
+from tdaf.cli.prediction import writing
 from tdaf.errors import UnreadableSample
 from tdaf.model.statistics import FlowStatistics, GateStatistics, flow_statistics, gate_statistics
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from configs import build, prediction, trained
+from tdaf.cli import build, prediction, trained
 from tdaf.engine.precision import Precision
 from tdaf.errors import UserError
 from tdaf.media.suffixes import is_video
@@ -76,7 +76,7 @@ def opened(checkpoint: str | None, overrides: list[str]) -> Model:
 
 def of_files(model: Model, paths: list[Path], base: Path, options: dict[str, str], moments: int) -> Shots:
     """A picture a file. options: of the task's own, as typed."""
-    inputs = model.task.inputs(paths, **prediction.taken(model.task, options))
+    inputs = model.task.predict_dataset(paths, **prediction.taken(model.task, options))
     pictures, shots = inputs.pictures, []
 
     def file(index: int) -> Path:

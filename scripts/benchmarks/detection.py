@@ -11,8 +11,8 @@ from torch import nn
 from benchmarks.networks import forward, milliseconds
 from benchmarks.settings import Settings
 from benchmarks.timing import Result, interleaved
-from configs import build
-from configs.compose import compose
+from tdaf.cli import build
+from tdaf.cli.compose import compose
 from tdaf import measure
 from tdaf.engine.precision import Precision
 

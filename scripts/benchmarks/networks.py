@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from benchmarks.photographs import photograph
 from benchmarks.settings import Settings
-from configs import build
-from configs.compose import Config, compose
+from tdaf.cli import build
+from tdaf.cli.compose import Config, compose
 from tdaf.engine.precision import Precision
 from tdaf.task import Task
 

@@ -20,7 +20,7 @@ from benchmarks.networks import configured, milliseconds
 from benchmarks.photographs import photograph, write_photographs
 from benchmarks.settings import Settings
 from benchmarks.timing import Result, interleaved
-from configs import build
+from tdaf.cli import build
 from tasks.pose.augment import Augmentation
 from tasks.pose.boxes import annotated
 from tasks.pose.crop import affine, crop, framed, inverse, transform

@@ -19,7 +19,7 @@ from torch import nn
 from benchmarks.networks import configured, images, milliseconds
 from benchmarks.settings import Settings
 from benchmarks.timing import Result, Times
-from configs import build
+from tdaf.cli import build
 from tdaf.engine.log import RunFolder
 from tdaf.engine.order import TrainingOrder
 from tdaf.engine.precision import Precision

@@ -10,8 +10,8 @@ from typing import Any
 
 from tables.differing import ABSENT, differing
 
-from configs.compose import Config, from_folder, identity
-from configs.overrides import close
+from tdaf.cli.compose import Config, from_folder, identity
+from tdaf.cli.overrides import close
 from tdaf.errors import UserError
 
 SPLITS = ("train", "val")

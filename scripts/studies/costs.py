@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from benchmarks.timing import Spread, interleaved
-from configs import build
-from configs.compose import compose
+from tdaf.cli import build
+from tdaf.cli.compose import compose
 from studies import kept
 from studies.plan import Row
 from tdaf.engine.precision import Precision

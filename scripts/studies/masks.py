@@ -19,8 +19,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from configs import build
-from configs.trained import read
+from tdaf.cli import build
+from tdaf.cli.trained import read
 from tdaf.demo.classification import imagenet_scene
 from tdaf.model.anar import ANAR
 from tdaf.model.maps import attention_maps

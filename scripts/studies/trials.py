@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from types import FrameType
 
-from configs import rehearsal
-from configs.compose import Config, compose
-from configs.run import finished
+from tdaf.cli import rehearsal
+from tdaf.cli.compose import Config, compose
+from tdaf.cli.run import finished
 from studies.plan import Trial
 from tdaf.engine.preempt import REQUEUE
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.sweep import parted
+from tdaf.cli.sweep import parted
 from tdaf.errors import UserError
 
 OWN = ("format", "out", "seeds", "runs", "run", "protocol")

@@ -15,9 +15,9 @@ from torch.nn import init
 from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
 
-from configs import build
-from configs.compose import Config
-from configs.overrides import first_line
+from tdaf.cli import build
+from tdaf.cli.compose import Config
+from tdaf.cli.overrides import first_line
 from tdaf import measure
 from tdaf.errors import UserError
 from tdaf.model.anar import ANAR

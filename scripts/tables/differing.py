@@ -10,8 +10,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from configs.compose import Config, compose, identity
-from configs.overrides import FOLDER, flat
+from tdaf.cli.compose import Config, compose, identity
+from tdaf.cli.overrides import FOLDER, flat
 from tdaf.errors import UserError
 
 LIMIT = 8  # columns

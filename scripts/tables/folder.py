@@ -14,7 +14,7 @@ from tables.differing import differing, order
 from tables.found import Finished, Run
 from tables.render import Grid
 
-from configs.compose import Config, differences, from_folder, identity
+from tdaf.cli.compose import Config, differences, from_folder, identity
 from tdaf.errors import UserError
 
 METRICS = 6  # the evaluator's first ones; COCO's AP without its AR

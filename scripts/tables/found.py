@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.compose import Config, differences
+from tdaf.cli.compose import Config, differences
 
 PLACES = ("data.root", "demo.root")  # where a disk is mounted
 SEED, PROTOCOL = "seed", "task.protocol"

@@ -6,7 +6,7 @@ import functools
 import json
 from typing import Any
 
-from configs.overrides import FOLDER
+from tdaf.cli.overrides import FOLDER
 from tables.rows import Row
 
 FILE = FOLDER.parent / "docs" / "benchmarks.json"

@@ -11,8 +11,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from configs.compose import Config, compose
-from configs.overrides import FOLDER
+from tdaf.cli.compose import Config, compose
+from tdaf.cli.overrides import FOLDER
 from tdaf.errors import UserError
 
 ORDER = ("1", "2", "3a", "3b", "4", "5", "6", "latency", "multiscale")

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from tables import found
 
-from configs import sweep
-from configs.compose import Config, compose, identity, overridden
-from configs.overrides import parse
+from tdaf.cli import sweep
+from tdaf.cli.compose import Config, compose, identity, overridden
+from tdaf.cli.overrides import parse
 
 
 class Row(NamedTuple):
@@ -94,7 +94,7 @@ def _job(wanted: _Wanted, folders: Sequence[Path]) -> sweep.Job | None:
         config = {**done[-1].config, "run_dir": folder, "gpus": 0}  # to say that it is finished takes no GPU
     then = None
     if lacking:
-        from configs.evaluation import evaluate_in_turn  # torch
+        from tdaf.cli.evaluation import evaluate_in_turn  # torch
 
         then = functools.partial(evaluate_in_turn, folder, [wanted.overrides(evaluate) for evaluate in lacking])
     return sweep.Job(config, f"{names}: {wanted.text}", then)
@@ -102,7 +102,7 @@ def _job(wanted: _Wanted, folders: Sequence[Path]) -> sweep.Job | None:
 
 def _check_evaluations(runs: Sequence[_Wanted]) -> None:
     """Raises UserError for an evaluation that cannot work after a training that could. Many rows share one."""
-    from configs import build
+    from tdaf.cli import build
 
     seen = set()
     for wanted, evaluate in ((wanted, evaluate) for wanted in runs for evaluate in wanted.evaluations):

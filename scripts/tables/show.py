@@ -15,7 +15,7 @@ from tables.printed import Printed, printed
 from tables.render import Grid
 from tables.rows import DEMO, Row, Table
 
-from configs.compose import Config
+from tdaf.cli.compose import Config
 from tdaf.errors import UserError
 
 PARAMETERS = ("params", "gates", "params_published")

@@ -11,7 +11,7 @@ from torch.utils.data import default_collate
 
 from tasks.action.transforms import Transform
 from tdaf.errors import UserError
-from tdaf.media.pictures import Pictures
+from tdaf.media.pictures import Media
 from tdaf.media.suffixes import is_video
 from tdaf.task import Batch
 
@@ -33,7 +33,7 @@ class Windows:
         videos = [path for path in paths if is_video(path)]
         if not videos:
             raise UserError(f"input: there is no video among {len(paths)} files; this checkpoint wants videos")
-        self.pictures, self.transform, self.frames, self.stride = Pictures(videos), transform, frames, stride
+        self.pictures, self.transform, self.frames, self.stride = Media(videos), transform, frames, stride
         for path in paths:
             if not is_video(path):
                 self.pictures.faults[path] = "not a video"

@@ -98,11 +98,11 @@ class Action:
     def evaluator(self) -> VideoAccuracy:
         return VideoAccuracy(self.protocol, self.classes, lambda video: self.data.split("val").name(video))
 
-    def inputs(self, paths: list[Path]) -> Windows:
+    def predict_dataset(self, paths: list[Path]) -> Windows:
         """Videos of the user's, in windows one after the other, each prepared as in validation."""
         return Windows(paths, self.val_transform, self.frames, self.stride)
 
-    def answers(self, outputs: Tensor, batch: Batch) -> list[dict[str, Any]]:
+    def postprocess(self, outputs: Tensor, batch: Batch) -> list[dict[str, Any]]:
         """{"start", "end", "seconds", "top5": [{"class": name, "probability": p}, ...]} a window, the best first;
         start, end: its first frame and the one after its last. "text": the same for people."""
         windows, seconds = batch["frames"].tolist(), batch["seconds"].tolist()
@@ -116,7 +116,7 @@ class Action:
         """The best class of the window that the frame is in, at its foot."""
         return labelled(picture, _best(answers[0]["top5"]) if answers else "?")
 
-    def document(self, found: list[tuple[Path, int | None, list[dict[str, Any]]]]) -> dict[str, Any]:
+    def to_json(self, found: list[tuple[Path, int | None, list[dict[str, Any]]]]) -> dict[str, Any]:
         """{"videos": [{"file", "windows": [{"start", "end", "seconds", "top5"}, ...]}, ...]}, as in `answers`."""
         videos = []
         for path, pictures in groupby(found, lambda entry: entry[0]):
@@ -125,7 +125,7 @@ class Action:
             videos.append({"file": str(path), "windows": plain})
         return {"videos": videos}
 
-    def pictures(self, outputs: Tensor, batch: Batch) -> dict[str, list[Tensor]]:
+    def visualize(self, outputs: Tensor, batch: Batch) -> dict[str, list[Tensor]]:
         """Frames of each clip side by side, in time from left to right, with the best class; of several views the
         middle one."""
         clips = batch["input"].cpu()

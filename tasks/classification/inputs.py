@@ -7,18 +7,18 @@ from typing import Any
 from torch.utils.data import default_collate
 
 from tasks.classification.transforms import Transform
-from tdaf.media.pictures import Pictures
+from tdaf.media.pictures import Media
 from tdaf.task import Batch
 
 
-class Inputs:
+class PredictDataset:
     """One sample a picture, prepared by `transform`: "input" uint8 ([V,] 3, H, W)."""
 
     skipped = 0
     notes: dict[str, int] = {}
     groups = None
 
-    def __init__(self, pictures: Pictures, transform: Transform) -> None:
+    def __init__(self, pictures: Media, transform: Transform) -> None:
         self.pictures, self.transform = pictures, transform
 
     def __len__(self) -> int:

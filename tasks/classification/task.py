@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from tasks.classification.evaluator import Accuracy
-from tasks.classification.inputs import Inputs
+from tasks.classification.inputs import PredictDataset
 from tasks.classification.mixing import Mixing
 from tasks.classification.sources import LabelledImages, Source
 from tasks.classification.transforms import Transform
 from tdaf.errors import UserError
 from tdaf.media.drawing import labelled
-from tdaf.media.pictures import Pictures
+from tdaf.media.pictures import Media
 from tdaf.model.classifier import Classifier, LinearHead, log_probabilities
 from tdaf.model.normalise import Normalise
 from tdaf.model.staged import Staged
@@ -136,11 +136,11 @@ class Classification:
     def evaluator(self) -> Accuracy:
         return Accuracy(self.protocol)
 
-    def inputs(self, paths: list[Path]) -> Inputs:
+    def predict_dataset(self, paths: list[Path]) -> PredictDataset:
         """Images and videos of the user's, each picture prepared as the protocol prepares a validation image."""
-        return Inputs(Pictures(paths), self.val_transform)
+        return PredictDataset(Media(paths), self.val_transform)
 
-    def answers(self, outputs: Tensor, batch: Batch) -> list[dict[str, Any]]:
+    def postprocess(self, outputs: Tensor, batch: Batch) -> list[dict[str, Any]]:
         """{"top5": [{"class": name, "probability": p}, ...]} a sample, the best first; as "text" for people."""
         found = log_probabilities(outputs).exp().cpu().topk(min(5, len(self.classes)))
         answers = []
@@ -155,7 +155,7 @@ class Classification:
         best = answers[0]["top5"][0]
         return labelled(picture, f"{best['class']} {best['probability']:.0%}")
 
-    def document(self, found: list[tuple[Path, int | None, list[dict[str, Any]]]]) -> dict[str, Any]:
+    def to_json(self, found: list[tuple[Path, int | None, list[dict[str, Any]]]]) -> dict[str, Any]:
         """{"predictions": [{"file", "frame" in a video, "top5"}, ...]}"""
         rows = []
         for path, frame, answers in found:
@@ -163,9 +163,9 @@ class Classification:
             rows += [{"file": str(path), **place, "top5": answer["top5"]} for answer in answers]
         return {"predictions": rows}
 
-    def pictures(self, outputs: Tensor, batch: Batch) -> dict[str, list[Tensor]]:
+    def visualize(self, outputs: Tensor, batch: Batch) -> dict[str, list[Tensor]]:
         """Each input with its answer; of ten views the centre crop is shown."""
         inputs = batch["input"].cpu()
         images = inputs if inputs.ndim == 4 else inputs[:, (inputs.shape[1] - 1) // 2]
-        answers = self.answers(outputs, batch)
+        answers = self.postprocess(outputs, batch)
         return {"prediction": [self.draw(image, [answer]) for image, answer in zip(images, answers, strict=True)]}

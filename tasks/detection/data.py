@@ -13,7 +13,7 @@ from torch.utils.data import get_worker_info
 from tasks.coco.source import CocoSplit
 from tasks.detection.transforms import Transform
 from tdaf.errors import UserError
-from tdaf.task import Batch, Pictures
+from tdaf.task import Batch, Media
 
 MULTIPLE = 32  # sides of a batch, as FCOS pads; the stages and the pyramid work with others too
 MEAN_PIXEL = (124, 116, 104)  # ImageNet's, RGB
@@ -81,14 +81,14 @@ class Detections:
         return {**_collated(samples, self.pad_value), **{key: list(part) for key, part in parts.items()}}
 
 
-class Inputs:
+class PredictDataset:
     """Pictures of a user's as evaluation sees images; a sample is that of `Detections` without "boxes" and "labels",
     its "image_id" the picture's place."""
 
     groups = None
     skipped = 0
 
-    def __init__(self, pictures: Pictures, transform: Transform, pad_value: Sequence[int] = MEAN_PIXEL) -> None:
+    def __init__(self, pictures: Media, transform: Transform, pad_value: Sequence[int] = MEAN_PIXEL) -> None:
         self.pictures, self.transform, self.pad_value = pictures, transform, tuple(pad_value)
         self.notes: dict[str, int] = {}
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from tasks.coco.source import CocoSplit
-from tasks.detection.data import Detections, Inputs
+from tasks.detection.data import Detections, PredictDataset
 from tasks.detection.decode import Decoder
 from tasks.detection.evaluator import CocoBoxes
 from tasks.detection.line import LINES
@@ -19,7 +19,7 @@ from tasks.detection.transforms import Transform
 from tdaf.errors import UserError
 from tdaf.media.drawing import boxes as with_boxes
 from tdaf.media.drawing import colour
-from tdaf.media.pictures import Pictures
+from tdaf.media.pictures import Media
 from tdaf.model.freeze import MODES, fix_batch_norm, freeze_stages
 from tdaf.model.normalise import Normalise
 from tdaf.model.staged import Staged
@@ -117,16 +117,16 @@ class Fcos:
     def evaluator(self) -> CocoBoxes:
         return CocoBoxes(self.data.split("val").annotations, self.decoder)
 
-    def inputs(self, paths: list[Path]) -> Inputs:
+    def predict_dataset(self, paths: list[Path]) -> PredictDataset:
         """Images and videos of the user's, each picture prepared as a validation image."""
-        return Inputs(Pictures(paths), self.val_transform, self._padding)
+        return PredictDataset(Media(paths), self.val_transform, self._padding)
 
     @property
     def _padding(self) -> list[int]:
         """The pixel that is nearest to 0 when it is normalised."""
         return [round(255 * value) for value in self.mean]
 
-    def answers(self, outputs: dict[str, Any], batch: Batch) -> list[dict[str, Any]]:
+    def postprocess(self, outputs: dict[str, Any], batch: Batch) -> list[dict[str, Any]]:
         """A picture: {"detections": [{"class", "score", "box": [x, y, width, height]}, ...], the best first, "width",
         "height", "text" for people}, all in the picture's pixels."""
         answers = []
@@ -154,7 +154,7 @@ class Fcos:
         labels = [self.classes.index(entry["class"]) for entry in entries]
         return self._drawn(picture, corners, [entry["score"] for entry in entries], labels)
 
-    def pictures(self, outputs: dict[str, Any], batch: Batch) -> dict[str, list[Tensor]]:
+    def visualize(self, outputs: dict[str, Any], batch: Batch) -> dict[str, list[Tensor]]:
         """The detections on each input, without its padding."""
         found = self.decoder(outputs, batch["size"])
         images = zip(batch["input"].cpu(), batch["size"].tolist(), found, strict=True)
@@ -171,7 +171,7 @@ class Fcos:
         texts = [f"{self.classes[label]} {score:.2f}" for _, score, label in seen]
         return with_boxes(picture, edges, texts, [colour(label) for _, _, label in seen])
 
-    def document(self, found: list[tuple[Path, int | None, list[dict[str, Any]]]]) -> dict[str, Any]:
+    def to_json(self, found: list[tuple[Path, int | None, list[dict[str, Any]]]]) -> dict[str, Any]:
         """COCO's format; an annotation has "score", the image of a video "frame". Categories count from 1."""
         images, annotations = [], []
         for number, (path, frame, answers) in enumerate(found, 1):

@@ -13,13 +13,13 @@ from tasks.coco.columns import Column
 from tasks.pose.boxes import FORMAT, content_of
 from tasks.pose.data import prepared
 from tdaf.errors import UserError
-from tdaf.media.pictures import Pictures
+from tdaf.media.pictures import Media
 from tdaf.task import Batch
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2
 
 
-class Inputs:
+class PredictDataset:
     """people: (picture, box or None for all of it, score). Samples have "input", "inverse", "box" and "box_score" as
     those of `data.Persons`."""
 
@@ -28,7 +28,7 @@ class Inputs:
     groups = None
 
     def __init__(
-        self, pictures: Pictures, people: list[tuple[int, Box | None, float]], size: tuple[int, int], flip_test: bool
+        self, pictures: Media, people: list[tuple[int, Box | None, float]], size: tuple[int, int], flip_test: bool
     ) -> None:
         self.pictures, self.people, self.size, self.flip_test = pictures, people, size, flip_test
 
@@ -51,8 +51,8 @@ class Inputs:
         return default_collate(samples)
 
 
-def people(boxes: str | None, pictures: Pictures, person: str, least: float) -> list[tuple[int, Box | None, float]]:
-    """What `Inputs` takes. boxes: None or "image", the whole picture is one person; or the path of a JSON file: what
+def people(boxes: str | None, pictures: Media, person: str, least: float) -> list[tuple[int, Box | None, float]]:
+    """What `PredictDataset` takes. boxes: None or "image", the whole picture is one person; or the path of a JSON file: what
     predict writes with a detection checkpoint, {images: [{id, file_name, frame}], annotations: [{image_id, category_id,
     bbox, score}], categories}, or COCO's results, a list, whose image ids are the numbers that files are named by, as
     COCO's are. Files are known by their paths, else by their names. person: the category's name.
@@ -84,7 +84,7 @@ def people(boxes: str | None, pictures: Pictures, person: str, least: float) -> 
     return sorted(kept, key=lambda entry: entry[0])
 
 
-def _numbers(pictures: Pictures) -> dict[int, int]:
+def _numbers(pictures: Media) -> dict[int, int]:
     """Pictures that are named by a number, COCO_val2014_000000000139.jpg and 000000000139.jpg alike."""
     stems = {place: pictures.file(place).stem.rpartition("_")[2] for place in range(len(pictures))}
     return {place: int(stem) for place, stem in stems.items() if stem.isdecimal() and pictures.frame(place) is None}
@@ -107,7 +107,7 @@ def _category(path: Path, content: dict[str, Any], person: str) -> int:
     return known[person]
 
 
-def _places(path: Path, images: list[dict[str, Any]], pictures: Pictures) -> dict[int, list[int]]:
+def _places(path: Path, images: list[dict[str, Any]], pictures: Media) -> dict[int, list[int]]:
     """Image id to pictures."""
     column = Column(path, "image", images)
     names, ids = [Path(name) for name in column.texts("file_name")], column.integers("id").tolist()

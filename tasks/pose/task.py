@@ -18,14 +18,14 @@ from tasks.pose.crop import framed
 from tasks.pose.data import Persons
 from tasks.pose.evaluator import KeypointAP, in_image, in_input, merged
 from tasks.pose.heatmaps import encode
-from tasks.pose.inputs import Inputs, people
+from tasks.pose.inputs import PredictDataset, people
 from tasks.pose.losses import heatmap_loss
 from tasks.pose.network import PoseNetwork, deconvolved
 from tasks.pose.nms import oks_nms, rescored
 from tasks.pose.source import person
 from tdaf.errors import UserError
 from tdaf.media.drawing import heat, skeletons
-from tdaf.media.pictures import Pictures
+from tdaf.media.pictures import Media
 from tdaf.model.normalise import Normalise
 from tdaf.model.staged import Staged
 from tdaf.task import Batch
@@ -158,24 +158,24 @@ class Pose:
             self.nms,
         )
 
-    def inputs(
+    def predict_dataset(
         self,
         paths: list[Path],
         boxes: str | None = None,
         person: str | None = None,
         box_score: float | None = None,
-    ) -> Inputs:
+    ) -> PredictDataset:
         """A sample a person. boxes: null or image, the whole picture is one; else a JSON file of boxes (see
         `inputs.people`), of which those of the category `person` (null: person) with `box_score` (null: 0.3) or more
         are taken. Raises UserError for a file that is none of boxes, and for a choice among boxes that are not given."""
         for name, value in {"person": person, "box_score": box_score}.items():
             if value is not None and boxes in (None, "image"):
                 raise UserError(f"{name}={value}: chooses among boxes, so give boxes=FILE.json or a detector's run too")
-        pictures = Pictures(paths)
+        pictures = Media(paths)
         chosen = people(boxes, pictures, "person" if person is None else person, 0.3 if box_score is None else box_score)
-        return Inputs(pictures, chosen, self.size, self.flip_test)
+        return PredictDataset(pictures, chosen, self.size, self.flip_test)
 
-    def answers(self, outputs: Tensor, batch: Batch) -> list[dict[str, Any]]:
+    def postprocess(self, outputs: Tensor, batch: Batch) -> list[dict[str, Any]]:
         """A person: {"keypoints": [[x, y, score], ...], "box": [x, y, width, height], "score"}, in pixels."""
         found = in_image(outputs, batch, self.pairs)
         scores = rescored(found, batch["box_score"].double().cpu().numpy(), self.threshold)
@@ -192,7 +192,7 @@ class Pose:
         found = torch.tensor(points).reshape(-1, len(self.classes), 3)
         return skeletons(picture, found, self.edges, least=self.threshold)
 
-    def document(self, found: list[tuple[Path, int | None, list[dict[str, Any]]]]) -> dict[str, Any]:
+    def to_json(self, found: list[tuple[Path, int | None, list[dict[str, Any]]]]) -> dict[str, Any]:
         """COCO's format. An annotation has "score", and the third number of a key point is its score. What `draw`
         does not show of persons found twice is not in it either."""
         images, annotations = [], []
@@ -217,7 +217,7 @@ class Pose:
         scores = np.array([answer["score"] for answer in answers])
         return [answers[place] for place in oks_nms(points, scores, areas, self.sigmas, self.nms)]
 
-    def pictures(self, outputs: Tensor, batch: Batch) -> dict[str, list[Tensor]]:
+    def visualize(self, outputs: Tensor, batch: Batch) -> dict[str, list[Tensor]]:
         """The skeleton on each person's crop, and all heat maps over it."""
         inputs = batch["input"].cpu()
         crops = inputs if inputs.ndim == 4 else inputs[:, 0]

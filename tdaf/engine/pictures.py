@@ -32,7 +32,7 @@ def show(
     with precision.autocast():
         outputs, maps = network(batch["input"]), attention_maps(network, batch["input"])
     network.train()
-    for name, pictures in task.pictures(float32(outputs), batch).items():
+    for name, pictures in task.visualize(float32(outputs), batch).items():
         for place, picture in enumerate(pictures):
             folder.picture(f"{name}/{place}", picture, step)
     if not maps:

@@ -16,7 +16,7 @@ from tdaf.media.suffixes import is_video
 from tdaf.media.video import Video
 
 
-class Pictures:
+class Media:
     """The pictures of `paths` in their order: one of each image file, all frames of each video.
 
     videos: whether there is a video among them; reading is then fast in order only, and so belongs into one process.

@@ -30,7 +30,7 @@ RESNET: dict[str, Callable[[Parts], Attend | None]] = {
     "tdam": tdam.place,
 }
 IMAGES = ("aa", "sasa", "abn")  # not defined for clips
-NAMES = ("none", *BRANCH, *RESNET)  # configs/compose.py has the same list, without torch
+NAMES = ("none", *BRANCH, *RESNET)  # tdaf/cli/compose.py has the same list, without torch
 
 
 def branch(name: str, channels: int, backbone: str) -> nn.Module | None:

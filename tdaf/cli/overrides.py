@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tdaf.errors import UserError
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parents[2] / "configs"
 GROUPS = frozenset(path.parent.relative_to(FOLDER).as_posix() for path in FOLDER.glob("*/**/*.yaml")) - {"table"}
 TEXTS = re.compile(r"run_dir|resume|pretrained|.*\.root")  # a text also where it looks like a number; null by default
 # arguments of classes that have defaults

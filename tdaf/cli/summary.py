@@ -13,7 +13,7 @@ import torch
 import torchvision
 
 import tdaf
-from configs.compose import Config
+from tdaf.cli.compose import Config
 from tdaf import measure
 from tdaf.engine import dist, optim
 from tdaf.engine.trainer import Trainer

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from configs.compose import Config
+from tdaf.cli.compose import Config
 from tdaf.engine import dist
 from tdaf.engine.preempt import REQUEUE, Preempted
 from tdaf.errors import RunError, UserError

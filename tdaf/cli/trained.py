@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from configs import build
-from configs.compose import Config, overridden
+from tdaf.cli import build
+from tdaf.cli.compose import Config, overridden
 from tdaf.engine import checkpoint
 from tdaf.errors import UserError
 from tdaf.task import Task

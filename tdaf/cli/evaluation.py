@@ -7,11 +7,11 @@ import json
 
 import torch
 
-from configs import build
-from configs.compose import Config
-from configs.launch import launch
-from configs.run import loading, validation
-from configs.trained import Trained, read
+from tdaf.cli import build
+from tdaf.cli.compose import Config
+from tdaf.cli.launch import launch
+from tdaf.cli.run import loading, validation
+from tdaf.cli.trained import Trained, read
 from tdaf.engine import dist
 from tdaf.engine.evaluate import evaluate
 from tdaf.engine.log import RunFolder

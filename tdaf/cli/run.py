@@ -10,11 +10,11 @@ from typing import IO, Any
 
 import torch
 
-from configs import build, rehearsal
-from configs.compose import Config, differences, from_folder, to_yaml
-from configs.launch import launch
-from configs.signature import checked
-from configs.summary import introduce, summarise
+from tdaf.cli import build, rehearsal
+from tdaf.cli.compose import Config, differences, from_folder, to_yaml
+from tdaf.cli.launch import launch
+from tdaf.build import checked
+from tdaf.cli.summary import introduce, summarise
 from tdaf.engine import checkpoint, dist, seeds
 from tdaf.engine.loader import Loader, default_workers
 from tdaf.engine.log import RunFolder

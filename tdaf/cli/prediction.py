@@ -15,16 +15,16 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from configs.run import loading, validation
-from configs.signature import checked
-from configs.trained import Trained
+from tdaf.cli.run import loading, validation
+from tdaf.build import checked
+from tdaf.cli.trained import Trained
 from tdaf.engine.log import Bar
 from tdaf.engine.precision import Precision, float32
 from tdaf.errors import UnreadableSample, UserError
 from tdaf.media.suffixes import is_video
 from tdaf.media.video import VideoWriter
 from tdaf.model.fold import fold
-from tdaf.task import Inputs, Task
+from tdaf.task import PredictDataset, Task
 
 Answers = dict[int, list[dict[str, Any]]]  # by picture
 Found = list[tuple[Path, int | None, list[dict[str, Any]]]]  # (file, frame, answers) of every picture drawn
@@ -32,7 +32,7 @@ Found = list[tuple[Path, int | None, list[dict[str, Any]]]]  # (file, frame, ans
 
 def taken(task: Task, options: dict[str, str]) -> dict[str, Any]:
     """The task's own options, as typed, in the kinds that its `inputs` takes. UserError for what it does not take."""
-    takes = [name for name in inspect.signature(task.inputs).parameters if name != "paths"]
+    takes = [name for name in inspect.signature(task.predict_dataset).parameters if name != "paths"]
     values = {}
     for name, value in options.items():
         if not takes:
@@ -41,10 +41,10 @@ def taken(task: Task, options: dict[str, str]) -> dict[str, Any]:
             values[name] = yaml.safe_load(value)
         except yaml.YAMLError:
             values[name] = value
-    return checked(task.inputs, values, "predict", ("paths",))
+    return checked(task.predict_dataset, values, "predict", ("paths",))
 
 
-def answered(run: Trained, task: Task, inputs: Inputs, batch: int, folded: bool) -> tuple[Answers, dict[str, str]]:
+def answered(run: Trained, task: Task, inputs: PredictDataset, batch: int, folded: bool) -> tuple[Answers, dict[str, str]]:
     """What the network says of each picture, and by name the pictures of which it can say nothing, with the reason."""
     network = run.network(task)
     device = torch.device("cuda" if torch.cuda.is_available() and run.config["gpus"] != 0 else "cpu")
@@ -63,7 +63,7 @@ def answered(run: Trained, task: Task, inputs: Inputs, batch: int, folded: bool)
             with torch.inference_mode():
                 with precision.autocast():
                     outputs = network(moved["input"])
-                answers = task.answers(float32(outputs), moved)
+                answers = task.postprocess(float32(outputs), moved)
             for index, answer in zip(part["index"].tolist(), answers, strict=True):
                 for picture in inputs.shown(index):
                     said.setdefault(picture, []).append(answer)
@@ -71,7 +71,7 @@ def answered(run: Trained, task: Task, inputs: Inputs, batch: int, folded: bool)
     return said, {_name(inputs, picture): why for picture, why in bad.items() if picture not in said}
 
 
-def drawn(task: Task, inputs: Inputs, said: Answers, bad: dict[str, str], targets: dict[Path, Path]) -> Found:
+def drawn(task: Task, inputs: PredictDataset, said: Answers, bad: dict[str, str], targets: dict[Path, Path]) -> Found:
     """Draws every picture that is not in `bad`, which takes up those that cannot be read again."""
     pictures, found = inputs.pictures, []
     with _bar("draw", len(pictures)) as bar:
@@ -122,6 +122,6 @@ def writing(target: Path) -> Iterator[None]:
         raise UserError(f"out: {target} cannot be written: {error.strerror or error}") from error
 
 
-def _name(inputs: Inputs, picture: int) -> str:
+def _name(inputs: PredictDataset, picture: int) -> str:
     frame = inputs.pictures.frame(picture)
     return str(inputs.pictures.file(picture)) + ("" if frame is None else f", frame {frame}")

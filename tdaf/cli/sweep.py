@@ -20,8 +20,8 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from configs.compose import Config, compose
-from configs.overrides import FOLDER, first_line, values
+from tdaf.cli.compose import Config, compose
+from tdaf.cli.overrides import FOLDER, first_line, values
 from tdaf.errors import RunError, UserError
 
 STOPPED = (75, 130)  # told to stop, Ctrl-C: the rest of the sweep is not started
@@ -59,8 +59,8 @@ def launched(jobs: list[Job], hydras: list[str]) -> list[int]:
                 "or put what differs into it, as 'run_dir=FOLDER/${anar}-${flows}'"
             )
     launch = _launcher(hydras)
-    from configs import rehearsal  # torch, which a misspelt key need not wait for
-    from configs.run import finished, start
+    from tdaf.cli import rehearsal  # torch, which a misspelt key need not wait for
+    from tdaf.cli.run import finished, start
 
     for job in jobs:
         if not finished(job.config):

@@ -1,4 +1,4 @@
-"""From the resolved configuration to objects: the one place where a `_target_` becomes a class."""
+"""From the resolved configuration to the objects of a run."""
 
 from __future__ import annotations
 
@@ -7,40 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from torch import nn
 
-from configs.compose import Config
-from configs.overrides import first_line
-from configs.signature import checked, checked_tree
+from tdaf.cli.compose import Config
+from tdaf.build import checked, make
 from tdaf.demo.prepare import prepare
 from tdaf.engine import optim
 from tdaf.engine.settings import Settings
 from tdaf.errors import UserError
 from tdaf.model import pretrained
 from tdaf.task import Task
-
-REFUSALS = (TypeError, ValueError, ImportError, AttributeError)  # what a class says to arguments that it does not take
-
-
-def make(node: Config, where: str, **extra: Any) -> Any:
-    """The object that `node` describes. where: the setting's name, for messages. extra: arguments not in the config.
-
-    Raises UserError for a setting that its class has not, or takes in another kind, and for what the class refuses.
-    """
-    try:
-        return instantiate(checked_tree(node, where, tuple(extra)), _convert_="all", **extra)
-    except InstantiationException as error:
-        cause: BaseException = error
-        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
-            cause = cause.__cause__
-        if isinstance(cause, UserError):
-            raise cause from None
-        if isinstance(cause, REFUSALS):
-            raise UserError(f"{where}: {node['_target_']} cannot be built: {first_line(cause)}") from error
-        raise
-
 
 def settings(config: Config) -> Settings:
     return make({"_target_": "tdaf.engine.settings.Settings", **config["trainer"]}, "trainer")
@@ -89,8 +65,11 @@ def optimizer(config: Config) -> Callable[[nn.Module], torch.optim.Optimizer]:
     def built(network: nn.Module) -> torch.optim.Optimizer:
         try:
             return optim.optimizer(network, factory, batch=config["trainer"]["batch"], **own)
-        except REFUSALS as error:
-            raise UserError(f"optim: {config['optim']['factory']['_target_']}: {first_line(error)}") from error
+        except UserError:
+            raise
+        except (TypeError, ValueError, ImportError, AttributeError) as error:
+            first = str(error).splitlines()[0]
+            raise UserError(f"optim: {config['optim']['factory']['_target_']}: {first}") from error
 
     built(nn.Linear(1, 1, device="meta"))
     return built

@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from configs.overrides import FOLDER, Override, first_line, flat, parse, put
+from tdaf.cli.overrides import FOLDER, Override, first_line, flat, parse, put
 from tdaf.errors import UserError
 
 # where a run takes place and how it is watched: what may change between a run and its continuation

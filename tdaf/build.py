@@ -1,0 +1,195 @@
+"""From plain settings to objects: every `_target_` names a class or function, the other keys are its arguments.
+
+Settings are held against the signature first: an unknown name, a wrong kind or a missing argument is one line that says
+where, and nothing is built then. Needs no Hydra, so checkpoints and run folders can be opened as a library.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import inspect
+import math
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Union, get_args, get_origin
+
+from tdaf.errors import UserError
+
+# What settings that come out of a file may name: they are data, and whoever wrote the file must not choose what runs.
+# Everything else there is a user's own module, which `trust` has to name.
+TRUSTED = ("tdaf.model.", "tdaf.engine.schedule", "tasks.", "torch.optim.")
+
+_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", types.NoneType: "null"}
+_REFUSALS = (TypeError, ValueError, ImportError, AttributeError)  # what a class says to arguments that it does not take
+
+
+def make(node: Any, where: str, **extra: Any) -> Any:
+    """The object that `node` describes: {"_target_": "module.name", argument: value, ...}, nested as deep as it goes.
+
+    Args:
+        node: plain settings. With "_partial_": true, a functools.partial instead of what the call gives.
+        where: the settings' own name, for messages, as "optim.factory".
+        extra: arguments of the outermost target that are no settings.
+
+    Raises:
+        UserError: a setting that its class does not have, or takes in another kind, or whatever the class refuses.
+    """
+    return _built(checked_tree(node, where, tuple(extra)), where, extra)
+
+
+def refuse_untrusted(settings: Any, where: str, trust: Sequence[str] = ()) -> None:
+    """Imports nothing and raises UserError where settings that were read from a file name anything but tdaf's own
+    parts, torch's optimisers, or modules that begin with a name of `trust`."""
+    if isinstance(settings, dict):
+        target = settings.get("_target_")
+        if target is not None and not _is_trusted(str(target), trust):
+            module = str(target).rpartition(".")[0] or target
+            raise UserError(
+                f"{where} asks to run {target}, which is not part of tdaf; if you know where that file is from, "
+                f"add trust={module.partition('.')[0]}"
+            )
+    children = settings.values() if isinstance(settings, dict) else settings if isinstance(settings, list) else ()
+    for child in children:
+        refuse_untrusted(child, where, trust)
+
+
+def checked_tree(node: Any, where: str, given: Sequence[str] = ()) -> Any:
+    """A settings node with every `_target_` in it checked. given: arguments that come from elsewhere."""
+    if isinstance(node, list):
+        return [checked_tree(child, f"{where}[{place}]") for place, child in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    inside = {key: checked_tree(child, f"{where}.{key}") for key, child in node.items()}
+    if "_target_" not in node:
+        return inside
+    own = {key: value for key, value in inside.items() if key in ("_target_", "_partial_")}
+    if not isinstance(own.get("_partial_", False), bool):
+        raise UserError(f"{where}._partial_={own['_partial_']}: give true or false")
+    settings = {key: value for key, value in inside.items() if key not in own}
+    return {**own, **checked(found(str(node["_target_"]), where), settings, where, given)}
+
+
+def checked(
+    function: Callable[..., Any], settings: Mapping[str, Any], where: str, given: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The settings, if `function` takes each of them; a number becomes a text where a text is asked for.
+
+    where: the settings' own name, for messages. given: arguments that are no settings. Raises UserError.
+    """
+    parameters = _parameters(function)
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return dict(settings)
+    known = [name for name in parameters if name not in (*given, "self")]
+    return {name: _fitting(name, value, known, parameters, where) for name, value in settings.items()}
+
+
+def found(target: str, where: str) -> Callable[..., Any]:
+    """What `target`, as "module.name", names. Raises UserError where that cannot be imported."""
+    names = target.split(".")
+    for split in range(len(names) - 1, 0, -1):
+        module, value = ".".join(names[:split]), None
+        try:
+            value = importlib.import_module(module)
+            for name in names[split:]:
+                value = getattr(value, name)
+        except Exception as error:  # importing a user's module may raise anything
+            # a class inside a class: its module is further to the left
+            if isinstance(error, ModuleNotFoundError) and split > 1 and module.startswith(error.name or "?"):
+                continue
+            hint = ""
+            if value is not None:
+                close = difflib.get_close_matches(names[-1], dir(value), n=1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+            reason = str(error) or type(error).__name__
+            raise UserError(f"{where}._target_={target} cannot be imported: {reason}{hint}") from error
+        if not callable(value):
+            raise UserError(f"{where}._target_={target} is a {type(value).__name__}: give a class or function")
+        return value
+    raise UserError(f"{where}._target_={target}: give module.name")
+
+
+def _is_trusted(target: str, trust: Sequence[str]) -> bool:
+    if any(target.startswith(name + ".") for name in trust):
+        return True
+    if not target.startswith(TRUSTED):
+        return False
+    # by way of an attribute, as tdaf.model.flows.torch.load, anything could be reached
+    module, _, name = target.rpartition(".")
+    try:
+        owner = getattr(importlib.import_module(module), name).__module__
+    except Exception:
+        return False
+    return str(owner).startswith(TRUSTED)
+
+
+def _built(node: Any, where: str, extra: Mapping[str, Any]) -> Any:
+    if isinstance(node, list):
+        return [_built(child, f"{where}[{place}]", {}) for place, child in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    inside = {key: _built(child, f"{where}.{key}", {}) for key, child in node.items()}
+    if "_target_" not in node:
+        return inside
+    target, partial = inside.pop("_target_"), inside.pop("_partial_", False)
+    function = found(target, where)
+    if partial:
+        return functools.partial(function, **inside, **extra)
+    try:
+        return function(**inside, **extra)
+    except UserError:
+        raise
+    except _REFUSALS as error:
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(f"{where}: {target} cannot be built: {first}") from error
+
+
+def _fitting(name: str, value: Any, known: list[str], parameters: Mapping[str, inspect.Parameter], where: str) -> Any:
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(known)}"
+        raise UserError(f"{where}.{name}: there is no such setting; {hint}")
+    hint = parameters[name].annotation
+    if _fits(value, hint):
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and _fits(str(value), hint):
+        return str(value)
+    shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+    raise UserError(f"{where}.{name}={shown}: give {_described(hint)}")
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    for evaluate in (True, False):
+        try:
+            return inspect.signature(function, eval_str=evaluate).parameters
+        except (NameError, TypeError, ValueError):
+            continue  # names that only a type checker imports, or a class written in C
+    return {"settings": inspect.Parameter("settings", inspect.Parameter.VAR_KEYWORD)}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value is of the annotated kind; True for kinds that no plain value can tell."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, option) for option in get_args(hint))
+    if hint in (None, types.NoneType):
+        return value is None
+    if hint in (bool, str):
+        return isinstance(value, hint)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if origin in (list, Sequence):
+        return isinstance(value, list) and all(_fits(part, get_args(hint)[0]) for part in value)
+    return True
+
+
+def _described(hint: Any) -> str:
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_described(option) for option in get_args(hint))
+    if origin in (list, Sequence):
+        return f"a list, as [{'1,2' if get_args(hint)[0] in (int, float) else 'a,b'}]"
+    return _NAMES.get(hint, "what it is annotated with")
