@@ -145,24 +145,19 @@ def test_colours() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"short_sides": []}, r"task.train_transform.short_sides=\[\]: give rising sizes"),
-        ({"short_sides": [800, 640]}, r"short_sides=\[800, 640\]: give rising sizes"),
+        ({"short_sides": []}, r"short_sides=\[\]"),
+        ({"short_sides": [800, 640]}, r"short_sides=\[800, 640\].*rising"),
         ({"short_sides": [0, 5]}, r"short_sides=\[0, 5\]"),
-        ({"short_sides": [640, 1400]}, "task.train_transform.max_size=1333: it must not be below the short side, 1400"),
-        ({"short_sides": [640], "flip": 1.5}, "task.train_transform.flip=1.5: give a number in 0..1"),
-        ({"short_sides": [640], "jitter": -1.0}, "task.train_transform.jitter=-1.0"),
+        ({"short_sides": [640, 1400]}, "max_size=1333.*1400"),
+        ({"short_sides": [640], "flip": 1.5}, "flip=1.5"),
+        ({"short_sides": [640], "jitter": -1.0}, "jitter=-1.0"),
+        ({"short_side": 0}, "short_side=0"),
+        ({"max_size": 700}, "max_size=700.*800"),
     ],
 )
 def test_settings_that_cannot_be(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        train_transform(**settings)
-
-
-def test_settings_of_evaluation_that_cannot_be() -> None:
-    with pytest.raises(UserError, match="task.val_transform.short_side=0"):
-        val_transform(0)
-    with pytest.raises(UserError, match="task.val_transform.max_size=700: it must not be below the short side, 800"):
-        val_transform(800, 700)
+        (train_transform if "short_sides" in settings else val_transform)(**settings)
 
 
 @pytest.fixture(scope="module")
@@ -234,13 +229,13 @@ def test_nothing_to_learn_from(tmp_path: Path) -> None:
     content["annotations"] = content["annotations"][1:2]  # a crowd
     save_images(tmp_path / "val2017", content)
     split = CocoSplit(tmp_path, "val2017", read(save(tmp_path / "a.json", content)))
-    with pytest.raises(UserError, match="a.json: none of its images has an object to learn; see task.keep_empty"):
+    with pytest.raises(UserError, match="a.json: none of its images has an object to learn; see keep_empty"):
         Detections(split, val_transform(), keep_empty=False)
     assert len(Detections(split, val_transform(), keep_empty=True)) == 3
 
 
 def test_a_batch(train: CocoSplit) -> None:
-    dataset = Detections(train, val_transform(64, 96), keep_empty=True, pad_value=[1, 2, 3])
+    dataset = Detections(train, val_transform(64, 96), keep_empty=True, pad_value=(1, 2, 3))
     samples = [dataset[i] for i in (0, 1, 2)]  # 64 x 64, 85 x 64 and without a box, 64 x 96
     batch = dataset.collate(samples)
     assert batch["input"].shape == (3, 3, 96, 96) and batch["input"].dtype == torch.uint8
@@ -261,14 +256,6 @@ def test_sides_of_a_batch() -> None:
     images = [torch.zeros(3, 33, 64, dtype=torch.uint8), torch.zeros(3, 20, 65, dtype=torch.uint8)]
     assert padded(images, (0, 0, 0)).shape == (2, 3, 64, 96)
     assert padded(images, (0, 0, 0), multiple=5).shape == (2, 3, 35, 65)
-
-
-def test_a_worker_writes_where_the_main_process_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = [torch.full((3, 5, 6), 9, dtype=torch.uint8)]
-    own = padded(images, (1, 2, 3))
-    monkeypatch.setattr("tasks.detection.data.get_worker_info", lambda: "a worker")
-    shared = padded(images, (1, 2, 3))
-    assert shared.is_shared() and not own.is_shared() and shared.equal(own) and shared.stride() == own.stride()
 
 
 def test_workers_give_the_same_batches(train: CocoSplit) -> None:
@@ -307,11 +294,8 @@ class Shown:
     def read(self, index: int) -> Tensor:
         return picture(40 + 10 * index, 60, index)
 
-    def file(self, index: int) -> Path:
-        return Path(("a.jpg", "b.mp4")[index])
-
-    def frame(self, index: int) -> int | None:
-        return (None, 7)[index]
+    def name(self, index: int) -> str:
+        return ("a.jpg", "b.mp4, frame 7")[index]
 
 
 def test_pictures_of_a_users() -> None:
@@ -348,19 +332,20 @@ def evaluated(split: CocoSplit, shake: float) -> tuple[CocoBoxes, list[dict[str,
 def test_every_object_found(train: CocoSplit) -> None:
     evaluator, records = evaluated(train, 0.0)
     assert [record["image_id"] for record in records] == train.annotations.image_ids.tolist()
-    numbers = evaluator.compute(records)
+    numbers, _ = evaluator.compute(records)
     assert evaluator.protocol == "coco" and len(numbers) == 12
     # one box in nine lies outside its image and cannot be found: a recall of 4/5, 81 of the dogs' 101 recalls
     assert numbers["AP"] == pytest.approx((81 / 101 + 1 + 1) / 3) and numbers["APl"] == -1
     assert {key: str(value.dtype) for key, value in records[0].items() if isinstance(value, Tensor)} == {
-        "boxes": "torch.float64", "scores": "torch.float32", "labels": "torch.int64",
+        "boxes": "torch.float64",
+        "scores": "torch.float32",
+        "labels": "torch.int64",
     }
 
 
 def test_the_results_file_given_to_pycocotools_by_hand(root: Path, train: CocoSplit, tmp_path: Path) -> None:
     evaluator, records = evaluated(train, 1.5)
-    numbers = evaluator.compute(records)
-    files = evaluator.files(records)
+    numbers, files = evaluator.compute(records)
     results = tmp_path / "detections.json"
     results.write_text(files["detections.json"])
     with contextlib.redirect_stdout(io.StringIO()):
@@ -380,8 +365,8 @@ def test_the_results_file_given_to_pycocotools_by_hand(root: Path, train: CocoSp
 
 def test_some_images_and_none(train: CocoSplit) -> None:
     evaluator, records = evaluated(train, 0.0)
-    assert evaluator.compute(records[:6])["AP"] == pytest.approx(1)
-    assert evaluator.compute(records[1:2])["AP"] == -1  # an image without an object
+    assert evaluator.compute(records[:6])[0]["AP"] == pytest.approx(1)
+    assert evaluator.compute(records[1:2])[0]["AP"] == -1  # an image without an object
     with pytest.raises(RunError, match="no sample was evaluated"):
         evaluator.compute([])
 

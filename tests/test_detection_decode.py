@@ -11,7 +11,7 @@ from detection_scene import STRIDES, drawn
 from torch import Tensor
 from torchvision_fcos import SIZES, images, pair
 
-from tasks.detection.decode import Decoder, Found
+from tasks.detection.fcos import Decoder, DetectedBoxes
 from tdaf.errors import UserError
 
 torch.set_num_threads(1)
@@ -48,7 +48,7 @@ def literal(outputs: dict[str, Any], image: int, size: tuple[int, int], settings
             x, y = j * stride + stride // 2, i * stride + stride // 2
             left, top, right, bottom = boxes[:, i, j].tolist()
             limits = (size[1], size[0]) * 2
-            box = [min(max(0, side), end) for side, end in zip((x - left, y - top, x + right, y + bottom), limits)]
+            box = [min(max(0, side), end) for side, end in zip((x - left, y - top, x + right, y + bottom), limits, strict=True)]
             if p <= settings.score_threshold:
                 continue
             candidates.append((math.sqrt(p / (1 + math.exp(-centre[0, i, j].item()))), k, box))
@@ -139,7 +139,7 @@ def test_the_best_are_kept(name):
     outputs = still()
     for j, probability in enumerate((0.5, 0.9, 0.2, 0.8)):
         place(outputs, 0, 3, 3 * j, probability, 0.5)
-    found: Found = Decoder(**{name: 2})(outputs, SIZE)[0]
+    found: DetectedBoxes = Decoder(**{name: 2})(outputs, SIZE)[0]
     torch.testing.assert_close(found.scores, torch.tensor([0.9, 0.8]).mul(0.5).sqrt())
     assert len(Decoder()(outputs, SIZE)[0].scores) == 4
 
@@ -147,10 +147,10 @@ def test_the_best_are_kept(name):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"score_threshold": -0.1}, r"task\.score_threshold=-0\.1: give a number in 0\.\.1"),
-        ({"nms": 1.5}, r"task\.nms=1\.5: give a number in 0\.\.1"),
-        ({"top": 0}, r"task\.top=0: give 1 or more"),
-        ({"per_image": 0}, r"task\.per_image=0: give 1 or more"),
+        ({"score_threshold": -0.1}, r"score_threshold=-0\.1: give a number in 0\.\.1"),
+        ({"nms": 1.5}, r"nms=1\.5: give a number in 0\.\.1"),
+        ({"top": 0}, r"top=0: give 1 or more"),
+        ({"per_image": 0}, r"per_image=0: give 1 or more"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, said):

@@ -1,4 +1,4 @@
-"""FCOS's targets and losses: torchvision's for the improved line, a literal transcription for both, any annotations."""
+"""FCOS's targets and losses against torchvision's (improved) and a literal transcription (both variants)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,22 @@ import pytest
 import torch
 import torch.distributed as td
 from detection_scene import CLASSES, STRIDES, drawn, scene, shares
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.detection._utils import BoxLinearCoder
 from torchvision.ops import generalized_box_iou_loss
 from torchvision_fcos import images, objects, pair, run_theirs
 
-from tasks.detection.line import LINES
-from tasks.detection.locations import flat, locations
-from tasks.detection.losses import giou_loss, losses
-from tasks.detection.network import FcosNetwork
-from tasks.detection.targets import BACKGROUND, assign, centreness
+from tasks.detection.fcos import (
+    BACKGROUND,
+    VARIANTS,
+    FcosNetwork,
+    assign,
+    centreness,
+    flat,
+    giou_loss,
+    locations,
+    losses,
+)
 from tdaf.engine import dist
 from tdaf.model.backbones.resnet import resnet
 from tdaf.model.flows import TDAF
@@ -73,7 +79,9 @@ def literal_targets(
     return chosen
 
 
-def literal_losses(outputs: dict[str, Any], boxes: list[Tensor], labels: list[Tensor], line: str) -> dict[str, float]:
+def literal_losses(
+    outputs: dict[str, Any], boxes: list[Tensor], labels: list[Tensor], variant: str
+) -> dict[str, float]:
     """Both lines in plain Python, location by location."""
     sums, positives, weights = Counter(), 0, 0.0
     for image in range(len(boxes)):
@@ -84,7 +92,7 @@ def literal_losses(outputs: dict[str, Any], boxes: list[Tensor], labels: list[Te
                     j * stride + stride // 2,
                     i * stride + stride // 2,
                     stride,
-                    1.5 if line == "improved" else 0.0,
+                    1.5 if variant == "improved" else 0.0,
                     boxes[image].tolist(),
                     labels[image].tolist(),
                 )
@@ -100,29 +108,29 @@ def literal_losses(outputs: dict[str, Any], boxes: list[Tensor], labels: list[Te
                 positives, weights = positives + 1, weights + weight
                 sums["centreness"] += weight * math.log(1 + math.exp(-z)) + (1 - weight) * math.log(1 + math.exp(z))
                 found = [maps["boxes"][side][i][j] for side in range(4)]
-                sums["box"] += weight * literal_box_loss(found, target, line)
+                sums["box"] += weight * literal_box_loss(found, target, variant)
     assert positives > 20
     by = {"classification": positives, "centreness": positives, "box": weights}
     return {name: sums[name] / by[name] for name in by}
 
 
-def literal_box_loss(found: list[float], target: list[float], line: str) -> float:
+def literal_box_loss(found: list[float], target: list[float], variant: str) -> float:
     def area(sides: list[float]) -> float:
         return (sides[0] + sides[2]) * (sides[1] + sides[3])
 
     common = area([min(pair) for pair in zip(found, target, strict=True)])
     union = area(found) + area(target) - common
-    if line == "original":
+    if variant == "original":
         return -math.log((common + 1) / (union + 1))
     hull = area([max(pair) for pair in zip(found, target, strict=True)])
     return 1 - common / union + (hull - union) / hull
 
 
-@pytest.mark.parametrize("line", LINES)
-def test_losses_are_those_of_the_publication_by_hand(line):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_losses_are_those_of_the_publication_by_hand(variant):
     outputs, (boxes, labels) = drawn(3), scene()
-    found = losses(outputs, boxes, labels, LINES[line])
-    expected = literal_losses(outputs, boxes, labels, line)
+    found = losses(outputs, boxes, labels, VARIANTS[variant])
+    expected = literal_losses(outputs, boxes, labels, variant)
     assert list(found) == ["classification", "box", "centreness"]
     for name, value in expected.items():
         assert found[name].item() == pytest.approx(value, rel=1e-5), name
@@ -133,7 +141,7 @@ def test_the_smoothed_loss_is_in_strides_where_the_targets_are():
     outputs, (boxes, labels) = drawn(3), scene()
     for kind in ("iou", "giou"):
         pixels, strides = (
-            losses(outputs, boxes, labels, replace(LINES["original"], normalised_targets=unit, box_loss=kind))["box"]
+            losses(outputs, boxes, labels, replace(VARIANTS["original"], normalised_targets=unit, box_loss=kind))["box"]
             for unit in (False, True)
         )
         assert torch.allclose(pixels, strides, rtol=1e-4) == (kind == "giou")
@@ -169,7 +177,7 @@ def test_targets_and_losses_are_those_of_torchvision():
     torch.testing.assert_close(mine, giou, rtol=1e-4, atol=1e-5)
     assert giou.std() > 0.05
 
-    found = losses(outputs, boxes, labels, LINES["improved"])
+    found = losses(outputs, boxes, labels, VARIANTS["improved"])
     weight = centreness(targets.distances)[positive]
     torch.testing.assert_close(found["classification"], expected["classification"], rtol=1e-5, atol=0)
     torch.testing.assert_close(found["centreness"], expected["bbox_ctrness"], rtol=1e-5, atol=0)
@@ -177,22 +185,22 @@ def test_targets_and_losses_are_those_of_torchvision():
     torch.testing.assert_close(giou.mean(), expected["bbox_regression"], rtol=1e-5, atol=0)
 
 
-def detector(line: str) -> FcosNetwork:
+def detector(variant: str) -> FcosNetwork:
     torch.manual_seed(0)
     body = TDAF(resnet(18, width=8), flows=3, anar_width=32)
     fix_batch_norm(body, "affine")
     freeze_stages(body, 1)
-    return FcosNetwork(body, CLASSES, LINES[line], Normalise([0.5] * 3, [0.2] * 3), channels=16, convs=1).train()
+    return FcosNetwork(body, CLASSES, VARIANTS[variant], Normalise([0.5] * 3, [0.2] * 3), channels=16, convs=1).train()
 
 
 PIXELS = torch.randint(0, 256, (3, 3, 96, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
 EMPTY = [torch.zeros(0, 4)] * 3, [torch.zeros(0, dtype=torch.int64)] * 3
 
 
-@pytest.mark.parametrize("line", LINES)
-def test_images_without_a_box_give_every_parameter_a_gradient(line):
-    network = detector(line)
-    found = losses(network(PIXELS), *EMPTY, LINES[line])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_images_without_a_box_give_every_parameter_a_gradient(variant):
+    network = detector(variant)
+    found = losses(network(PIXELS), *EMPTY, VARIANTS[variant])
     assert found["classification"] > 0 and found["box"] == found["centreness"] == 0
     for name, parameter in (("box", network.head.scales), ("centreness", network.head.centreness.weight)):
         assert not torch.autograd.grad(found[name], parameter, retain_graph=True)[0].any()
@@ -216,23 +224,23 @@ def operations(loss: Tensor) -> Counter:
     return found
 
 
-@pytest.mark.parametrize("line", LINES)
-def test_the_graph_is_the_same_whatever_the_annotations_hold(line):
-    network = detector(line)
-    full, empty = (sum(losses(network(PIXELS), *given, LINES[line]).values()) for given in (scene(), EMPTY))
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_graph_is_the_same_whatever_the_annotations_hold(variant):
+    network = detector(variant)
+    full, empty = (sum(losses(network(PIXELS), *given, VARIANTS[variant]).values()) for given in (scene(), EMPTY))
     assert operations(full) == operations(empty)
     assert sum(operations(full).values()) > 100
 
 
-@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
-def test_losses_are_finite_in_short_formats(line, kind):
-    network = detector(line)
+def test_losses_are_finite_in_short_formats(variant, kind):
+    network = detector(variant)
     with torch.autocast("cpu", kind):
         outputs = network(PIXELS)
     outputs = {k: v if k == "strides" else [x.float() for x in v] for k, v in outputs.items()}
-    found = losses(outputs, *scene(), LINES[line])
-    exact = losses(network(PIXELS), *scene(), LINES[line])
+    found = losses(outputs, *scene(), VARIANTS[variant])
+    exact = losses(network(PIXELS), *scene(), VARIANTS[variant])
     for name, value in found.items():
         assert value.dtype == torch.float32 and value.item() == pytest.approx(exact[name].item(), rel=0.05)
     sum(found.values()).backward()
@@ -247,7 +255,7 @@ def test_boxes_that_hold_no_location_and_whole_images_are_handled():
         targets = assign(where, [odd], [torch.tensor([0, 1, 2])], radius)
         assert set(targets.labels.unique().tolist()) == {BACKGROUND, 2}  # the box that reaches far outside
         assert {int(s) for s in where.strides[targets.labels[0] == 2]} == {128}
-    found = losses(outputs, [odd], [torch.tensor([0, 1, 2])], LINES["improved"])
+    found = losses(outputs, [odd], [torch.tensor([0, 1, 2])], VARIANTS["improved"])
     assert all(value.isfinite() for value in found.values())
 
 
@@ -255,8 +263,8 @@ def test_an_infinite_box_in_the_background_counts_nothing():
     """exp overflows where nothing holds it back."""
     outputs, (boxes, labels) = drawn(3), scene()
     outputs["boxes"][0].data[1] = float("inf")  # of the image without a box
-    for line in LINES.values():
-        found = losses(outputs, boxes, labels, line)["box"]
+    for variant in VARIANTS.values():
+        found = losses(outputs, boxes, labels, variant)["box"]
         assert found.isfinite()
         found.backward()
     assert not outputs["boxes"][0].grad[1].any() and outputs["boxes"][0].grad[0].any()
@@ -266,7 +274,7 @@ def test_positives_are_counted_over_all_ranks(monkeypatch: pytest.MonkeyPatch):
     """One rank has five objects and the other none; their mean is what one rank with both images finds. The ranks are
     two threads, each with a gloo group of its own: a process would import torch for longer than the test lasts."""
     outputs, boxes, labels = shares(1)[0]
-    whole = losses(outputs, boxes, labels, LINES["improved"])
+    whole = losses(outputs, boxes, labels, VARIANTS["improved"])
     sum(whole.values()).backward()
     expected = [x.grad for name in ("logits", "boxes", "centreness") for x in outputs[name]]
 
@@ -277,7 +285,7 @@ def test_positives_are_counted_over_all_ranks(monkeypatch: pytest.MonkeyPatch):
     def rank(number: int) -> tuple[dict[str, Tensor], list[Tensor]]:
         mine.group = td.ProcessGroupGloo(store, number, 2, timedelta(seconds=60))
         outputs, boxes, labels = shares(2)[number]
-        found = losses(outputs, boxes, labels, LINES["improved"])
+        found = losses(outputs, boxes, labels, VARIANTS["improved"])
         sum(found.values()).backward()
         return found, [x.grad for name in ("logits", "boxes", "centreness") for x in outputs[name]]
 
@@ -289,18 +297,3 @@ def test_positives_are_counted_over_all_ranks(monkeypatch: pytest.MonkeyPatch):
     assert second[0]["box"] == second[0]["centreness"] == 0 < second[0]["classification"]
     for one, other, both in zip(first[1], second[1], expected, strict=True):
         torch.testing.assert_close(torch.cat([one, other]) / 2, both)
-
-
-def test_the_step_lowers_the_losses():
-    network = detector("improved")
-    for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
-        norm.eval()
-    optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.02, momentum=0.9)
-    values = []
-    for _ in range(12):
-        optimizer.zero_grad()
-        loss = sum(losses(network(PIXELS), *scene(), LINES["improved"]).values())
-        loss.backward()
-        optimizer.step()
-        values.append(loss.item())
-    assert values[-1] < 0.9 * values[0]

@@ -10,8 +10,7 @@ import pytest
 import torch
 from detection_scene import drawn, scene
 
-from tasks.detection.line import LINES
-from tasks.detection.losses import losses
+from tasks.detection.fcos import VARIANTS, losses
 from tasks.detection.task import Fcos
 from tdaf.errors import UserError
 from tdaf.measure import parameters
@@ -32,20 +31,19 @@ def fcos(**settings: Any) -> Fcos:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"head": "better"}, "task.head=better: give original or improved"),
-        ({"batch_norm": "fixed"}, "task.batch_norm=fixed: give auto, frozen, affine, trained"),
-        ({"channels": 20}, "task.channels=20: give a multiple of 8"),
-        ({"convs": -1}, "task.convs=-1: give 0 or more"),
-        ({"frozen_stages": -1}, "task.frozen_stages=-1: give auto, or 0 or more"),
-        ({"shown": 2.0}, "task.shown=2.0: give a number in 0..1"),
-        ({"nms": -1.0}, "task.nms=-1.0: give a number in 0..1"),
-        ({"std": [0.2, 0.2, 0.0]}, "task.mean, task.std: give three numbers each, one a colour, std above 0"),
+        ({"head": "better"}, "head=better: give original or improved"),
+        ({"batch_norm": "fixed"}, "batch_norm=fixed: give auto, frozen, affine, trained"),
+        ({"channels": 20}, "channels=20: give a multiple of 8"),
+        ({"convs": -1}, "convs=-1: give 0 or more"),
+        ({"frozen_stages": -1}, "frozen_stages=-1: give auto, or 0 or more"),
+        ({"shown": 2.0}, "shown=2.0: give a number in 0..1"),
+        ({"nms": -1.0}, "nms=-1.0: give a number in 0..1"),
+        ({"std": [0.2, 0.2, 0.0]}, "mean, std: give three numbers each, one a colour, std above 0"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, said):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=said):
         fcos(**settings)
-    assert str(caught.value) == said
 
 
 @pytest.mark.parametrize(
@@ -72,9 +70,9 @@ def test_what_of_the_backbone_trains(mode, flows, kind):
 
 def test_losses_are_those_of_the_line():
     outputs, (boxes, labels) = drawn(3), scene()
-    for line in LINES:
-        found = fcos(head=line).losses(outputs, {"boxes": boxes, "labels": labels})
-        expected = losses(outputs, boxes, labels, LINES[line])
+    for variant in VARIANTS:
+        found = fcos(head=variant).losses(outputs, {"boxes": boxes, "labels": labels})
+        expected = losses(outputs, boxes, labels, VARIANTS[variant])
         assert found.keys() == expected.keys() and all(torch.equal(found[k], expected[k]) for k in found)
 
 

@@ -1,4 +1,4 @@
-"""torchvision's FCOS and ours with the same weights, for tests of the improved line.
+"""torchvision's FCOS and ours with the same weights, for tests of the improved variant.
 
 Where torchvision's differs on purpose, the pair is built so that the difference does not count:
 - Its cells lie at multiples of the stride, ours (the publication's) half a stride further; and it takes image size //
@@ -24,8 +24,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from tasks.detection.line import LINES
-from tasks.detection.network import FcosNetwork
+from tasks.detection.fcos import VARIANTS, FcosNetwork
 from tdaf.model.backbones.resnet import resnet
 from tdaf.model.freeze import fix_batch_norm
 from tdaf.model.normalise import Normalise
@@ -77,7 +76,7 @@ def pair(score: float = 0.0, nms: float = 0.6, top: int = 1000, per_image: int =
 def copied(theirs: FCOS) -> FcosNetwork:
     body = resnet(18)
     fix_batch_norm(body, "frozen")
-    ours = FcosNetwork(body, CLASSES, LINES["improved"], Normalise(MEAN, STD))
+    ours = FcosNetwork(body, CLASSES, VARIANTS["improved"], Normalise(MEAN, STD))
     report = load(ours.body, theirs.backbone.body.state_dict())
     assert not report.missing and not report.unexpected
     fpn, (classes, boxes) = theirs.backbone.fpn, (theirs.head.classification_head, theirs.head.regression_head)

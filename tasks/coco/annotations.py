@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import functools
 import json
-from dataclasses import dataclass, replace
+import posixpath
+from collections import Counter
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tasks.coco.columns import Column
-from tasks.coco.table import Table, packed
 from tdaf.errors import UserError
 
-LEFT_OUT = ("segmentation", "license", "coco_url", "flickr_url", "date_captured")  # most of the file, and unused here
+UNUSED = ("segmentation", "license", "coco_url", "flickr_url", "date_captured")  # most of the file
+EXACT = 2**53  # whole numbers up to here are what they are in float64
+BAD_NUMBERS = (AttributeError, KeyError, TypeError, ValueError, OverflowError)  # what numpy says to them
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Objects:
-    """The K objects of one image, in the file's order.
+    """K objects: those of one image, or of all, in which case those of one image lie together in the file's order.
 
-    boxes (K, 4) float32: x1, y1, x2, y2 in pixels from the image's upper left corner. labels (K,) int64: places in
-    `Annotations.categories`. areas (K,) float32: the file's, of the outline rather than the box. crowd (K,) bool.
-    ids (K,) int64. keypoints (K, J, 3) float32: x, y in pixels and 0 not labelled, 1 hidden, 2 visible; None where
-    the categories have no key points.
+    Args:
+        boxes: (K, 4) float64, x, y, width, height in pixels, exactly as in the file: scores must be those of the file.
+        labels: (K,) int32, indices into `Annotations.categories`.
+        areas: (K,) float64, square pixels, the file's: of the outline rather than of the box.
+        crowd: (K,) bool.
+        ids: (K,) int64.
+        keypoints: (K, J, 3), x, y in pixels and 0 not labelled, 1 hidden, 2 visible; float32, or float64 where the
+            file's digits need it. None where the categories have no key points.
+        num_keypoints: (K,) int16, the file's count, by which scores know persons without key points; or None.
     """
 
     boxes: np.ndarray
@@ -33,15 +40,24 @@ class Objects:
     crowd: np.ndarray
     ids: np.ndarray
     keypoints: np.ndarray | None
+    num_keypoints: np.ndarray | None
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def only(self, chosen: np.ndarray) -> Objects:
-        """Those where `chosen` (K,) is true, or at its places."""
-        points = None if self.keypoints is None else self.keypoints[chosen]
-        fields = (self.boxes, self.labels, self.areas, self.crowd, self.ids)
-        return Objects(*(field[chosen] for field in fields), points)
+    def __getitem__(self, rows: slice | np.ndarray) -> Objects:
+        columns = (getattr(self, field.name) for field in fields(self))
+        return Objects(*(None if column is None else column[rows] for column in columns))
+
+    def corners(self) -> np.ndarray:
+        """(K, 4) float32, x1, y1, x2, y2 in pixels from the image's upper left corner."""
+        return np.concatenate([self.boxes[:, :2], self.boxes[:, :2] + self.boxes[:, 2:]], 1).astype(np.float32)
+
+    def inside(self, sizes: np.ndarray) -> np.ndarray:
+        """(K,) bool: whether some of the box lies inside its image; sizes: (K, 2) or (2,), height and width."""
+        first, last = self.boxes[:, :2], self.boxes[:, :2] + self.boxes[:, 2:]
+        overlap = np.minimum(last, sizes[..., ::-1]) > np.maximum(first, 0)
+        return (overlap & (self.boxes[:, 2:] > 0)).all(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +67,18 @@ class Annotations:
     All objects lie in a few arrays and all file names in one string: as a list of dictionaries train2017 would take
     gigabytes, and worker processes would copy them, because counting references writes to each of them.
 
-    sizes (N, 2) int32: height, width. categories: (id in the file, name), in the order of the ids, which may have
-    gaps. skeleton: pairs of places in `keypoint_names`. notes: what was found wrong and handled, and how often.
-    table: all objects; image i has its rows object_spans[i, 0] to object_spans[i, 1].
+    Args:
+        path: of the file.
+        image_ids: (N,) int64, rising.
+        sizes: (N, 2) int32, height and width in pixels; 0 where the file does not say (source.py asks the images).
+        categories: (id in the file, name), in the order of the ids, which may have gaps.
+        keypoint_names: J names; empty where no category has key points.
+        skeleton: pairs of indices into `keypoint_names`.
+        notes: what was found wrong in the file and handled, and how often.
+        all_objects: of all images of the file, those that `only` left out too.
+        object_spans: (N, 2); image i has the objects from object_spans[i, 0] to object_spans[i, 1].
+        file_names: all of them in one string, image i's from name_spans[i, 0] to name_spans[i, 1].
+        name_spans: (N, 2).
     """
 
     path: Path
@@ -63,10 +88,10 @@ class Annotations:
     keypoint_names: list[str]
     skeleton: list[tuple[int, int]]
     notes: dict[str, int]
-    table: Table
+    all_objects: Objects
     object_spans: np.ndarray
     file_names: str
-    file_spans: np.ndarray
+    name_spans: np.ndarray
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -75,151 +100,218 @@ class Annotations:
     def classes(self) -> list[str]:
         return [name for _, name in self.categories]
 
-    def file(self, index: int) -> str:
-        begin, end = self.file_spans[index]
+    def file_name(self, index: int) -> str:
+        """Below the images' folder, with / between its parts."""
+        begin, end = self.name_spans[index]
         return self.file_names[begin:end]
 
     def objects(self, index: int) -> Objects:
-        """All of an image's objects, their boxes as the file has them."""
-        return self._objects(slice(*self.object_spans[index]))
+        return self.all_objects[slice(*self.object_spans[index])]
 
-    def usable(self, index: int) -> Objects:
-        """What a network can learn from: no crowd, boxes clipped to the image, none without area inside it."""
-        span = slice(*self.object_spans[index])
-        found = self._objects(span).only(self.table.usable[span])
-        height, width = self.sizes[index]
-        return replace(found, boxes=found.boxes.clip(0, np.array([width, height, width, height], np.float32)))
+    def usable(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """What a network can learn from: boxes (K, 4) float32 x1, y1, x2, y2 clipped to the image, and labels (K,)
+        int64, of the objects that are no crowd and have some area inside the image."""
+        found, (height, width) = self.objects(index), self.sizes[index]
+        found = found[found.inside(self.sizes[index]) & ~found.crowd]
+        limits = np.array([width, height, width, height], np.float32)
+        return found.corners().clip(0, limits), found.labels.astype(np.int64)
 
     def usable_counts(self) -> np.ndarray:
         """(N,) how many objects `usable(i)` has."""
-        before = np.concatenate([[0], np.cumsum(self.table.usable)])
-        return before[self.object_spans[:, 1]] - before[self.object_spans[:, 0]]
+        images, rows = self.rows()
+        found = self.all_objects[rows]
+        usable = found.inside(self.sizes[images]) & ~found.crowd
+        return np.bincount(images[usable], minlength=len(self))
 
-    def places(self, image_ids: np.ndarray) -> np.ndarray:
-        """Image ids of any shape to places in `image_ids`, -1 for ids that the file does not have."""
-        return _places(np.asarray(image_ids), self.image_ids)
+    def rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Two (K,): of every object of these images the image's index, and its row in `all_objects`."""
+        begins, ends = self.object_spans.T
+        counts = ends - begins
+        images = np.repeat(np.arange(len(self)), counts)
+        return images, np.arange(len(images)) + np.repeat(begins - (np.cumsum(counts) - counts), counts)
 
-    def only(self, places: np.ndarray) -> Annotations:
-        """The images at these rising places, sharing the objects' arrays."""
-        rows = {name: getattr(self, name)[places] for name in ("image_ids", "sizes", "object_spans", "file_spans")}
+    def indices(self, image_ids: np.ndarray) -> np.ndarray:
+        """Image ids of any shape to indices of images, -1 for ids that are not among them."""
+        return _indices(np.asarray(image_ids), self.image_ids)
+
+    def only(self, indices: np.ndarray) -> Annotations:
+        """The images at these rising indices, sharing the objects' arrays."""
+        rows = {name: getattr(self, name)[indices] for name in ("image_ids", "sizes", "object_spans", "name_spans")}
         return replace(self, **rows)
-
-    def _objects(self, span: slice) -> Objects:
-        table = self.table
-        boxes = table.boxes[span].copy()
-        boxes[:, 2:] += boxes[:, :2]
-        points = None if table.keypoints is None else table.keypoints[span].astype(np.float32)
-        labels, areas = table.labels[span].astype(np.int64), table.areas[span].astype(np.float32)
-        return Objects(boxes.astype(np.float32), labels, areas, table.crowd[span], table.ids[span], points)
 
 
 def read(path: Path) -> Annotations:
     """The annotations in this file; read once in a process as long as the file does not change.
 
-    UserError, one line: a file that is missing, cut off or no annotation file; an entry that lacks something, has it in
-    another kind or names an image or category that is not there; image or category ids used twice.
+    Raises:
+        UserError: a file that is missing, cut off or no annotation file; an entry that lacks something, has it in
+            another kind or names an image or category that is not there; image or category ids used twice.
     """
     path = Path(path)
     try:
         found = path.stat()
+        return _read(path, found.st_mtime_ns, found.st_size)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; a COCO annotation file should be there") from error
-    return _read(path, found.st_mtime_ns, found.st_size)
 
 
 @functools.lru_cache(maxsize=4)
 def _read(path: Path, changed: int, size: int) -> Annotations:
     content = _content(path)
-    images = Column(path, "image", content["images"])
-    image_ids = images.integers("id")
-    order = np.argsort(image_ids, kind="stable")
-    _check_once(images, image_ids, order)
-    sizes = np.stack([images.integers(side, least=1) for side in ("height", "width")], 1)[order]
-    names = images.texts("file_name")
-    names = [names[place] for place in order]
-    categories = _categories(path, content["categories"])
+    images, categories = Entries(path, "image", content["images"]), Entries(path, "category", content["categories"])
+    annotations = Entries(path, "annotation", content["annotations"])
+    image_ids, order = _sorted_ids(images)
+    category_ids, category_order = _sorted_ids(categories)
+    category_names, as_written = categories.texts("name"), images.texts("file_name")
+    # files of Windows, and of tools that list a folder as "."
+    names = [posixpath.normpath(n.replace("\\", "/")) if "\\" in n or n[:2] == "./" else n for n in as_written]
     keypoint_names, skeleton = _keypoints(path, content["categories"])
-    table, image_places, notes = packed(
-        Column(path, "annotation", content["annotations"]),
-        lambda ids: _places(ids, image_ids[order]),
-        lambda ids: _places(ids, np.array([number for number, _ in categories])),
-        sizes,
-        len(keypoint_names),
+    objects, object_images, notes = _objects(annotations, image_ids, category_ids, len(keypoint_names))
+    sizes = np.stack([images.integers(side, default=0, least=0) for side in ("height", "width")], 1)
+    notes["numbers written as text, read"] = sum(e.numbers_as_text for e in (images, categories, annotations))
+    notes["file names with \\ or ./, read with /"] = sum(a != b for a, b in zip(as_written, names, strict=True))
+    notes["images without an object"] = len(images.entries) - len(np.unique(object_images))
+    names = [names[row] for row in order]
+    found = Annotations(
+        path=path,
+        image_ids=image_ids,
+        sizes=sizes[order].astype(np.int32),
+        categories=[(int(n), category_names[row]) for n, row in zip(category_ids, category_order, strict=True)],
+        keypoint_names=keypoint_names,
+        skeleton=skeleton,
+        notes={name: count for name, count in notes.items() if count},
+        all_objects=objects,
+        object_spans=_spans(np.bincount(object_images, minlength=len(names))),
+        file_names="".join(names),
+        name_spans=_spans(np.array([len(name) for name in names])),
     )
-    return Annotations(
-        path,
-        image_ids[order],
-        sizes.astype(np.int32),
-        categories,
-        keypoint_names,
-        skeleton,
-        notes,
-        table,
-        _spans(np.bincount(image_places, minlength=len(names))),
-        "".join(names),
-        _spans(np.array([len(name) for name in names])),
-    )
+    return replace(found, notes={**found.notes, **box_notes(found)})
 
 
 def _content(path: Path) -> dict[str, list]:
     try:
         with path.open("rb") as file:
-            content = json.load(file, object_hook=_slim)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; a COCO annotation file should be there") from error
+            content = json.load(file, object_hook=lambda entry: {k: v for k, v in entry.items() if k not in UNUSED})
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged or no JSON ({error}); unpack or copy it again") from error
     kind = f"{path} is no COCO annotation file: "
     if not isinstance(content, dict):
         raise UserError(f"{kind}it holds a {type(content).__name__}, not an object with lists of images and so on")
-    content.setdefault("annotations", [])  # as in image_info_test-dev2017.json
+    content["annotations"] = content.get("annotations") or []  # none in image_info_test-dev2017.json
     for key in ("images", "categories", "annotations"):
         if not isinstance(content.get(key), list):
             raise UserError(f"{kind}it has no list '{key}'")
-    for key in ("images", "categories"):
-        if not content[key]:
+        if not content[key] and key != "annotations":
             raise UserError(f"{path}: its list '{key}' is empty; nothing can be learnt or measured with it")
     return content
 
 
-def _slim(entry: dict[str, Any]) -> dict[str, Any]:
-    for key in LEFT_OUT:
-        entry.pop(key, None)
-    return entry
-
-
-def _check_once(column: Column, ids: np.ndarray, order: np.ndarray) -> None:
+def _sorted_ids(entries: Entries) -> tuple[np.ndarray, np.ndarray]:
+    """The ids, rising, and the order of the entries that makes them so. Raises UserError where one is used twice."""
+    ids = entries.integers("id")
+    order = np.argsort(ids, kind="stable")
     again = np.flatnonzero(np.diff(ids[order]) == 0)
     if again.size:
         number = ids[order[again[0]]]
-        raise UserError(f"{column.path}: {column.kind} id {number} is used more than once; give each its own")
+        raise UserError(f"{entries.path}: {entries.kind} id {number} is used more than once; give each its own")
+    return ids[order], order
 
 
-def _categories(path: Path, entries: list[dict[str, Any]]) -> list[tuple[int, str]]:
-    column = Column(path, "category", entries)
-    ids, names = column.integers("id"), column.texts("name")
-    order = np.argsort(ids, kind="stable")
-    _check_once(column, ids, order)
-    return [(int(ids[place]), names[place]) for place in order]
-
-
-def _keypoints(path: Path, entries: list[dict[str, Any]]) -> tuple[list[str], list[tuple[int, int]]]:
-    """Names of key points and bones between them, of the category that has key points."""
-    found = [entry for entry in entries if entry.get("keypoints")]
+def _keypoints(path: Path, categories: list[dict[str, Any]]) -> tuple[list[str], list[tuple[int, int]]]:
+    """Names of key points and bones between them, of the categories that have key points."""
+    found = [entry for entry in categories if entry.get("keypoints")]
     if not found:
         return [], []
     names = found[0]["keypoints"]
-    texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    texts = isinstance(names, list) and {type(name) for name in names} == {str}
     if not texts or any(entry["keypoints"] != names for entry in found):
         raise UserError(f"{path}: categories with different key points; one list of names for all is expected")
-    bones = found[0].get("skeleton", [])
     try:
-        skeleton = [(int(a) - 1, int(b) - 1) for a, b in bones]
+        skeleton = [(int(a) - 1, int(b) - 1) for a, b in found[0].get("skeleton") or []]
     except (TypeError, ValueError):
         skeleton = [(-1, -1)]
     if any(not 0 <= end < len(names) for bone in skeleton for end in bone):
         raise UserError(f"{path}: category {found[0]['id']}: skeleton: give pairs of 1 to {len(names)}")
     return names, skeleton
+
+
+def _objects(
+    entries: Entries, image_ids: np.ndarray, category_ids: np.ndarray, joints: int
+) -> tuple[Objects, np.ndarray, dict[str, int]]:
+    """The objects, sorted by image; the index (K,) of each one's image; how often each thing was handled.
+
+    An entry that is listed twice counts once; an id that two objects share, or that is 0, which COCO's own evaluation
+    takes for "nothing matched", is replaced by a free one.
+    """
+    images = _known(entries, "image_id", image_ids, "images")
+    labels = _known(entries, "category_id", category_ids, "categories")
+    boxes = entries.numbers("bbox", (4,))
+    crowd = entries.integers("iscrowd", default=0) != 0
+    points = np.zeros((len(boxes), 0))
+    if joints:
+        points = entries.numbers("keypoints", (3 * joints,), default=[0] * (3 * joints))
+    ids, once, notes = _distinct(entries.integers("id"), (images, labels, boxes, crowd, points))
+    rows = once[np.argsort(images[once], kind="stable")]
+
+    boxes, areas = boxes[rows], entries.numbers("area", default=-1)[rows]
+    notes["objects without an area, the box's taken"] = int((areas < 0).sum())
+    areas = np.where(areas < 0, boxes[:, 2:].clip(0).prod(1), areas)
+    keypoints = counts = None
+    if joints:
+        points = points[rows].reshape(len(rows), joints, 3)
+        narrow = points.astype(np.float32)
+        keypoints = narrow if np.array_equal(narrow, points) else points  # COCO's are whole pixels
+        counts = entries.integers("num_keypoints", default=-1)[rows]
+        counts = np.where(counts < 0, (points[..., 2] > 0).sum(1), counts).astype(np.int16)
+    labels = labels[rows].astype(np.int32)
+    return Objects(boxes, labels, areas, crowd[rows], ids[rows], keypoints, counts), images[rows], notes
+
+
+def _known(entries: Entries, key: str, known: np.ndarray, kind: str) -> np.ndarray:
+    """The ids that the entries have under `key` as indices into the `known` ones."""
+    ids = entries.integers(key)
+    found = _indices(ids, known)
+    unknown = np.flatnonzero(found < 0)
+    if unknown.size:
+        said = f"{entries.name(unknown[0])}: {key}={ids[unknown[0]]} is not among the file's {kind}"
+        raise UserError(f"{entries.path}: {said}")
+    return found
+
+
+def _distinct(ids: np.ndarray, contents: tuple[np.ndarray, ...]) -> tuple[np.ndarray, np.ndarray, Counter]:
+    """(ids without repetition, the rows to keep, counts)."""
+    ids = ids.copy()
+    values, counts = np.unique(ids, return_counts=True)
+    seen, used, dropped, notes = set(), {0}, [], Counter()
+    last = max(ids.max(initial=0), 0)
+    for row in np.flatnonzero(np.isin(ids, values[(counts > 1) | (values == 0)])):
+        number = int(ids[row])
+        content = (number, *(column[row].tobytes() for column in contents))
+        if content in seen:
+            dropped.append(row)
+            notes["annotations listed twice, counted once"] += 1
+        elif number in used:
+            ids[row] = last = last + 1
+            notes["annotation ids used twice, replaced" if number else "annotation id 0, replaced"] += 1
+        seen.add(content)
+        used.add(number)
+    return ids, np.delete(np.arange(len(ids)), dropped), notes
+
+
+def box_notes(annotations: Annotations) -> dict[str, int]:
+    """How many boxes cannot be learnt as they are, of the images whose size is known."""
+    images, rows = annotations.rows()
+    known = annotations.sizes[images].all(1)
+    objects, sizes = annotations.all_objects[rows[known]], annotations.sizes[images[known]]
+    first, last = objects.boxes[:, :2], objects.boxes[:, :2] + objects.boxes[:, 2:]
+    flat, inside = (objects.boxes[:, 2:] <= 0).any(1), objects.inside(sizes)
+    beyond = ((first < -0.5) | (last > sizes[:, ::-1] + 0.5)).any(1)  # less is rounding, which COCO has too
+    notes = {
+        "boxes without area, not learnt": int(flat.sum()),
+        "boxes outside their image, not learnt": int((~flat & ~inside).sum()),
+        "boxes partly outside their image, clipped to learn": int((inside & beyond).sum()),
+    }
+    return {name: count for name, count in notes.items() if count}
 
 
 def _spans(counts: np.ndarray) -> np.ndarray:
@@ -228,7 +320,82 @@ def _spans(counts: np.ndarray) -> np.ndarray:
     return np.stack([ends - counts, ends], 1)
 
 
-def _places(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """known: rising."""
+def _indices(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """known: rising. -1 for ids that are not in it."""
     found = np.searchsorted(known, ids).clip(max=len(known) - 1)
     return np.where(known[found] == ids, found, -1)
+
+
+class Entries:
+    """One list of a JSON file, read a key at a time; what does not fit is a UserError that names the entry by `kind`,
+    as "annotation", and its id. A key whose value is null, "" or [] counts as missing. A whole number may be written as
+    text, "139".
+    """
+
+    def __init__(self, path: Path, kind: str, entries: list[Any]) -> None:
+        self.path, self.kind, self.entries, self.numbers_as_text = path, kind, entries, 0
+
+    def numbers(self, key: str, shape: tuple[int, ...] = (), default: Any = None) -> np.ndarray:
+        """(len, *shape) float64, all finite. default: where the key is missing; None: every entry must have it."""
+        try:  # a well-formed file is read at once
+            values = np.array([e[key] if default is None else e.get(key, default) for e in self.entries])
+        except BAD_NUMBERS:
+            values = np.array(None)
+        if not _fits(values, (len(self.entries), *shape)):
+            values = np.array([self._number(row, key, shape, default) for row in range(len(self.entries))])
+        return values.astype(np.float64).reshape(len(self.entries), *shape)
+
+    def integers(self, key: str, default: int | None = None, least: int = -EXACT) -> np.ndarray:
+        """(len,) int64. A whole number may be written with a decimal point (1.0)."""
+        values = self.numbers(key, (), default)
+        wrong = (values != np.floor(values)) | (values < least) | (values > EXACT)
+        if wrong.any():
+            wanted = "a whole number" if least == -EXACT else f"a whole number of {least} or more"
+            row = int(wrong.argmax())
+            raise UserError(f"{self.path}: {self.name(row)}: {key}={self.entries[row][key]}: give {wanted}")
+        return values.astype(np.int64)
+
+    def texts(self, key: str) -> list[str]:
+        """The key's strings, none of them empty."""
+        found = [self._value(row, key, None) for row in range(len(self.entries))]
+        for row, value in enumerate(found):
+            if not isinstance(value, str):
+                raise UserError(f"{self.path}: {self.name(row)}: {key}={value!r}: give a text")
+        return found
+
+    def name(self, row: int) -> str:
+        """What a person finds the entry by: its id, or its number in the file."""
+        entry = self.entries[row]
+        if isinstance(entry, dict) and "id" in entry:
+            return f"{self.kind} {entry['id']}"
+        return f"{self.kind} number {row + 1} of the file"
+
+    def _value(self, row: int, key: str, default: Any) -> Any:
+        entry = self.entries[row]
+        if not isinstance(entry, dict):
+            raise UserError(f"{self.path}: {self.name(row)} is no JSON object, but {str(entry)[:40]!r}")
+        value = entry.get(key)
+        if value is not None and value != "" and value != []:
+            return value
+        if default is None:
+            raise UserError(f"{self.path}: {self.name(row)} has no {key}; COCO's format asks for one")
+        return default
+
+    def _number(self, row: int, key: str, shape: tuple[int, ...], default: Any) -> np.ndarray:
+        value = self._value(row, key, default)
+        if not shape and isinstance(value, str) and value.isdecimal():
+            self.numbers_as_text += 1
+            value = int(value)
+        try:
+            number = np.array(value)
+        except BAD_NUMBERS:
+            number = np.array(None)
+        if not _fits(number, shape):
+            shown = repr(value) if len(repr(value)) < 60 else f"{repr(value)[:56]} ..."
+            wanted = f"{shape[0]} finite numbers" if shape else "a finite number"
+            raise UserError(f"{self.path}: {self.name(row)}: {key}={shown}: give {wanted}")
+        return number.astype(np.float64)
+
+
+def _fits(values: np.ndarray, shape: tuple[int, ...]) -> bool:
+    return values.dtype.kind in "biuf" and values.shape == shape and bool(np.isfinite(values).all())

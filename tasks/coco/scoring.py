@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tasks.coco.annotations import Annotations, read
+from tasks.coco.annotations import Annotations
 from tdaf.errors import UserError
 
 # name: (precision or recall, IoU or OKS threshold, sizes of objects, results an image), the order COCO prints them in
@@ -43,13 +43,18 @@ POINT_NUMBERS = {
     "ARl": ("recall", None, "large", 20),
 }
 NUMBERS = {"bbox": BOX_NUMBERS, "keypoints": POINT_NUMBERS}
-SIGMAS = 17  # key points for which COCO publishes its sigmas
+CATEGORY_NUMBERS = ("AP", "AP50", "APs", "APm", "APl")
+COCO_KEYPOINTS = 17  # for so many COCO publishes its sigmas
 
 
 @dataclass(frozen=True)
 class Scores:
-    """values: COCO's numbers by name, in 0..1; -1 where there is no object to find.
-    categories: by name, each one's AP, AP50, APs (boxes only), APm, APl, and "objects", how many there are to find.
+    """What COCO's evaluation says, in 0..1; -1 where it is undefined, because there is no object to find.
+
+    Args:
+        values: COCO's numbers by name.
+        categories: by a category's name its AP, AP50, APs (boxes only), APm and APl, and "objects", how many there are
+            to find.
     """
 
     values: dict[str, float]
@@ -57,80 +62,68 @@ class Scores:
 
 
 def score(
-    annotations_file: Path,
-    results: list[dict[str, Any]],
-    kind: str,
-    image_ids: Sequence[int],
-    sigmas: Sequence[float] | None = None,
+    annotations: Annotations, results: list[dict[str, Any]], kind: str, sigmas: Sequence[float] | None = None
 ) -> Scores:
-    """What COCO's evaluation says of `results` over these images of the file.
+    """COCO's evaluation of `results` over all images of `annotations`, by pycocotools (the numbers are its own to the
+    bit), or by faster-coco-eval (within 1e-9).
 
-    results: in COCO's format (image_id, category_id, score, and bbox [x, y, width, height] or keypoints); those of
-    other images of the file do not count. kind: "bbox" or "keypoints". sigmas: one for each key point, half of COCO's
-    constant k; None: COCO's own 17. The numbers are pycocotools's to the bit, or faster-coco-eval's within 1e-9.
-    Raises UserError for results of an image that the file does not have, and where sigmas are missing.
+    Args:
+        results: in COCO's format: image_id, category_id, score, and bbox [x, y, width, height] or keypoints.
+        kind: "bbox" or "keypoints".
+        sigmas: one for each key point, half of COCO's constant k; None: COCO's own 17.
+
+    Raises:
+        UserError: results of an image that is not among the annotations', or another number of sigmas.
     """
-    annotations = read(annotations_file)
-    places = annotations.places(np.unique(np.asarray(image_ids, np.int64)))
-    if not len(places) or places.min() < 0:
-        raise UserError(f"{annotations_file}: images to score that are not in it")
-    if kind == "keypoints" and len(annotations.keypoint_names) != (SIGMAS if sigmas is None else len(sigmas)):
-        count = len(annotations.keypoint_names)
-        raise UserError(f"{annotations_file}: objects have {count} key points: give as many sigmas")
-    chosen = annotations.only(places)
-    ids = set(chosen.image_ids.tolist())
-    kept = [dict(result) for result in results if result["image_id"] in ids]
-    if len(kept) < len(results):
-        _check_known(annotations, results)
-    truth = _dataset(chosen, kind)
-    with contextlib.redirect_stdout(io.StringIO()), _no_collection():
-        found = _evaluated(truth, kept, kind, sigmas)
-    return _scores(found, chosen, truth["annotations"], kind)
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Searching hundreds of thousands of dictionaries for cycles again and again takes a sixth of the whole time."""
-    enabled = gc.isenabled()
-    gc.disable()
+    unknown = {result["image_id"] for result in results} - set(annotations.image_ids.tolist())
+    if unknown:
+        raise UserError(f"{annotations.path} has no image {min(unknown)}, of which there are results")
+    joints = len(annotations.keypoint_names)
+    if kind == "keypoints" and joints != (COCO_KEYPOINTS if sigmas is None else len(sigmas)):
+        raise UserError(f"{annotations.path}: objects have {joints} key points: give as many sigmas")
+    truth = _dataset(annotations, kind)
+    collecting = gc.isenabled()
+    gc.disable()  # to search hundreds of thousands of dictionaries for cycles takes a sixth of the whole time
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluation = _evaluated(truth, [dict(result) for result in results], kind, sigmas)
     finally:
-        if enabled:
+        if collecting:
             gc.enable()
-
-
-def _check_known(annotations: Annotations, results: list[dict[str, Any]]) -> None:
-    ids = np.array([result["image_id"] for result in results], np.int64)
-    unknown = ids[annotations.places(ids) < 0]
-    if unknown.size:
-        raise UserError(f"{annotations.path} has no image {unknown[0]}, of which there are results")
+    names = NUMBERS[kind]
+    values = {name: _mean(evaluation, *number) for name, number in names.items()}
+    to_find = Counter(
+        entry["category_id"] for entry in truth["annotations"] if not entry["iscrowd"] and entry.get("num_keypoints", 1)
+    )
+    repeated = len(set(annotations.classes)) < len(annotations.categories)
+    categories = {}
+    for index, (number, name) in enumerate(annotations.categories):
+        row = {key: _mean(evaluation, *names[key], index) for key in CATEGORY_NUMBERS if key in names}
+        categories[f"{name} ({number})" if repeated else name] = {**row, "objects": float(to_find[number])}
+    return Scores(values, categories)
 
 
 def _dataset(annotations: Annotations, kind: str) -> dict[str, list[dict[str, Any]]]:
     """The annotations in COCO's format again, with the file's own digits."""
-    table = annotations.table
-    spans = annotations.object_spans
-    rows = np.concatenate([np.arange(begin, end) for begin, end in spans])
+    images, rows = annotations.rows()
+    objects = annotations.all_objects[rows]
     columns = {
-        "id": table.ids[rows],
-        "image_id": np.repeat(annotations.image_ids, spans[:, 1] - spans[:, 0]),
-        "category_id": np.array([number for number, _ in annotations.categories])[table.labels[rows]],
-        "bbox": table.boxes[rows],
-        "area": table.areas[rows],
-        "iscrowd": table.crowd[rows].astype(np.int64),
+        "id": objects.ids,
+        "image_id": annotations.image_ids[images],
+        "category_id": np.array([number for number, _ in annotations.categories])[objects.labels],
+        "bbox": objects.boxes,
+        "area": objects.areas,
+        "iscrowd": objects.crowd.astype(np.int64),
     }
-    if kind == "keypoints" and table.keypoints is not None and table.labelled is not None:
-        columns["keypoints"] = table.keypoints[rows].reshape(len(rows), -1)
-        columns["num_keypoints"] = table.labelled[rows]
+    if kind == "keypoints" and objects.keypoints is not None and objects.num_keypoints is not None:
+        columns["keypoints"] = objects.keypoints.reshape(len(objects), -1)
+        columns["num_keypoints"] = objects.num_keypoints
     values = zip(*(column.tolist() for column in columns.values()), strict=True)
-    objects = [dict(zip(columns, row, strict=True)) for row in values]
-    images = [
-        {"id": number, "height": height, "width": width}
-        for number, (height, width) in zip(annotations.image_ids.tolist(), annotations.sizes.tolist(), strict=True)
-    ]
-    categories = [{"id": number, "name": name} for number, name in annotations.categories]
-    return {"images": images, "annotations": objects, "categories": categories}
+    return {
+        "images": [{"id": number} for number in annotations.image_ids.tolist()],
+        "annotations": [dict(zip(columns, row, strict=True)) for row in values],
+        "categories": [{"id": number, "name": name} for number, name in annotations.categories],
+    }
 
 
 def _evaluated(truth: dict[str, list], results: list[dict[str, Any]], kind: str, sigmas: Sequence[float] | None) -> Any:
@@ -157,21 +150,6 @@ def _evaluated(truth: dict[str, list], results: list[dict[str, Any]], kind: str,
     evaluation.evaluate()
     evaluation.accumulate()
     return evaluation
-
-
-def _scores(evaluation: Any, annotations: Annotations, objects: list[dict[str, Any]], kind: str) -> Scores:
-    names = NUMBERS[kind]
-    values = {name: _mean(evaluation, *number) for name, number in names.items()}
-    counted = [entry for entry in objects if not entry["iscrowd"] and entry.get("num_keypoints", 1)]
-    places = {number: place for place, (number, _) in enumerate(annotations.categories)}
-    totals = np.bincount([places[entry["category_id"]] for entry in counted], minlength=len(places))
-    repeated = len(set(annotations.classes)) < len(places)
-    categories = {}
-    for place, (number, name) in enumerate(annotations.categories):
-        shown = {key: names[key] for key in ("AP", "AP50", "APs", "APm", "APl") if key in names}
-        row = {key: _mean(evaluation, *asked, place) for key, asked in shown.items()}
-        categories[f"{name} ({number})" if repeated else name] = {**row, "objects": float(totals[place])}
-    return Scores(values, categories)
 
 
 def _mean(

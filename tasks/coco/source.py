@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
-from tasks.coco.annotations import Annotations, read
+from tasks.coco.annotations import Annotations, box_notes, read
 from tdaf.errors import UnreadableSample, UserError
 from tdaf.media.image import read_image
 from tdaf.media.skip_list import read_skip_list
 
 
+class Source(Protocol):
+    """What detection and pose take their data from: `CocoFiles`, or a class of one's own."""
+
+    classes: list[str]  # what the network's outputs stand for: categories, or key points
+
+    def split(self, name: str) -> CocoSplit:
+        """The split "train" or "val". Raises UserError when it is not there."""
+
+
 class CocoFiles:
     """Two annotation files and two image folders below `root`; the defaults are the layout of COCO 2017.
 
-    For key points: train_annotations=annotations/person_keypoints_train2017.json, and so on. skip_list: a text file
-    with one path a line, relative to `root` (train2017/000000000009.jpg); these images are left out and counted.
-    Only the files of the split that is asked for are read. The categories are those of the validation file, and the
-    training file must have the same ones.
-    Raises UserError when something is not there; images themselves are looked at only when they are read.
+    Only the files of the split that is asked for are read; images are looked at only when they are read. The
+    categories are those of the validation file, and the training file must have the same ones.
+
+    Args:
+        root: folder of everything else.
+        train_annotations, train_images, val_annotations, val_images: files and folders, relative to `root`.
+        skip_list: a text file with one path a line, relative to `root` (train2017/000000000009.jpg); these images are
+            left out and counted.
+
+    Raises:
+        UserError: something is not there.
     """
 
     def __init__(
@@ -39,73 +57,115 @@ class CocoFiles:
         names = f"{train_annotations}, {train_images}/, {val_annotations}, {val_images}/"
         self.layout = f"expected {names} in it (settings of data); without data, try recipe=demo"
         if not root:
-            raise UserError(f"data.root is not set; give COCO's folder: {self.layout}")
+            raise UserError(f"root is not set; give COCO's folder: {self.layout}")
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
-            raise UserError(f"data.root={root}: no such folder ({self.root.absolute()}); {self.layout}")
-        self._find("val")
-        self.skip = read_skip_list(skip_list, tuple(f"{folder}/" for folder in self.images.values()))
+            raise UserError(f"root={root}: no such folder ({self.root.absolute()}); {self.layout}")
+        self._check_there("val")
+        self.skip_list = read_skip_list(skip_list, tuple(f"{folder}/" for folder in self.images.values()))
 
-    @cached_property
+    @property
     def classes(self) -> list[str]:
         """Names of the categories, in the order of their ids."""
-        return read(self.root / self.annotations["val"]).classes
+        return self._read("val").classes
 
     def split(self, name: str) -> CocoSplit:
         """The split "train" or "val"."""
-        self._find(name)
-        found = read(self.root / self.annotations[name])
+        self._check_there(name)
+        found = self._read(name)
         if name == "train":
-            self._check_same(found, read(self.root / self.annotations["val"]))
-        return CocoSplit(self.root, self.images[name], found, self.skip)
+            self._check_same(found, self._read("val"))
+        return CocoSplit(self.root, self.images[name], found, self.skip_list)
 
-    def _find(self, name: str) -> None:
+    def _read(self, name: str) -> Annotations:
+        return read(self.root / self.annotations[name])
+
+    def _check_there(self, name: str) -> None:
         if not (self.root / self.annotations[name]).is_file():
-            raise UserError(f"data.root={self.root}: there is no {self.annotations[name]} in it; {self.layout}")
+            raise UserError(f"root={self.root}: there is no {self.annotations[name]} in it; {self.layout}")
         if not (self.root / self.images[name]).is_dir():
-            raise UserError(f"data.root={self.root}: there is no folder {self.images[name]} in it; {self.layout}")
+            raise UserError(f"root={self.root}: there is no folder {self.images[name]} in it; {self.layout}")
 
     def _check_same(self, train: Annotations, val: Annotations) -> None:
-        different = sorted(set(train.categories) ^ set(val.categories))
-        if different:
-            number, text = different[0]
-            both = f"{self.annotations['train']} and {self.annotations['val']}"
-            where = "train" if (number, text) in train.categories else "val"
-            raise UserError(
-                f"{both} in {self.root} must have the same categories; only in the {where} file: {number} {text}"
-                + (f" and {len(different) - 1} more differ" if len(different) > 1 else "")
-            )
+        for name, own, other in (("train", train, val), ("val", val, train)):
+            for number, text in sorted(set(own.categories) - set(other.categories)):
+                both = f"{self.annotations['train']} and {self.annotations['val']} in {self.root}"
+                raise UserError(f"{both} must have the same categories; only in the {name} file: {number} {text}")
         if train.keypoint_names != val.keypoint_names:
             raise UserError(f"the annotation files in {self.root} must have the same key points, in the same order")
 
 
 class CocoSplit:
-    """The images of one split in the order of their ids. skipped: images left out by a skip list; `annotations` does
-    not have them either, so that image i is image i of the annotations."""
+    """The images of one split in the order of their ids.
+
+    Args:
+        root: folder of the data set.
+        folder: of the images, below the root.
+        annotations: of the split.
+        skip: paths below the root of images to leave out.
+
+    Attributes:
+        annotations: without the images left out, so that image i is image i of the annotations.
+        everything: with them.
+        skipped: how many were left out.
+
+    Raises:
+        UserError: no image is left, or the file of one lies outside the data set.
+    """
 
     def __init__(self, root: Path, folder: str, annotations: Annotations, skip: frozenset[str] = frozenset()) -> None:
-        self.folder, self.path, self.annotations = folder, os.path.join(root, folder), annotations
+        self.folder, self.path = folder, os.path.join(root, folder)
+        self.annotations = self.everything = _located(annotations, str(root), self.path)
         if any(line.startswith(f"{folder}/") for line in skip):
-            kept = [i for i in range(len(annotations)) if f"{folder}/{annotations.file(i)}" not in skip]
-            self.annotations = annotations.only(np.array(kept, np.int64))
+            kept = [i for i in range(len(annotations)) if f"{folder}/{annotations.file_name(i)}" not in skip]
+            self.annotations = self.everything.only(np.array(kept, np.int64))
         self.skipped = len(annotations) - len(self.annotations)
         if not len(self.annotations):
-            raise UserError(f"data.skip_list leaves no image in {self.path}")
+            raise UserError(f"skip_list leaves no image in {self.path}")
 
     def __len__(self) -> int:
         return len(self.annotations)
 
     def name(self, index: int) -> str:
         """The path below the root, as a skip list has it."""
-        return f"{self.folder}/{self.annotations.file(index)}"
+        return f"{self.folder}/{self.annotations.file_name(index)}"
 
     def read(self, index: int) -> Tensor:
         """uint8 RGB (3, H, W). Raises UnreadableSample, also where the image is not of the annotated size."""
-        path = os.path.join(self.path, self.annotations.file(index))
+        path = os.path.join(self.path, self.annotations.file_name(index))
         image = read_image(path)
-        said, found = tuple(map(int, self.annotations.sizes[index])), tuple(image.shape[1:])
-        if found != said:
-            sizes = f"the image has {found[1]} x {found[0]} pixels, its annotation says {said[1]} x {said[0]}"
-            turned = "; was it turned by its EXIF tag?" if found == said[::-1] else ""
+        annotated, found = tuple(map(int, self.annotations.sizes[index])), tuple(image.shape[1:])
+        if found != annotated:
+            sizes = f"the image has {found[1]} x {found[0]} pixels, its annotation says {annotated[1]} x {annotated[0]}"
+            turned = "; was it turned by its EXIF tag?" if found == annotated[::-1] else ""
             raise UnreadableSample(f"{sizes}{turned} ({path})")
         return image
+
+
+@functools.lru_cache(maxsize=4)
+def _located(annotations: Annotations, root: str, folder: str) -> Annotations:
+    """The annotations with the sizes that their file does not say, from the headers of the images. An image that cannot
+    be opened keeps the size 0: whoever reads it later is told why.
+
+    Raises UserError for a file name that leads out of the data set: whoever wrote the annotations must not choose what
+    is read from the rest of the disk.
+    """
+    allowed = tuple(os.path.join(os.path.abspath(path), "") for path in (root, folder))
+    paths = [os.path.abspath(os.path.join(folder, annotations.file_name(i))) for i in range(len(annotations))]
+    for index, path in enumerate(paths):
+        if not path.startswith(allowed):
+            entry = f"image {annotations.image_ids[index]}: file_name={annotations.file_name(index)}"
+            raise UserError(f"{annotations.path}: {entry} lies outside root={root}")
+    missing = np.flatnonzero((annotations.sizes == 0).any(1))
+    if not missing.size:
+        return annotations
+    sizes = annotations.sizes.copy()
+    for index in missing:
+        try:
+            with Image.open(paths[index]) as image:
+                sizes[index] = image.height, image.width
+        except Exception:  # PIL's plug-ins let many kinds of exception out of a damaged file
+            continue
+    found = replace(annotations, sizes=sizes)
+    taken = {"images without width and height, the file's taken": len(missing)}
+    return replace(found, notes={**taken, **annotations.notes, **box_notes(found)})

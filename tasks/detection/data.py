@@ -8,30 +8,34 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from tasks.coco.source import CocoSplit
 from tasks.detection.transforms import Transform
 from tdaf.errors import UserError
-from tdaf.task import Batch, Media
+from tdaf.media.pictures import Media
+from tdaf.task import Batch
 
 MULTIPLE = 32  # sides of a batch, as FCOS pads; the stages and the pyramid work with others too
 MEAN_PIXEL = (124, 116, 104)  # ImageNet's, RGB
 
 
 class Detections:
-    """A split with its transform.
+    """A split with its transform. A sample is a dict of
 
-    A sample: "input" uint8 (3, h, w), "size" (h, w), "scale" (x, y: input pixels for one of the image), "image_id",
-    "boxes" (K, 4) float32 x1, y1, x2, y2 in input pixels, "labels" (K,) int64. Crowds and boxes without area inside the
-    image are not among the boxes.
+    "input": uint8 (3, h, w). "size": (h, w). "scale": (x, y), input pixels for one of the image. "image_id".
+    "boxes": (K, 4) float32 x1, y1, x2, y2 in input pixels, of no crowd and with some area inside the image.
+    "labels": (K,) int64.
 
-    keep_empty: for training, whether images without such a box are in; images of one orientation then come together
-    (`groups`: 0 wide, 1 tall or square). None: for evaluation, with every image in any order.
-    pad_value: the pixel around smaller images of a batch. FCOS pads with zeros after normalisation, which is the mean
-    pixel; a whole number differs from that by half a grey level at most, and leaves the batch in bytes.
-    notes: what was found in the annotations, and how many images were left out.
-    Raises UserError where no image is left.
+    Args:
+        split: images and annotations.
+        transform: from an image and its boxes to an input.
+        keep_empty: for training, whether images without such a box are in; images of one orientation then come
+            together (`groups`: 0 wide, 1 tall or square). None: for evaluation, with every image in any order.
+        pad_value: the pixel around smaller images of a batch. FCOS pads with zeros after normalisation, which is the
+            mean pixel; a whole number differs from that by half a grey level at most, and leaves the batch in bytes.
+
+    Raises:
+        UserError: no image is left.
     """
 
     def __init__(
@@ -41,56 +45,54 @@ class Detections:
         keep_empty: bool | None = None,
         pad_value: Sequence[int] = MEAN_PIXEL,
     ) -> None:
-        self.split, self.transform, self.pad_value, self.skipped = split, transform, tuple(pad_value), split.skipped
+        self.split, self.transform, self.pad_value, self.skipped = split, transform, pad_value, split.skipped
         annotations = split.annotations
         self.notes = dict(annotations.notes)
-        self.places = np.arange(len(split))
+        self.images = np.arange(len(split))
         self.groups: np.ndarray | None = None
         if keep_empty is None:
             return
         if not keep_empty:
-            self.places = np.flatnonzero(annotations.usable_counts() > 0)
-            left_out = len(split) - len(self.places)
+            self.images = np.flatnonzero(annotations.usable_counts() > 0)
+            left_out = len(split) - len(self.images)
             self.notes |= {"images without an object to learn, left out": left_out} if left_out else {}
-        if not len(self.places):
-            raise UserError(f"{annotations.path}: none of its images has an object to learn; see task.keep_empty")
-        height, width = annotations.sizes[self.places].T
+        if not len(self.images):
+            raise UserError(f"{annotations.path}: none of its images has an object to learn; see keep_empty")
+        height, width = annotations.sizes[self.images].T
         self.groups = (height >= width).astype(np.uint8)
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        place = int(self.places[index])
-        annotations = self.split.annotations
-        objects = annotations.usable(place)
-        view = self.transform(self.split.read(place), torch.from_numpy(objects.boxes))
-        sample = _sample(view.image, view.scale, int(annotations.image_ids[place]))
-        return {**sample, "boxes": view.boxes, "labels": torch.from_numpy(objects.labels)[view.kept]}
+        image, annotations = int(self.images[index]), self.split.annotations
+        boxes, labels = map(torch.from_numpy, annotations.usable(image))
+        view = self.transform(self.split.read(image), boxes)
+        sample = _sample(view.image, view.scale, int(annotations.image_ids[image]))
+        return {**sample, "boxes": view.boxes, "labels": labels[view.kept]}
 
     def name(self, index: int) -> str:
         """The path below the root, as a skip list has it."""
-        return self.split.name(int(self.places[index]))
+        return self.split.name(int(self.images[index]))
 
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
-        """"input" uint8 (B, 3, H, W) as `padded` gives it, "size" (B, 2) int64, "scale" (B, 2) float32, "image_id" (B,)
-        int64; "boxes" and "labels" lists of B tensors."""
+        """As `collated`, and "boxes" and "labels", lists of B tensors."""
         counts = [len(sample["boxes"]) for sample in samples]
         # parts of one tensor: each tensor of its own would take a file descriptor on its way from a worker
         parts = {key: torch.cat([sample[key] for sample in samples]).split(counts) for key in ("boxes", "labels")}
-        return {**_collated(samples, self.pad_value), **{key: list(part) for key, part in parts.items()}}
+        return {**collated(samples, self.pad_value), **{key: list(part) for key, part in parts.items()}}
 
 
 class PredictDataset:
     """Pictures of a user's as evaluation sees images; a sample is that of `Detections` without "boxes" and "labels",
-    its "image_id" the picture's place."""
+    its "image_id" the picture's index."""
 
     groups = None
     skipped = 0
+    notes: dict[str, int] = {}
 
     def __init__(self, pictures: Media, transform: Transform, pad_value: Sequence[int] = MEAN_PIXEL) -> None:
-        self.pictures, self.transform, self.pad_value = pictures, transform, tuple(pad_value)
-        self.notes: dict[str, int] = {}
+        self.pictures, self.transform, self.pad_value = pictures, transform, pad_value
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -100,45 +102,36 @@ class PredictDataset:
         return _sample(view.image, view.scale, index)
 
     def name(self, index: int) -> str:
-        frame = self.pictures.frame(index)
-        return str(self.pictures.file(index)) + ("" if frame is None else f", frame {frame}")
+        return self.pictures.name(index)
 
     def shown(self, index: int) -> list[int]:
         return [index]
 
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
-        return _collated(samples, self.pad_value)
-
-
-def padded(images: list[Tensor], pad_value: Sequence[int], multiple: int = MULTIPLE) -> Tensor:
-    """uint8 (3, h, w) images at the upper left of (B, 3, H, W), H and W the largest h and w rounded up to `multiple`.
-
-    The memory is (B, H, W, 3), as images are decoded and as the network's kernels want it. In a worker it is memory
-    that the main process sees, as with torch's default_collate.
-    """
-    height, width = (-(-max(image.shape[axis] for image in images) // multiple) * multiple for axis in (1, 2))
-    shape = (len(images), height, width, 3)
-    out = torch.empty(0, dtype=torch.uint8)
-    if get_worker_info() is not None:
-        out = out.new(out._typed_storage()._new_shared(len(images) * height * width * 3, device="cpu"))
-    out = out.resize_(shape).permute(0, 3, 1, 2)
-    colour = torch.tensor(pad_value, dtype=torch.uint8)[:, None, None]
-    for place, image in zip(out, images, strict=True):
-        h, w = image.shape[1:]
-        place[:, :h, :w] = image
-        place[:, h:] = colour
-        place[:, :h, w:] = colour
-    return out
+        return collated(samples, self.pad_value)
 
 
 def _sample(image: Tensor, scale: tuple[float, float], image_id: int) -> dict[str, Any]:
     return {"input": image, "size": tuple(image.shape[1:]), "scale": scale, "image_id": image_id}
 
 
-def _collated(samples: list[dict[str, Any]], pad_value: Sequence[int]) -> Batch:
+def collated(samples: list[dict[str, Any]], pad_value: Sequence[int]) -> Batch:
+    """A batch: "input" uint8 (B, 3, H, W) as `padded` gives it, "size" (B, 2) int64, "scale" (B, 2) float32, "image_id"
+    (B,) int64."""
     return {
         "input": padded([sample["input"] for sample in samples], pad_value),
         "size": torch.tensor([sample["size"] for sample in samples], dtype=torch.int64),
         "scale": torch.tensor([sample["scale"] for sample in samples], dtype=torch.float32),
         "image_id": torch.tensor([sample["image_id"] for sample in samples], dtype=torch.int64),
     }
+
+
+def padded(images: list[Tensor], pad_value: Sequence[int], multiple: int = MULTIPLE) -> Tensor:
+    """uint8 (3, h, w) images at the upper left of (B, 3, H, W), H and W the largest h and w rounded up to `multiple`.
+    The memory is (B, H, W, 3), as images are decoded and as the network's kernels want it."""
+    height, width = (-(-max(image.shape[axis] for image in images) // multiple) * multiple for axis in (1, 2))
+    pixel = torch.tensor(pad_value, dtype=torch.uint8)
+    out = pixel.repeat(len(images), height, width, 1).permute(0, 3, 1, 2)
+    for canvas, image in zip(out, images, strict=True):
+        canvas[:, : image.shape[1], : image.shape[2]] = image
+    return out

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from tasks.coco.source import CocoSplit
+from tasks.coco.source import Source
 from tasks.detection.data import Detections, PredictDataset
-from tasks.detection.decode import Decoder
 from tasks.detection.evaluator import CocoBoxes
-from tasks.detection.line import LINES
-from tasks.detection.losses import losses
-from tasks.detection.network import FcosNetwork
+from tasks.detection.fcos import VARIANTS, Decoder, FcosNetwork, Outputs, losses
 from tasks.detection.transforms import Transform
 from tdaf.errors import UserError
 from tdaf.media.drawing import boxes as with_boxes
@@ -25,26 +23,30 @@ from tdaf.model.normalise import Normalise
 from tdaf.model.staged import Staged
 from tdaf.task import Batch
 
-NAMED = 5  # detections that are told of a picture in a text
-
-
-class Source(Protocol):
-    classes: list[str]
-
-    def split(self, name: str) -> CocoSplit:
-        """The split "train" or "val"; raises UserError when it is not there."""
+TEXT_LIMIT = 5  # detections of a picture that its text names
 
 
 class Fcos:
-    """data: images and annotations. train_transform, val_transform: from an image and its boxes to an input.
-    mean, std: of the pixels, RGB, in units of 0..1.
-    head: "original" or "improved", the two lines of FCOS (tasks/detection/line.py says what they are).
-    channels: of the pyramid and the head, a multiple of 8. convs: of each tower.
-    batch_norm: of the backbone, "frozen", "affine" (weight and bias train) or "trained"; "auto": frozen without
-    attention, affine with it, as the paper's parameter counts have it. frozen_stages: the first stages (the stem is in
-    the first) whose parameters do not train. keep_empty: whether images without an object are trained on.
-    score_threshold, nms, top, per_image: see `Decoder`. shown: detections of this score and above are drawn.
-    Raises UserError for values outside these.
+    """The task of detection.
+
+    Args:
+        data: images and annotations.
+        train_transform, val_transform: from an image and its boxes to an input.
+        mean, std: of the pixels, RGB, in units of 0..1.
+        head: "original" or "improved", the two versions of FCOS (`fcos.Variant` says what they are).
+        channels: of the pyramid and the head, a multiple of 8.
+        convs: of each tower of the head.
+        batch_norm: of the backbone, "frozen", "affine" (weight and bias train) or "trained"; "auto": frozen without
+            attention, affine with it, as the paper's parameter counts have it, and trained without pretrained weights.
+        frozen_stages: the first stages (the stem is in the first) whose parameters do not train; "auto": 1, and 0
+            without pretrained weights.
+        pretrained: only whether it is None counts, for "auto".
+        keep_empty: whether images without an object are trained on.
+        score_threshold, nms, top, per_image: see `fcos.Decoder`.
+        shown: detections of this score and above are drawn.
+
+    Raises:
+        UserError: a value outside these.
     """
 
     metric = "AP"
@@ -69,24 +71,24 @@ class Fcos:
         per_image: int = 100,
         shown: float = 0.5,
     ) -> None:
-        if head not in LINES:
-            raise UserError(f"task.head={head}: give {' or '.join(LINES)}")
+        if head not in VARIANTS:
+            raise UserError(f"head={head}: give {' or '.join(VARIANTS)}")
         if batch_norm not in ("auto", *MODES):
-            raise UserError(f"task.batch_norm={batch_norm}: give auto, {', '.join(MODES)}")
+            raise UserError(f"batch_norm={batch_norm}: give auto, {', '.join(MODES)}")
         if channels < 8 or channels % 8:
-            raise UserError(f"task.channels={channels}: give a multiple of 8")
+            raise UserError(f"channels={channels}: give a multiple of 8")
         if convs < 0:
-            raise UserError(f"task.convs={convs}: give 0 or more")
+            raise UserError(f"convs={convs}: give 0 or more")
         if frozen_stages != "auto" and (isinstance(frozen_stages, str) or frozen_stages < 0):
-            raise UserError(f"task.frozen_stages={frozen_stages}: give auto, or 0 or more")
+            raise UserError(f"frozen_stages={frozen_stages}: give auto, or 0 or more")
         if not 0 <= shown <= 1:
-            raise UserError(f"task.shown={shown}: give a number in 0..1")
+            raise UserError(f"shown={shown}: give a number in 0..1")
         if not len(mean) == len(std) == 3 or min(std) <= 0:
-            raise UserError("task.mean, task.std: give three numbers each, one a colour, std above 0")
+            raise UserError("mean, std: give three numbers each, one a colour, std above 0")
         self.data, self.train_transform, self.val_transform = data, train_transform, val_transform
-        self.mean, self.std, self.line, self.channels, self.convs = list(mean), list(std), LINES[head], channels, convs
+        self.mean, self.std, self.variant, self.channels, self.convs = mean, std, VARIANTS[head], channels, convs
         self.batch_norm, self.frozen_stages, self.pretrained = batch_norm, frozen_stages, pretrained is not None
-        self.pad_value = [round(255 * value) for value in mean]
+        self.pad_value = [round(255 * value) for value in mean]  # the pixel that is nearest to 0 when normalised
         self.keep_empty, self.shown = keep_empty, shown
         self.decoder = Decoder(score_threshold, nms, top, per_image)
 
@@ -103,30 +105,24 @@ class Fcos:
         fix_batch_norm(body, automatic if self.batch_norm == "auto" else self.batch_norm)
         freeze_stages(body, int(self.pretrained) if self.frozen_stages == "auto" else self.frozen_stages)
         normalise = Normalise(self.mean, self.std, body.dims)
-        return FcosNetwork(body, len(self.classes), self.line, normalise, self.channels, self.convs)
+        return FcosNetwork(body, len(self.classes), self.variant, normalise, self.channels, self.convs)
 
     def dataset(self, split: str) -> Detections:
         if split == "train":
-            return Detections(self.data.split(split), self.train_transform, self.keep_empty, self._padding)
-        return Detections(self.data.split(split), self.val_transform, pad_value=self._padding)
+            return Detections(self.data.split(split), self.train_transform, self.keep_empty, self.pad_value)
+        return Detections(self.data.split(split), self.val_transform, pad_value=self.pad_value)
 
-    def losses(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Tensor]:
-        """outputs: the network's. "classification", "box", "centreness"."""
-        return losses(outputs, batch["boxes"], batch["labels"], self.line)
+    def losses(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+        return losses(outputs, batch["boxes"], batch["labels"], self.variant)
 
     def evaluator(self) -> CocoBoxes:
         return CocoBoxes(self.data.split("val").annotations, self.decoder)
 
     def predict_dataset(self, paths: list[Path]) -> PredictDataset:
         """Images and videos of the user's, each picture prepared as a validation image."""
-        return PredictDataset(Media(paths), self.val_transform, self._padding)
+        return PredictDataset(Media(paths), self.val_transform, self.pad_value)
 
-    @property
-    def _padding(self) -> list[int]:
-        """The pixel that is nearest to 0 when it is normalised."""
-        return [round(255 * value) for value in self.mean]
-
-    def postprocess(self, outputs: dict[str, Any], batch: Batch) -> list[dict[str, Any]]:
+    def postprocess(self, outputs: Outputs, batch: Batch) -> list[dict[str, Any]]:
         """A picture: {"detections": [{"class", "score", "box": [x, y, width, height]}, ...], the best first, "width",
         "height", "text" for people}, all in the picture's pixels."""
         answers = []
@@ -144,32 +140,22 @@ class Fcos:
 
     def _text(self, entries: list[dict[str, Any]]) -> str:
         drawn = [f"{entry['class']} {entry['score']:.2f}" for entry in entries if entry["score"] >= self.shown]
-        more = [f"{len(drawn) - NAMED} more"] if len(drawn) > NAMED else []
-        return ", ".join([*drawn[:NAMED], *more]) or "nothing"
+        more = [f"{len(drawn) - TEXT_LIMIT} more"] if len(drawn) > TEXT_LIMIT else []
+        return ", ".join([*drawn[:TEXT_LIMIT], *more]) or "nothing"
 
     def draw(self, picture: Tensor, answers: list[dict[str, Any]]) -> Tensor:
         """Boxes with class and score, a colour a class."""
-        entries = [entry for answer in answers for entry in answer["detections"]]
-        corners = [(x, y, x + width, y + height) for x, y, width, height in (entry["box"] for entry in entries)]
-        labels = [self.classes.index(entry["class"]) for entry in entries]
-        return self._drawn(picture, corners, [entry["score"] for entry in entries], labels)
+        entries = [entry for answer in answers for entry in answer["detections"] if entry["score"] >= self.shown]
+        boxes = torch.tensor([entry["box"] for entry in entries], dtype=torch.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        texts = [f"{entry['class']} {entry['score']:.2f}" for entry in entries]
+        return with_boxes(picture, boxes, texts, [colour(self.classes.index(entry["class"])) for entry in entries])
 
-    def visualize(self, outputs: dict[str, Any], batch: Batch) -> dict[str, list[Tensor]]:
+    def visualize(self, outputs: Outputs, batch: Batch) -> dict[str, list[Tensor]]:
         """The detections on each input, without its padding."""
-        found = self.decoder(outputs, batch["size"])
-        images = zip(batch["input"].cpu(), batch["size"].tolist(), found, strict=True)
-        return {
-            "prediction": [
-                self._drawn(image[:, :height, :width], own.boxes.tolist(), own.scores.tolist(), own.labels.tolist())
-                for image, (height, width), own in images
-            ]
-        }
-
-    def _drawn(self, picture: Tensor, corners: list, scores: list[float], labels: list[int]) -> Tensor:
-        seen = [entry for entry in zip(corners, scores, labels, strict=True) if entry[1] >= self.shown]
-        edges = Tensor([corner for corner, _, _ in seen]).reshape(-1, 4)
-        texts = [f"{self.classes[label]} {score:.2f}" for _, score, label in seen]
-        return with_boxes(picture, edges, texts, [colour(label) for _, _, label in seen])
+        answers = self.postprocess(outputs, {**batch, "scale": torch.ones_like(batch["scale"])})
+        images = zip(batch["input"].cpu(), batch["size"].tolist(), answers, strict=True)
+        return {"prediction": [self.draw(image[:, :h, :w], [answer]) for image, (h, w), answer in images]}
 
     def to_json(self, found: list[tuple[Path, int | None, list[dict[str, Any]]]]) -> dict[str, Any]:
         """COCO's format; an annotation has "score", the image of a video "frame". Categories count from 1."""

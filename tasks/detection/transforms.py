@@ -1,12 +1,8 @@
-"""Images with boxes to inputs, on uint8. Every random choice draws from torch's global generator.
-
-`train_transform` and `val_transform` are what a configuration names. Sizes follow FCOS (tianzhi0549/FCOS
-fcos_core/data/transforms/transforms.py): the short side as asked, unless the long side would exceed `max_size`.
-"""
+"""Images with boxes to inputs, on uint8. Every random choice draws from torch's global generator."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,86 +14,96 @@ from tdaf.errors import UserError
 
 
 class View(NamedTuple):
-    """An image as the network sees it, and what became of its boxes.
+    """An image as the network sees it, and what became of its boxes."""
 
-    image: uint8 (3, h, w). boxes (L, 4) float32: x1, y1, x2, y2 in its pixels. kept (K,) bool: which of the K boxes
-    given these are. scale: its pixels for one of the original, along x and y.
-    """
-
-    image: Tensor
-    boxes: Tensor
-    kept: Tensor
-    scale: tuple[float, float]
+    image: Tensor  # uint8 (3, h, w)
+    boxes: Tensor  # (L, 4) float32: x1, y1, x2, y2 in its pixels
+    kept: Tensor  # (K,) bool: which of the K boxes given these are
+    scale: tuple[float, float]  # its pixels for one of the original, along x and y
 
 
 Transform = Callable[[Tensor, Tensor], View]  # (uint8 (3, H, W), boxes (K, 4)) -> View
 
 
 @dataclass(frozen=True)
-class Resize:
-    """sizes: the short side is one of them, drawn; without a random number where there is one only."""
+class TrainTransform:
+    """Colours, a window, a mirror image, then the size: the cheap steps see the smaller image.
 
-    sizes: Sequence[int]
-    max_size: int
+    Args:
+        short_sides: pixels; one size; two are the ends of a range of whole numbers, both included; more are a list to
+            draw from.
+        max_size: pixels, of the long side.
+        flip, crop: probabilities of a mirror image, and of a random window of half to all of each side.
+        jitter: brightness, contrast and saturation change by up to this part.
 
-    def __call__(self, image: Tensor, boxes: Tensor) -> View:
-        place = int(torch.randint(len(self.sizes), ())) if len(self.sizes) > 1 else 0
-        height, width = image.shape[1:]
-        new_height, new_width = resized_size(height, width, self.sizes[place], self.max_size)
-        scale = new_width / width, new_height / height
-        resized = v2F.resize(image, [new_height, new_width], antialias=True)
-        return View(resized, boxes * boxes.new_tensor([*scale, *scale]), _all(boxes), scale)
+    Raises:
+        UserError: a value that cannot be.
+    """
 
+    short_sides: list[int]
+    max_size: int = 1333
+    flip: float = 0.5
+    crop: float = 0.0
+    jitter: float = 0.0
 
-@dataclass(frozen=True)
-class Training:
-    """Colours, a window, a mirror image, then `Resize`: the cheap steps see the smaller image."""
-
-    resize: Resize
-    flip: float
-    crop: float
-    jitter: float
+    def __post_init__(self) -> None:
+        if not self.short_sides or min(self.short_sides) < 1 or list(self.short_sides) != sorted(self.short_sides):
+            raise UserError(f"short_sides={list(self.short_sides)}: give rising sizes of 1 or more")
+        for name in ("flip", "crop", "jitter"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name}={getattr(self, name)}: give a number in 0..1")
+        _check_size(self.short_sides[-1], self.max_size)
 
     def __call__(self, image: Tensor, boxes: Tensor) -> View:
         if self.jitter:
             image = jittered(image, self.jitter)
-        kept = _all(boxes)
+        kept = torch.ones(len(boxes), dtype=torch.bool)
         if self.crop and float(torch.rand(())) < self.crop:
             image, boxes, kept = cropped(image, boxes)
         if float(torch.rand(())) < self.flip:
             image, boxes = flipped(image, boxes)
-        return self.resize(image, boxes)._replace(kept=kept)
+        low, *others = self.short_sides
+        sizes = range(low, others[0] + 1) if len(others) == 1 else self.short_sides
+        short_side = sizes[int(torch.randint(len(sizes), ())) if len(sizes) > 1 else 0]
+        return resized(image, boxes, short_side, self.max_size)._replace(kept=kept)
 
 
-def train_transform(
-    short_sides: list[int], max_size: int = 1333, flip: float = 0.5, crop: float = 0.0, jitter: float = 0.0
-) -> Training:
-    """short_sides: one size; two are the ends of a range of whole numbers, both included; more are a list to draw from.
-    flip, crop: probabilities of a mirror image, and of a random window of half to all of each side.
-    jitter: brightness, contrast and saturation change by up to this part.
-    Raises UserError for values that cannot be.
-    """
-    where = "task.train_transform"
-    if not short_sides or min(short_sides) < 1 or list(short_sides) != sorted(short_sides):
-        raise UserError(f"{where}.short_sides={list(short_sides)}: give rising sizes of 1 or more")
-    for name, value in (("flip", flip), ("crop", crop), ("jitter", jitter)):
-        if not 0 <= value <= 1:
-            raise UserError(f"{where}.{name}={value}: give a number in 0..1")
-    _check_size(where, max(short_sides), max_size)
-    sizes = range(short_sides[0], short_sides[1] + 1) if len(short_sides) == 2 else tuple(short_sides)
-    return Training(Resize(sizes, max_size), flip, crop, jitter)
+@dataclass(frozen=True)
+class ValTransform:
+    """The whole image. short_side, max_size: pixels. Raises UserError for values that cannot be."""
+
+    short_side: int = 800
+    max_size: int = 1333
+
+    def __post_init__(self) -> None:
+        if self.short_side < 1:
+            raise UserError(f"short_side={self.short_side}: give 1 or more")
+        _check_size(self.short_side, self.max_size)
+
+    def __call__(self, image: Tensor, boxes: Tensor) -> View:
+        return resized(image, boxes, self.short_side, self.max_size)
 
 
-def val_transform(short_side: int = 800, max_size: int = 1333) -> Resize:
-    """Raises UserError for values that cannot be."""
-    if short_side < 1:
-        raise UserError(f"task.val_transform.short_side={short_side}: give 1 or more")
-    _check_size("task.val_transform", short_side, max_size)
-    return Resize((short_side,), max_size)
+train_transform, val_transform = TrainTransform, ValTransform  # as configurations name them
+
+
+def _check_size(short_side: int, max_size: int) -> None:
+    if max_size < short_side:
+        raise UserError(f"max_size={max_size}: it must not be below the short side, {short_side}")
+
+
+def resized(image: Tensor, boxes: Tensor, short_side: int, max_size: int) -> View:
+    """The short side as asked, unless the long side would exceed `max_size`."""
+    height, width = image.shape[1:]
+    new_height, new_width = resized_size(height, width, short_side, max_size)
+    scale = new_width / width, new_height / height
+    pixels = v2F.resize(image, [new_height, new_width], antialias=True)
+    return View(pixels, boxes * boxes.new_tensor(scale).repeat(2), torch.ones(len(boxes), dtype=torch.bool), scale)
 
 
 def resized_size(height: int, width: int, short_side: int, max_size: int) -> tuple[int, int]:
-    """(height, width) with the aspect kept as far as whole pixels allow; the long side is rounded down."""
+    """(height, width) with the aspect kept as far as whole pixels allow; the long side is rounded down
+    (tianzhi0549/FCOS, fcos_core/data/transforms/transforms.py)."""
     short, long = min(height, width), max(height, width)
     if long / short * short_side > max_size:
         short_side = max(1, round(max_size * short / long))
@@ -132,12 +138,3 @@ def jittered(image: Tensor, part: float) -> Tensor:
     brightness, contrast, saturation = (1 + part * (2 * torch.rand(3) - 1)).tolist()
     image = v2F.adjust_contrast(v2F.adjust_brightness(image, brightness), contrast)
     return v2F.adjust_saturation(image, saturation)
-
-
-def _all(boxes: Tensor) -> Tensor:
-    return torch.ones(len(boxes), dtype=torch.bool)
-
-
-def _check_size(where: str, short_side: int, max_size: int) -> None:
-    if max_size < short_side:
-        raise UserError(f"{where}.max_size={max_size}: it must not be below the short side, {short_side}")
