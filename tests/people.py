@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tasks.pose.skeleton import COCO
+from tasks.pose.source import COCO
 
 WIDTH, HEIGHT = 160, 120
 BODY = np.array(  # the joints of a standing person, in parts of the box's sides

@@ -23,7 +23,7 @@ from tdaf.cli import build  # noqa: E402
 from tdaf.cli.arguments import main  # noqa: E402
 from tdaf.cli.compose import compose  # noqa: E402
 from scripts.attention import attention  # noqa: E402
-from tasks.pose.skeleton import COCO  # noqa: E402
+from tasks.pose.source import COCO  # noqa: E402
 from tdaf.engine import checkpoint  # noqa: E402
 from tdaf.engine.pictures import attention_panels  # noqa: E402
 from tdaf.errors import UserError  # noqa: E402

@@ -17,10 +17,9 @@ from PIL import Image
 
 from tdaf.cli import prediction, trained
 from scripts.detect_people import detect
-from tasks.coco.annotations import read
 from tasks.pose.augment import Augmentation
-from tasks.pose.boxes import detected
-from tasks.pose.skeleton import COCO
+from tasks.pose.data import detected
+from tasks.pose.source import COCO, CocoKeypoints
 from tasks.pose.task import Pose
 from tdaf.errors import RunError, UserError
 
@@ -45,8 +44,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def found(root: Path, content: Any, least: float = 0.0):
-    annotations = read(root / "annotations/person_keypoints_val2017.json")
-    return detected(wrote(root / "yolo.json", content), annotations, least)
+    return detected(wrote(root / "yolo.json", content), CocoKeypoints(str(root)).split("val"), least)
 
 
 def test_boxes_are_taken_as_the_detector_gives_them(root):
@@ -87,7 +85,7 @@ def test_what_is_left_out_is_counted(root):
         ([result(box=(1.0, 2.0, 3.0))], "box number 1 of the file: bbox=.*: give 4 finite numbers"),
         (json.dumps([result(box=(1.0, 2.0, 3.0, 4.0))]).replace("2.0", "NaN"), "bbox=.*: give 4 finite numbers"),
         ([result(score=float("inf"))], "score=inf: give a finite number"),
-        ([{**result(), "image_id": "139"}], "image_id='139': give a finite number"),
+        ([{**result(), "image_id": "a139"}], "image_id='a139'"),
         ([result(7), result(8)], "no box of a person in these images: 2 boxes in images that the annotations do not"),
         ([], "no box of a person in these images: it is empty"),
     ],
@@ -100,7 +98,7 @@ def test_files_that_cannot_be_used_are_named_in_one_line(root, content, message)
 
 def test_a_missing_file_is_named(root):
     with pytest.raises(UserError, match="frcnn.json: No such file.*detect_people.py writes such a file"):
-        detected(root / "frcnn.json", read(root / "annotations/person_keypoints_val2017.json"), 0.0)
+        detected(root / "frcnn.json", CocoKeypoints(str(root)).split("val"), 0.0)
 
 
 def pose(**settings: Any) -> Pose:
@@ -204,7 +202,7 @@ def test_torchvisions_detectors_write_a_file_for_evaluation(root, monkeypatch, c
     written = json.loads(out.read_text())
     assert written[:2] == [result(139, BOX, 0.9), result(139, (1.0, 2.0, 3.0, 6.0), 0.5)]
     assert [entry["image_id"] for entry in written] == [139, 139, 239, 239]
-    assert len(detected(out, read(root / "annotations/person_keypoints_val2017.json"), 0.6)) == 2
+    assert len(detected(out, CocoKeypoints(str(root)).split("val"), 0.6)) == 2
 
 
 class Ours:
@@ -278,6 +276,6 @@ def test_no_network_is_one_line(root, monkeypatch):
 
 
 def test_data_that_is_not_there_is_named(monkeypatch):
-    with pytest.raises(UserError, match="data.root is not set"):
+    with pytest.raises(UserError, match="root is not set"):
         detect(["detector=fasterrcnn_resnet50_fpn_v2"])
     assert "scripts.detect_people" in sys.modules

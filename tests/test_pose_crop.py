@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.pose.crop import affine, crop, framed, inverse, mirrored, transform
+from tasks.pose.augment import affine, crop, framed, inverse, transform
+from tasks.pose.simplepose import mirrored
 
 torch.set_num_threads(1)
 

@@ -13,13 +13,10 @@ import torch
 from people import annotation, standing
 from PIL import Image, ImageDraw
 
-from tasks.pose import skeleton
-from tasks.pose.augment import Augmentation
-from tasks.pose.boxes import annotated
-from tasks.pose.crop import framed
-from tasks.pose.data import Persons
-from tasks.pose.skeleton import COCO
-from tasks.pose.source import CocoKeypoints
+from tasks.pose import source
+from tasks.pose.augment import Augmentation, framed
+from tasks.pose.data import Persons, annotated
+from tasks.pose.source import COCO, CocoKeypoints
 from tdaf.errors import UnreadableSample, UserError
 
 torch.set_num_threads(1)
@@ -30,7 +27,7 @@ SIZE = (128, 96)
 def samples(root: Path, augment: Augmentation | None = None, split: str = "val", **settings: Any) -> Persons:
     images = CocoKeypoints(str(root), **settings).split(split)
     names = images.annotations.keypoint_names
-    return Persons(images, [annotated(images.annotations)], SIZE, names, augment)
+    return Persons(images, [annotated(images)], SIZE, names, augment)
 
 
 def test_a_sample_says_everything_of_a_person(tmp_path):
@@ -53,7 +50,7 @@ def test_a_sample_says_everything_of_a_person(tmp_path):
 def test_views_of_the_flip_test_are_mirror_images(tmp_path):
     people.write(tmp_path, [[annotation(BOX)]])
     images = CocoKeypoints(str(tmp_path)).split("val")
-    sources = [annotated(images.annotations)]
+    sources = [annotated(images)]
     one, two = (Persons(images, sources, SIZE, COCO, None, views)[0]["input"] for views in (False, True))
     assert two.shape == (2, 3, *SIZE)
     assert torch.equal(two[0], one) and torch.equal(two[1], one.flip(-1)) and not torch.equal(two[1], one)
@@ -175,7 +172,7 @@ def drawn(augment: Augmentation, count: int = 400, joints: np.ndarray | None = N
     joints = np.array(standing(BOX)).reshape(17, 3) if joints is None else joints
     box = np.array([30.0, 10.0, 89.0, 109.0])
     torch.manual_seed(0)
-    return [augment(box, joints, skeleton.legs(COCO), (256, 192)) for _ in range(count)]
+    return [augment(box, joints, source.legs(COCO), (256, 192)) for _ in range(count)]
 
 
 def test_the_published_draws():
@@ -228,11 +225,11 @@ def test_half_a_body_is_framed_where_enough_of_it_is_labelled():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"scale": 1.0}, "task.train_augment.scale=1.0: give 0 or more and less than 1"),
-        ({"flip": 1.5}, "task.train_augment.flip=1.5: a probability"),
-        ({"half_body": -0.1}, "task.train_augment.half_body=-0.1: a probability"),
-        ({"rotation": -1.0}, "task.train_augment.rotation=-1.0: give 0 or more"),
-        ({"shift": math.nan}, "task.train_augment.shift=nan: give 0 or more"),
+        ({"scale": 1.0}, "scale=1.0: give 0 or more and less than 1"),
+        ({"flip": 1.5}, "flip=1.5: a probability"),
+        ({"half_body": -0.1}, "half_body=-0.1: a probability"),
+        ({"rotation": -1.0}, "rotation=-1.0: give 0 or more"),
+        ({"shift": math.nan}, "shift=nan: give 0 or more"),
     ],
 )
 def test_impossible_augmentations_are_refused(settings, message):
@@ -241,16 +238,16 @@ def test_impossible_augmentations_are_refused(settings, message):
 
 
 def test_names_tell_pairs_bones_and_spreads():
-    assert skeleton.flip_pairs(COCO) == [(k, k + 1) for k in range(1, 17, 2)]
+    assert source.flip_pairs(COCO) == [(k, k + 1) for k in range(1, 17, 2)]
     published = [[16, 14], [14, 12], [17, 15], [15, 13], [12, 13], [6, 12], [7, 13], [6, 7], [6, 8], [7, 9], [8, 10],
                  [9, 11], [2, 3], [1, 2], [1, 3], [2, 4], [3, 5], [4, 6], [5, 7]]  # fmt: skip
-    assert [[a + 1, b + 1] for a, b in skeleton.edges(COCO)] == published
+    assert [[a + 1, b + 1] for a, b in source.edges(COCO)] == published
     from pycocotools.cocoeval import Params
 
-    assert skeleton.sigmas(COCO) == Params("keypoints").kpt_oks_sigmas.tolist()
-    assert [name for name, leg in zip(COCO, skeleton.legs(COCO), strict=True) if leg] == list(COCO[11:])
+    assert source.sigmas(COCO) == Params("keypoints").kpt_oks_sigmas.tolist()
+    assert [name for name, leg in zip(COCO, source.legs(COCO), strict=True) if leg] == list(COCO[11:])
     own = ["tail", "right_fin", "left_fin", "left_gill"]
-    assert skeleton.flip_pairs(own) == [(2, 1)] and skeleton.edges(own) == [] and skeleton.sigmas(own) == [0.05] * 4
+    assert source.flip_pairs(own) == [(2, 1)] and source.edges(own) == [] and source.sigmas(own) == [0.05] * 4
 
 
 def test_annotations_without_key_points_or_persons_are_refused(tmp_path):

@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.pose.crop import affine, framed, inverse, transform
-from tasks.pose.heatmaps import decode, encode, flip_merged, flipped
-from tasks.pose.losses import heatmap_loss
+from tasks.pose.augment import affine, framed, inverse, transform
+from tasks.pose.simplepose import decode, encode, flip_merged, flipped, heatmap_loss
 
 torch.set_num_threads(1)
 PAIRS = [(1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16)]

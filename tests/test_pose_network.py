@@ -12,9 +12,7 @@ from literal import assert_near, literal
 from tiny import tiny
 from torch import nn
 
-from tasks.pose.heatmaps import encode
-from tasks.pose.losses import heatmap_loss
-from tasks.pose.network import PoseNetwork, deconvolved
+from tasks.pose.simplepose import PoseNetwork, deconvolved, encode, heatmap_loss
 from tdaf.errors import UserError
 from tdaf.model.backbones.mobilenet import mobilenet
 from tdaf.model.backbones.resnet import resnet
@@ -140,7 +138,7 @@ def test_gates_that_cannot_be(staged, gated, message):
 
 @pytest.mark.parametrize("widths", [[], [256, 0], [256, "256"], [True], [2.5]])
 def test_widths_that_cannot_be(widths):
-    with pytest.raises(UserError, match="task.deconvolutions=.*: give the channels of each deconvolution"):
+    with pytest.raises(UserError, match="deconvolutions=.*: give the channels of each deconvolution"):
         deconvolved(tiny(), widths)
 
 

@@ -21,15 +21,10 @@ from benchmarks.photographs import photograph, write_photographs
 from benchmarks.settings import Settings
 from benchmarks.timing import Result, interleaved
 from tdaf.cli import build
-from tasks.pose.augment import Augmentation
-from tasks.pose.boxes import annotated
-from tasks.pose.crop import affine, crop, framed, inverse, transform
-from tasks.pose.data import Persons
-from tasks.pose.heatmaps import encode
-from tasks.pose.losses import heatmap_loss
-from tasks.pose.network import PoseNetwork, deconvolved
-from tasks.pose.skeleton import COCO
-from tasks.pose.source import CocoKeypoints
+from tasks.pose.augment import Augmentation, affine, crop, framed, inverse, transform
+from tasks.pose.data import Persons, annotated
+from tasks.pose.simplepose import PoseNetwork, deconvolved, encode, heatmap_loss
+from tasks.pose.source import COCO, CocoKeypoints
 from tdaf import measure
 from tdaf.engine.loader import Loader
 from tdaf.engine.order import EvaluationOrder
@@ -141,7 +136,7 @@ class _PlainPersons:
 def _persons(folder: str) -> Persons:
     """The pose task's own data set."""
     split = CocoKeypoints(folder, "persons.json", "train", "persons.json", "train").split("train")
-    return Persons(split, [annotated(split.annotations)], SIZE, COCO, Augmentation())
+    return Persons(split, [annotated(split)], SIZE, COCO, Augmentation())
 
 
 def _annotation(number: int, file: Path) -> dict[str, Any]:

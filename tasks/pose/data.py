@@ -1,8 +1,12 @@
-"""One sample a person: cut out of its image, its key points moved along."""
+"""One sample a person: where persons come from, and how they are cut out, their key points moved along."""
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,24 +14,150 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from tasks.coco.annotations import Annotations, Entries
 from tasks.coco.source import CocoSplit
-from tasks.pose.augment import Augmentation
-from tasks.pose.boxes import NONE, People
-from tasks.pose.crop import affine, crop, framed, inverse, mirrored, transform
-from tasks.pose.skeleton import flip_pairs, legs
+from tasks.pose.augment import Augmentation, affine, crop, framed, inverse, transform
+from tasks.pose.simplepose import mirrored
+from tasks.pose.source import flip_pairs, legs, person
+from tdaf.errors import UserError
+from tdaf.media.pictures import Media
 from tdaf.task import Batch
+
+FORMAT = "COCO detection results, [{image_id, category_id, bbox: [x, y, width, height], score}, ...]"
+NONE = -1  # the row of a detector's box
+
+
+@dataclass(frozen=True, eq=False)
+class People:
+    """K boxes, those of one image together.
+
+    Args:
+        images: (K,) int32, indices of images of the split.
+        boxes: (K, 4) float32, x1, y1, x2, y2, where whole numbers are the centres of pixels.
+        scores: (K,) float32.
+        rows: (K,) int64, of `Annotations.all_objects`; -1 for a detector's boxes.
+        skipped: boxes in images that a skip list leaves out.
+        notes: what was left out or handled, and how often.
+    """
+
+    images: np.ndarray
+    boxes: np.ndarray
+    scores: np.ndarray
+    rows: np.ndarray
+    skipped: int
+    notes: dict[str, int]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def annotated(split: CocoSplit) -> People:
+    """The persons with at least one labelled key point, no crowd, with a box of some length inside the image, score 1.
+
+    A box reaches from its first to its last pixel's centre and is clipped to the image, as in
+    microsoft/human-pose-estimation.pytorch, lib/dataset/coco.py (where a box that begins before the image is moved into
+    it; here it is cut).
+    """
+    found = _annotated(split.annotations)
+    if not split.skipped:
+        return found
+    return replace(found, skipped=len(_annotated(split.everything)) - len(found))
+
+
+def _annotated(annotations: Annotations) -> People:
+    images, rows = annotations.rows()
+    mine = annotations.all_objects.labels[rows] == person(annotations)[0]
+    images, rows = images[mine].astype(np.int32), rows[mine]
+    objects = annotations.all_objects[rows]
+    first, length = objects.boxes[:, :2], objects.boxes[:, 2:]
+    last = first + np.maximum(length - 1, 0)
+    low, high = np.maximum(first, 0), np.minimum(last, annotations.sizes[images][:, ::-1] - 1)
+    boxed = (high >= low).all(1) & (high > low).any(1) & (length > 0).all(1) & (objects.areas > 0)
+    labelled = (objects.keypoints[..., 2] > 0).any(1)
+    kept = ~objects.crowd & labelled & boxed
+    notes = {
+        "crowds, left out": objects.crowd,
+        "persons without a labelled key point, left out": ~objects.crowd & ~labelled,
+        "persons without a box inside their image, left out": ~objects.crowd & labelled & ~boxed,
+    }
+    boxes = np.concatenate([low, high], 1)[kept].astype(np.float32)
+    return People(images[kept], boxes, np.ones(len(boxes), np.float32), rows[kept], 0, _counted(notes))
+
+
+def detected(path: Path, split: CocoSplit, least: float) -> People:
+    """The persons that a detector found in these images, as it gives them.
+
+    Boxes of other categories, without area, and in images that the annotations do not have are left out and counted.
+
+    Args:
+        path: a file of COCO detection results.
+        split: the images.
+        least: boxes with a lower score are left out.
+
+    Raises:
+        UserError: a file that is missing, cut off or of another kind, an entry that lacks something or holds what is
+            no finite number, and a file of which nothing is left.
+    """
+    content = read_json(path)
+    if not isinstance(content, list):
+        what = f"an object with {', '.join(map(str, content)) or 'nothing'}" if isinstance(content, dict) else "no list"
+        raise UserError(f"{path} holds {what:.80}; expected {FORMAT}; scripts/detect_people.py writes such a file")
+    entries, number = Entries(path, "box", content), person(split.annotations)[1]
+    image_ids, mine = entries.integers("image_id"), entries.integers("category_id") == number
+    boxes, scores = entries.numbers("bbox", (4,)), entries.numbers("score")
+    known = mine & (split.everything.indices(image_ids) >= 0)
+    areal = known & (boxes[:, 2:] > 0).all(1)
+    usable = areal & (scores >= least)
+    images = split.annotations.indices(image_ids)
+    order = np.flatnonzero(usable & (images >= 0))
+    order = order[np.argsort(images[order], kind="stable")]
+    notes = {
+        f"boxes of other categories than {number} (person), left out": ~mine,
+        "boxes in images that the annotations do not have, left out": mine & ~known,
+        "boxes without area, left out": known & ~areal,
+        f"boxes with a score below {least:g}, left out": areal & ~usable,
+    }
+    counts = {f"{name} ({path.name})": count for name, count in _counted(notes).items()}
+    if not len(order):
+        why = "; ".join(f"{count} {name}" for name, count in counts.items()) or "it is empty"
+        raise UserError(f"boxes: {path} has no box of a person in these images: {why}")
+    corners = np.concatenate([boxes[order, :2], boxes[order, :2] + boxes[order, 2:]], 1).astype(np.float32)
+    rows, skipped = np.full(len(order), NONE), int(usable.sum()) - len(order)
+    return People(images[order].astype(np.int32), corners, scores[order].astype(np.float32), rows, skipped, counts)
+
+
+def _counted(notes: dict[str, np.ndarray]) -> dict[str, int]:
+    return {name: int(which.sum()) for name, which in notes.items() if which.any()}
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's content. UserError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return json.load(file)
+    except OSError as error:
+        hint = f"expected {FORMAT}; scripts/detect_people.py writes such a file"
+        raise UserError(f"boxes: {path}: {error.strerror}; {hint}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"boxes: {path} is damaged or no JSON ({error}); write or copy it again") from error
 
 
 class Persons:
-    """The boxes of one or more sources, one source after the other; `samples[i]` has
+    """The boxes of one or more sources, one source after the other. A sample is a dict of
 
     "input": uint8 RGB (3, H, W), or (2, 3, H, W) with flip_test, the second its mirror image.
     "joints": (J, 3) float32, x y in pixels of the input and 1 where labelled, else 0 (a point outside the input stays
-    where it is: its heat map may still show the rim of it, see `heatmaps.encode`). Zeros for a detector's box.
+    where it is: its heat map may still show the rim of it, see `simplepose.encode`). Zeros for a detector's box.
     "inverse": (2, 3) float64, from input to image; "box": (4,) float32, x1 y1 x2 y2; "box_score".
-    "image_id", "annotation_id" (-1 for a detector's box), "column": the source's place.
+    "image_id", "annotation_id" (-1 for a detector's box), "column": the source's index.
 
-    names: of the key points. augment: None for evaluation.
+    Args:
+        split: images and annotations.
+        sources: of boxes.
+        size: height and width of the input.
+        names: of the key points.
+        augment: None for evaluation.
+        flip_test: whether inputs are pairs.
     """
 
     groups = None
@@ -58,20 +188,24 @@ class Persons:
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        place, row, box = int(self.images[index]), int(self.rows[index]), self.boxes[index]
-        image = self._image(place)
-        if self.augment is None:
-            sample = prepared(image, box, self.size, self.flip_test)
-            joints = transformed(self._joints(row), inverse(sample["inverse"]))
-        else:
-            sample, joints = self._augmented(image, box, self._joints(row))
-        table = self.split.annotations.table
+        image, row, box = int(self.images[index]), int(self.rows[index]), self.boxes[index]
+        pixels, objects = self._pixels(image), self.split.annotations.all_objects
+        joints = np.zeros((len(self.order), 3))
+        if row != NONE and objects.keypoints is not None:
+            joints[:] = objects.keypoints[row]
+            joints[:, 2] = joints[:, 2] > 0
+        frame = framed(box, self.size) if self.augment is None else self.augment(box, joints, self.legs, self.size)
+        matrix = affine(frame[0], frame[1], self.size, *frame[2:])
+        joints[:, :2] = transform(joints[:, :2], matrix)
+        joints *= joints[:, 2:] > 0  # what is not labelled is all zeros
+        if len(frame) > 2 and frame[3]:
+            joints = joints[self.order]
         return {
-            **sample,
+            **_sample(pixels, box, matrix, self.size, self.flip_test),
             "joints": torch.from_numpy(joints.astype(np.float32)),
             "box_score": float(self.scores[index]),
-            "image_id": int(self.split.annotations.image_ids[place]),
-            "annotation_id": NONE if row == NONE else int(table.ids[row]),
+            "image_id": int(self.split.annotations.image_ids[image]),
+            "annotation_id": NONE if row == NONE else int(objects.ids[row]),
             "column": int(self.columns[index]),
         }
 
@@ -82,40 +216,130 @@ class Persons:
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
         return default_collate(samples)
 
-    def _image(self, place: int) -> Tensor:
+    def _pixels(self, image: int) -> Tensor:
         """Persons of one image follow each other in evaluation: it is decoded once for all of them."""
-        if self._latest is None or self._latest[0] != place:
-            self._latest = place, self.split.read(place)
+        if self._latest is None or self._latest[0] != image:
+            self._latest = image, self.split.read(image)
         return self._latest[1]
 
-    def _joints(self, row: int) -> np.ndarray:
-        points = self.split.annotations.table.keypoints
-        if row == NONE or points is None:
-            return np.zeros((len(self.order), 3))
-        joints = points[row].astype(np.float64)
-        joints[:, 2] = joints[:, 2] > 0
-        return joints
 
-    def _augmented(self, image: Tensor, box: np.ndarray, joints: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
-        assert self.augment is not None
-        centre, extent, rotation, flip = self.augment(box, joints, self.legs, self.size)
-        matrix = affine(centre, extent, self.size, rotation, flip)
-        joints = transformed(joints, matrix)
-        return _sample(image, box, matrix, self.size, False), joints[self.order] if flip else joints
-
-
-def prepared(image: Tensor, box: np.ndarray, size: tuple[int, int], flip_test: bool) -> dict[str, Any]:
-    """A person as evaluation and predict take it: "input", "inverse" and "box" of a sample of `Persons`."""
-    return _sample(image, box, affine(*framed(box, size), size), size, flip_test)
-
-
-def transformed(joints: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """(J, 3) moved by a (2, 3); what is not labelled is all zeros."""
-    return np.concatenate([transform(joints[:, :2], matrix), joints[:, 2:]], 1) * (joints[:, 2:] > 0)
-
-
-def _sample(image: Tensor, box: np.ndarray, matrix: np.ndarray, size: tuple[int, int], views: bool) -> dict[str, Any]:
+def _sample(
+    image: Tensor, box: np.ndarray, matrix: np.ndarray, size: tuple[int, int], flip_test: bool
+) -> dict[str, Any]:
     pixels = crop(image, matrix, size)
-    pixels = torch.stack([pixels, pixels.flip(-1)]) if views else pixels
+    pixels = torch.stack([pixels, pixels.flip(-1)]) if flip_test else pixels
     corners = torch.as_tensor(box, dtype=torch.float32)
     return {"input": pixels, "inverse": torch.from_numpy(inverse(matrix)), "box": corners}
+
+
+Box = tuple[float, float, float, float]  # x1, y1, x2, y2
+
+
+class PredictDataset:
+    """The persons in pictures that a user gives to predict. Samples have "input", "inverse", "box" and "box_score" as
+    those of `Persons`. people: (picture, box or None for all of it, score)."""
+
+    skipped = 0
+    notes: dict[str, int] = {}
+    groups = None
+
+    def __init__(
+        self, pictures: Media, people: list[tuple[int, Box | None, float]], size: tuple[int, int], flip_test: bool
+    ) -> None:
+        self.pictures, self.people, self.size, self.flip_test = pictures, people, size, flip_test
+
+    def __len__(self) -> int:
+        return len(self.people)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        picture, box, score = self.people[index]
+        image = self.pictures.read(picture)
+        corners = np.array(box or (0.0, 0.0, float(image.shape[2]), float(image.shape[1])))
+        matrix = affine(*framed(corners, self.size), self.size)
+        return {**_sample(image, corners, matrix, self.size, self.flip_test), "box_score": score}
+
+    def name(self, index: int) -> str:
+        return self.pictures.name(self.people[index][0])
+
+    def shown(self, index: int) -> list[int]:
+        return [self.people[index][0]]
+
+    def collate(self, samples: list[dict[str, Any]]) -> Batch:
+        return default_collate(samples)
+
+
+def people_in(pictures: Media, boxes: str | None, category: str, least: float) -> list[tuple[int, Box | None, float]]:
+    """What `PredictDataset` takes.
+
+    Args:
+        boxes: None or "image", the whole picture is one person; or the path of a JSON file: what predict writes with a
+            detection checkpoint, {images: [{id, file_name, frame}], annotations: [{image_id, category_id, bbox,
+            score}], categories}, or COCO's results, a list, whose image ids are the numbers that files are named by, as
+            COCO's are. Files are known by their paths, else by their names.
+        category: the name of the persons'.
+        least: boxes with a lower score are left out.
+
+    Raises:
+        UserError: a file that cannot be used, or holds no such box of these pictures.
+    """
+    if boxes is None or boxes == "image":
+        return [(picture, None, 1.0) for picture in range(len(pictures))]
+    path = Path(boxes).expanduser()
+    content = read_json(path)
+    number, lists = 1, ("images", "annotations", "categories")
+    if isinstance(content, list):
+        entries, places = Entries(path, "box", content), _pictures_by_number(pictures)
+    elif isinstance(content, dict) and all(isinstance(content.get(key), list) for key in lists):
+        entries, places = Entries(path, "box", content["annotations"]), _pictures_by_file(path, content, pictures)
+        categories = Entries(path, "category", content["categories"])
+        known = dict(zip(categories.texts("name"), categories.integers("id").tolist(), strict=True))
+        if category not in known:
+            raise UserError(
+                f"boxes={path}: no category is called {category}; give person=NAME, one of {', '.join(known)}"
+            )
+        number = known[category]
+    else:
+        raise UserError(f"boxes={path}: expected what predict writes with a detection checkpoint, or {FORMAT}")
+    image_ids, corners = entries.integers("image_id").tolist(), entries.numbers("bbox", (4,))
+    numbers, scores = entries.integers("category_id").tolist(), entries.numbers("score", default=1.0).tolist()
+    corners[:, 2:] += corners[:, :2]
+    kept = [
+        (picture, (x1, y1, x2, y2), score)
+        for image, kind, (x1, y1, x2, y2), score in zip(image_ids, numbers, corners.tolist(), scores, strict=True)
+        if kind == number and score >= least and x2 > x1 and y2 > y1
+        for picture in places.get(image, [])
+    ]
+    if not kept:
+        why = f"of the {len(image_ids)} in it, with category {category} and score {least:g} (box_score) or above"
+        raise UserError(f"boxes={boxes}: it has no box of these pictures, {why}")
+    return sorted(kept, key=lambda entry: entry[0])
+
+
+def _pictures_by_number(pictures: Media) -> dict[int, list[int]]:
+    """Those that are named by a number, COCO_val2014_000000000139.jpg and 000000000139.jpg alike."""
+    stems = {picture: pictures.file(picture).stem.rpartition("_")[2] for picture in range(len(pictures))}
+    images = {k: stem for k, stem in stems.items() if stem.isdecimal() and pictures.frame(k) is None}
+    return {int(stem): [picture] for picture, stem in images.items()}
+
+
+def _pictures_by_file(path: Path, content: dict[str, list], pictures: Media) -> dict[int, list[int]]:
+    """Image id to pictures."""
+    images = Entries(path, "image", content["images"])
+    by_path: dict[tuple[Path, str], int] = {}
+    by_name: dict[tuple[str, str], int | None] = {}
+    for name, number, entry in zip(
+        images.texts("file_name"), images.integers("id").tolist(), images.entries, strict=True
+    ):
+        file, frame = Path(name), str(entry.get("frame"))
+        by_path[file.absolute(), frame] = number
+        key = (file.name, frame)
+        by_name[key] = None if key in by_name else number  # two files of one name are told apart by their paths only
+    files = [(pictures.file(picture), str(pictures.frame(picture))) for picture in range(len(pictures))]
+    often = Counter((file.name, frame) for file, frame in files)
+    found: dict[int, list[int]] = {}
+    for picture, (file, frame) in enumerate(files):
+        named = by_name.get((file.name, frame)) if often[file.name, frame] == 1 else None
+        number = by_path.get((file.absolute(), frame), named)
+        if number is not None:
+            found.setdefault(number, []).append(picture)
+    return found

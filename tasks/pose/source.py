@@ -1,19 +1,67 @@
-"""COCO's key-point data set, and any own one in its format."""
+"""COCO's key-point data set, and any own one in its format; and what the names of key points say: which are left and
+right of the same part, which belong to the legs, how they are joined, and how exactly people place them. Names are all
+that a checkpoint stores, so an own skeleton works like COCO's.
+"""
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Sequence
 
-from tasks.coco.annotations import Annotations, read
-from tasks.coco.source import CocoFiles, CocoSplit
+from tasks.coco.annotations import Annotations
+from tasks.coco.source import CocoFiles
 from tdaf.errors import UserError
 
+# name: ten times its sigma, COCO's half constant of the spread with which annotators place it
+# (cocodataset/cocoapi, PythonAPI/pycocotools/cocoeval.py, Params.setKpParams)
+SPREADS = {
+    "nose": 0.26, "left_eye": 0.25, "right_eye": 0.25, "left_ear": 0.35, "right_ear": 0.35,
+    "left_shoulder": 0.79, "right_shoulder": 0.79, "left_elbow": 0.72, "right_elbow": 0.72,
+    "left_wrist": 0.62, "right_wrist": 0.62, "left_hip": 1.07, "right_hip": 1.07,
+    "left_knee": 0.87, "right_knee": 0.87, "left_ankle": 0.89, "right_ankle": 0.89,
+}  # fmt: skip
+COCO = tuple(SPREADS)
+OTHER_SIGMA = 0.05  # of key points that COCO does not have: about the mean of its 17
 
-class CocoKeypoints:
+# the bones of COCO's category "person" (person_keypoints_val2017.json, "skeleton")
+BONES = (
+    ("left_ankle", "left_knee"), ("left_knee", "left_hip"), ("right_ankle", "right_knee"), ("right_knee", "right_hip"),
+    ("left_hip", "right_hip"), ("left_shoulder", "left_hip"), ("right_shoulder", "right_hip"),
+    ("left_shoulder", "right_shoulder"), ("left_shoulder", "left_elbow"), ("right_shoulder", "right_elbow"),
+    ("left_elbow", "left_wrist"), ("right_elbow", "right_wrist"), ("left_eye", "right_eye"), ("nose", "left_eye"),
+    ("nose", "right_eye"), ("left_eye", "left_ear"), ("right_eye", "right_ear"), ("left_ear", "left_shoulder"),
+    ("right_ear", "right_shoulder"),
+)  # fmt: skip
+LEGS = ("hip", "knee", "ankle", "heel", "toe", "foot")
+
+
+def flip_pairs(names: Sequence[str]) -> list[tuple[int, int]]:
+    """Indices of left_x and right_x, for every x that has both."""
+    index = {name: k for k, name in enumerate(names)}
+    others = {name: name.replace("left_", "right_", 1) for name in names if name.startswith("left_")}
+    return [(index[left], index[right]) for left, right in others.items() if right in index]
+
+
+def edges(names: Sequence[str]) -> list[tuple[int, int]]:
+    """COCO's bones between those key points that have COCO's names; none for others."""
+    index = {name: k for k, name in enumerate(names)}
+    return [(index[a], index[b]) for a, b in BONES if a in index and b in index]
+
+
+def sigmas(names: Sequence[str]) -> list[float]:
+    """COCO's for its names, 0.05 for others, in the unit of an object's size (the square root of its area)."""
+    return [SPREADS[name] / 10 if name in SPREADS else OTHER_SIGMA for name in names]
+
+
+def legs(names: Sequence[str]) -> list[bool]:
+    """Whether each key point belongs to the lower half of the body."""
+    return [any(part in name for part in LEGS) for name in names]
+
+
+class CocoKeypoints(CocoFiles):
     """Two annotation files whose category "person" (or whose only one) has key points, and two image folders.
 
-    Arguments and errors as in tasks/coco/source.py, the defaults the layout of COCO 2017. Raises UserError where the
-    annotation file has no key points.
+    Arguments and errors as those of `CocoFiles`, the defaults the layout of COCO 2017. An annotation file without key
+    points is a UserError as well.
     """
 
     def __init__(
@@ -25,33 +73,30 @@ class CocoKeypoints:
         val_images: str = "val2017",
         skip_list: str | None = None,
     ) -> None:
-        self.files = CocoFiles(root, train_annotations, train_images, val_annotations, val_images, skip_list)
+        super().__init__(root, train_annotations, train_images, val_annotations, val_images, skip_list)
 
-    @cached_property
+    @property
     def classes(self) -> list[str]:
         """The names of the key points, in the order of the network's heat maps."""
-        found = read(self.files.root / self.files.annotations["val"])
-        person(found)
-        return found.keypoint_names
+        return self._read("val").keypoint_names
 
-    def split(self, name: str) -> CocoSplit:
-        """The split "train" or "val"."""
-        found = self.files.split(name)
-        person(found.annotations)
+    def _read(self, name: str) -> Annotations:
+        found = super()._read(name)
+        person(found)
         return found
 
 
 def person(annotations: Annotations) -> tuple[int, int]:
-    """(the place of the category of persons, its id in the file). UserError where there is none, or no key points."""
+    """(index of the category of persons, its id in the file). UserError where there is none, or no key points."""
     if not annotations.keypoint_names:
         raise UserError(
             f"{annotations.path}: its categories have no key points; give COCO's person_keypoints_*.json, or your own "
             "with the names of the key points in the category"
         )
-    places = [place for place, (_, name) in enumerate(annotations.categories) if name == "person"]
-    if not places and len(annotations.categories) == 1:
-        places = [0]
-    if len(places) != 1:
+    indices = [index for index, name in enumerate(annotations.classes) if name == "person"]
+    if not indices and len(annotations.categories) == 1:
+        indices = [0]
+    if len(indices) != 1:
         named = ", ".join(annotations.classes[:5])
         raise UserError(f"{annotations.path}: its categories are {named}: exactly one is to be called person")
-    return places[0], annotations.categories[places[0]][0]
+    return indices[0], annotations.categories[indices[0]][0]

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tasks.coco.source import CocoSplit
-from tasks.pose import skeleton as named
-from tasks.pose.augment import Augmentation
-from tasks.pose.boxes import People, annotated, detected
-from tasks.pose.crop import framed
-from tasks.pose.data import Persons
-from tasks.pose.evaluator import KeypointAP, in_image, in_input, merged
-from tasks.pose.heatmaps import encode
-from tasks.pose.inputs import PredictDataset, people
-from tasks.pose.losses import heatmap_loss
-from tasks.pose.network import PoseNetwork, deconvolved
-from tasks.pose.nms import oks_nms, rescored
-from tasks.pose.source import person
+from tasks.coco.source import Source
+from tasks.pose import source
+from tasks.pose.augment import Augmentation, framed
+from tasks.pose.data import Persons, PredictDataset, annotated, detected, people_in
+from tasks.pose.evaluator import KeypointAP, in_image, in_input, merged, oks_nms, rescored
+from tasks.pose.simplepose import PoseNetwork, deconvolved, encode, heatmap_loss
 from tdaf.errors import UserError
 from tdaf.media.drawing import heat, skeletons
 from tdaf.media.pictures import Media
@@ -31,24 +24,27 @@ from tdaf.model.staged import Staged
 from tdaf.task import Batch
 
 
-class Source(Protocol):
-    classes: list[str]  # names of key points, in the order of the heat maps; left_x and right_x change places in a flip
-
-    def split(self, name: str) -> CocoSplit:
-        """The split "train" or "val"; raises UserError when it is not there."""
-
-
 class Pose:
-    """data: the images and annotations. size: height and width of the input, multiples of the backbone's last stride.
-    deconvolutions: channels of each. sigma: of the heat maps' Gaussians, in pixels of the maps. mean, std: of the
-    pixels, RGB, in units of 0..1 (the published code feeds BGR with the mean and std of RGB).
-    boxes: where evaluation takes persons from, "gt" (the annotations) or a file of COCO detection results, or a list of
-    these: all are evaluated, a column each. box_score: boxes of a file with a lower score are left out.
-    flip_test: whether heat maps are averaged with the mirror image's. keypoint_threshold: key points with a higher
-    score count in a person's score, and are drawn. oks_nms: persons more similar than this are one.
-    sigmas: of OKS, a number for each key point; null: COCO's for COCO's names and 0.05 for others. skeleton: bones to
-    draw, pairs of key points counted from 1 as in COCO's files; null: COCO's between its names.
-    Raises UserError for values outside these.
+    """The task of key points.
+
+    Args:
+        data: images and annotations. Key points called left_x and right_x change places in a mirror image.
+        train_augment: what training does at random.
+        mean, std: of the pixels, RGB, in units of 0..1 (the published code feeds BGR with the mean and std of RGB).
+        size: height and width of the input in pixels, multiples of the backbone's last stride.
+        deconvolutions: channels of each.
+        sigma: of the targets' Gaussians, in pixels of the heat maps.
+        boxes: where evaluation takes persons from, "gt" (the annotations) or a file of COCO detection results, or a
+            list of these: all are evaluated, a column each.
+        box_score: boxes of a file with a lower score are left out.
+        flip_test: whether heat maps are averaged with the mirror image's.
+        keypoint_threshold: key points with a higher score count in a person's score, and are drawn.
+        oks_nms: persons more similar than this are one.
+        sigmas: of OKS, a number for each key point; None: COCO's for COCO's names and 0.05 for others.
+        skeleton: bones to draw, pairs of key points counted from 1 as in COCO's files; None: COCO's between its names.
+
+    Raises:
+        UserError: a value outside these.
     """
 
     metric = "AP"
@@ -71,16 +67,16 @@ class Pose:
         skeleton: list[list[int]] | None = None,
     ) -> None:
         if len(size) != 2 or min(size) < 32:
-            raise UserError(f"task.size={list(size)}: give height and width, as [256,192], 32 or more each")
+            raise UserError(f"size={list(size)}: give height and width, as [256,192], 32 or more each")
         if not sigma > 0:
-            raise UserError(f"task.sigma={sigma}: give more than 0")
+            raise UserError(f"sigma={sigma}: give more than 0")
         for name, value in (("keypoint_threshold", keypoint_threshold), ("oks_nms", oks_nms)):
             if not 0 <= value <= 1:
-                raise UserError(f"task.{name}={value}: give 0 to 1")
+                raise UserError(f"{name}={value}: give 0 to 1")
         if not len(mean) == len(std) == 3 or min(std) <= 0:
-            raise UserError("task.mean, task.std: give three numbers each, one a colour, std above 0")
+            raise UserError("mean, std: give three numbers each, one a colour, std above 0")
         if sigmas is not None and (not sigmas or min(sigmas) <= 0):
-            raise UserError(f"task.sigmas={sigmas}: give a number above 0 for each key point, or null")
+            raise UserError(f"sigmas={sigmas}: give a number above 0 for each key point, or null")
         self.data, self.augment, self.mean, self.std = data, train_augment, list(mean), list(std)
         self.size, self.deconvolutions, self.sigma = (size[0], size[1]), list(deconvolutions), sigma
         self.columns, self.box_score = _columns([boxes] if isinstance(boxes, str) else boxes), box_score
@@ -94,24 +90,24 @@ class Pose:
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
-        return named.flip_pairs(self.classes)
+        return source.flip_pairs(self.classes)
 
     @property
     def sigmas(self) -> list[float]:
         if self._sigmas is None:
-            return named.sigmas(self.classes)
+            return source.sigmas(self.classes)
         if len(self._sigmas) != len(self.classes):
-            raise UserError(f"task.sigmas: {len(self._sigmas)} numbers for {len(self.classes)} key points")
+            raise UserError(f"sigmas: {len(self._sigmas)} numbers for {len(self.classes)} key points")
         return self._sigmas
 
     @property
     def edges(self) -> list[tuple[int, int]]:
         """Bones, as places in `classes`."""
         if self._skeleton is None:
-            return named.edges(self.classes)
+            return source.edges(self.classes)
         for bone in self._skeleton:
             if len(bone) != 2 or not all(1 <= end <= len(self.classes) for end in bone):
-                raise UserError(f"task.skeleton: {bone}: give pairs of 1 to {len(self.classes)}")
+                raise UserError(f"skeleton: {bone}: give pairs of 1 to {len(self.classes)}")
         return [(a - 1, b - 1) for a, b in self._skeleton]
 
     def network(self, backbone: Staged, tdaf: Callable[[Staged], Staged]) -> nn.Module:
@@ -119,24 +115,22 @@ class Pose:
         _ = self.sigmas, self.edges  # first used after the training: a mistake in them is to show before it
         stride = backbone.strides[-1]
         if any(side % stride for side in self.size):
-            raise UserError(f"task.size={list(self.size)}: give multiples of {stride}, this backbone's stride")
+            raise UserError(f"size={list(self.size)}: give multiples of {stride}, this backbone's stride")
         body = tdaf(deconvolved(backbone, self.deconvolutions))
         return PoseNetwork(body, len(self.classes), Normalise(self.mean, self.std))
 
     def dataset(self, split: str) -> Persons:
-        """"train": all persons of the annotations. "val": those of every source of boxes, one after the other."""
+        """Of "train" all persons of the annotations, of "val" those of every source of boxes, one after the other."""
         images = self.data.split(split)
         if split == "train":
-            sources, augment = [annotated(images.annotations)], self.augment
+            found = Persons(images, [annotated(images)], self.size, self.classes, self.augment)
         else:
-            sources, augment = [self._people(images, path) for path in self.columns.values()], None
-        found = Persons(images, sources, self.size, self.classes, augment, self.flip_test and augment is None)
+            paths = self.columns.values()
+            people = [annotated(images) if path is None else detected(path, images, self.box_score) for path in paths]
+            found = Persons(images, people, self.size, self.classes, flip_test=self.flip_test)
         if not len(found):
             raise UserError(f"{images.annotations.path}: no person with a box and a labelled key point in it")
         return found
-
-    def _people(self, images: CocoSplit, path: Path | None) -> People:
-        return annotated(images.annotations) if path is None else detected(path, images.annotations, self.box_score)
 
     def losses(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
         """outputs: heat maps (B, J, h, w)."""
@@ -146,17 +140,8 @@ class Pose:
 
     def evaluator(self) -> KeypointAP:
         annotations = self.data.split("val").annotations
-        return KeypointAP(
-            list(self.columns),
-            annotations.path,
-            annotations.image_ids,
-            person(annotations)[1],
-            self.pairs,
-            self.sigmas,
-            self.flip_test,
-            self.threshold,
-            self.nms,
-        )
+        settings = (self.pairs, self.sigmas, self.flip_test, self.threshold, self.nms)
+        return KeypointAP(list(self.columns), annotations, *settings)
 
     def predict_dataset(
         self,
@@ -165,15 +150,22 @@ class Pose:
         person: str | None = None,
         box_score: float | None = None,
     ) -> PredictDataset:
-        """A sample a person. boxes: null or image, the whole picture is one; else a JSON file of boxes (see
-        `inputs.people`), of which those of the category `person` (null: person) with `box_score` (null: 0.3) or more
-        are taken. Raises UserError for a file that is none of boxes, and for a choice among boxes that are not given."""
+        """A sample a person.
+
+        Args:
+            boxes: None or "image", the whole picture is one; else a JSON file of boxes (see `data.people_in`).
+            person: the boxes' category to take; None: "person".
+            box_score: boxes with a lower score are left out; None: 0.3.
+
+        Raises:
+            UserError: a file that is none of boxes, or a choice among boxes that are not given.
+        """
         for name, value in {"person": person, "box_score": box_score}.items():
             if value is not None and boxes in (None, "image"):
                 raise UserError(f"{name}={value}: chooses among boxes, so give boxes=FILE.json or a detector's run too")
         pictures = Media(paths)
-        chosen = people(boxes, pictures, "person" if person is None else person, 0.3 if box_score is None else box_score)
-        return PredictDataset(pictures, chosen, self.size, self.flip_test)
+        category, least = "person" if person is None else person, 0.3 if box_score is None else box_score
+        return PredictDataset(pictures, people_in(pictures, boxes, category, least), self.size, self.flip_test)
 
     def postprocess(self, outputs: Tensor, batch: Batch) -> list[dict[str, Any]]:
         """A person: {"keypoints": [[x, y, score], ...], "box": [x, y, width, height], "score"}, in pixels."""
@@ -238,8 +230,8 @@ def _columns(boxes: list[str]) -> dict[str, Path | None]:
         path = None if entry == "gt" else Path(entry).expanduser()
         name = "gt" if path is None else path.stem
         if name in columns:
-            raise UserError(f"task.boxes={boxes}: two columns would be called {name}; rename one of the files")
+            raise UserError(f"boxes={boxes}: two columns would be called {name}; rename one of the files")
         columns[name] = path
     if not columns:
-        raise UserError("task.boxes=[]: give gt, or files of COCO detection results, or both")
+        raise UserError("boxes=[]: give gt, or files of COCO detection results, or both")
     return columns

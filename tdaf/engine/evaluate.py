@@ -99,6 +99,7 @@ def _result(
         raise RunError("not one sample of the split could be read; see scripts/check_data.py")
     found = [record for _, record in records]
     values = evaluator.compute(found)
-    for name, text in evaluator.files(found).items():
+    values, files = values if isinstance(values, tuple) else (values, evaluator.files(found))
+    for name, text in files.items():
         keep(name, text)
     return Evaluation(values, len(records), len(bad) + loader.dataset.skipped, evaluator.protocol)
