@@ -16,6 +16,7 @@ from coco_files import Document, document, drawn, save
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from tasks.coco.annotations import read
 from tasks.coco.scoring import BOX_NUMBERS, POINT_NUMBERS, score
 from tdaf.errors import UserError
 
@@ -27,10 +28,6 @@ HALF = 51 / 101  # precision 1 up to a recall of a half: 51 of COCO's 101 recall
 def reference(monkeypatch: pytest.MonkeyPatch) -> None:
     """faster-coco-eval as if it were not installed."""
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
-
-
-def ids(content: Document) -> list[int]:
-    return [image["id"] for image in content["images"]]
 
 
 def perfect(content: Document, kind: str = "bbox") -> Results:
@@ -84,7 +81,7 @@ def two_cups() -> Document:
 
 def test_all_found(tmp_path: Path) -> None:
     content = two_cups()
-    found = score(save(tmp_path / "a.json", content), perfect(content), "bbox", ids(content))
+    found = score(read(save(tmp_path / "a.json", content)), perfect(content), "bbox")
     assert list(found.values) == list(BOX_NUMBERS)
     expected = {name: 1.0 for name in BOX_NUMBERS} | {"APl": -1.0, "ARl": -1.0}
     assert found.values == pytest.approx(expected, abs=1e-9)
@@ -95,7 +92,7 @@ def test_all_found(tmp_path: Path) -> None:
 
 def test_one_of_two_found(tmp_path: Path) -> None:
     content = two_cups()
-    found = score(save(tmp_path / "a.json", content), perfect(content)[:1], "bbox", ids(content)).values
+    found = score(read(save(tmp_path / "a.json", content)), perfect(content)[:1], "bbox").values
     assert [found[name] for name in ("AP", "AP50", "AR1", "AR100")] == pytest.approx([HALF, HALF, 0.5, 0.5])
     assert [found[name] for name in ("APm", "APs", "ARs")] == pytest.approx([1, 0, 0])
 
@@ -104,7 +101,7 @@ def test_a_box_of_overlap_seven_tenths(tmp_path: Path) -> None:
     content = two_cups()
     results = perfect(content)
     results[0]["bbox"] = [5, 5, 40, 28.8]  # IoU 0.72: found at 0.50 to 0.70, five of ten thresholds
-    found = score(save(tmp_path / "a.json", content), results, "bbox", ids(content)).values
+    found = score(read(save(tmp_path / "a.json", content)), results, "bbox").values
     assert (found["APm"], found["APs"]) == pytest.approx((0.5, 1))
     # beyond 0.70 it is a wrong result of the same score, which comes later, as its image's id is larger
     assert found["AP"] == pytest.approx((5 + 5 * HALF) / 10)
@@ -114,39 +111,36 @@ def test_a_box_of_overlap_seven_tenths(tmp_path: Path) -> None:
 def test_nothing_found_and_nothing_to_find(tmp_path: Path) -> None:
     content = two_cups()
     path = save(tmp_path / "a.json", content)
-    found = score(path, [], "bbox", ids(content)).values
+    found = score(read(path), [], "bbox").values
     assert found == {name: -1.0 if name in ("APl", "ARl") else 0.0 for name in BOX_NUMBERS}
     content["annotations"].clear()
     for results in ([], perfect(two_cups())):
-        found = score(save(path, content), results, "bbox", ids(content))
+        found = score(read(save(path, content)), results, "bbox")
         assert set(found.values.values()) == {-1.0} and found.categories["cup"]["objects"] == 0
 
 
-def test_only_the_images_asked_for_count(tmp_path: Path) -> None:
+def test_only_the_images_of_the_annotations_count(tmp_path: Path) -> None:
     content = two_cups()
-    path = save(tmp_path / "a.json", content)
-    results = perfect(content)
-    assert score(path, results[:1], "bbox", [30, 20]).values["AP"] == pytest.approx(1)
-    assert score(path, results[:1], "bbox", [10]).values["AP"] == 0
-    with pytest.raises(UserError, match="a.json has no image 31, of which there are results"):
-        score(path, [*results, {**results[0], "image_id": 31}], "bbox", [10])
-    for wrong in ([], [10, 11]):
-        with pytest.raises(UserError, match="images to score that are not in it"):
-            score(path, results, "bbox", wrong)
+    annotations, results = read(save(tmp_path / "a.json", content)), perfect(content)
+    first, others = (annotations.only(annotations.indices(np.array(ids))) for ids in ([20, 30], [10]))
+    assert score(first, results[:1], "bbox").values["AP"] == pytest.approx(1)
+    assert score(others, [], "bbox").values["AP"] == 0
+    with pytest.raises(UserError, match="a.json has no image 30, of which there are results"):
+        score(others, results, "bbox")
 
 
 def test_an_annotation_with_id_0_is_found_like_any_other(tmp_path: Path, reference: None) -> None:
     content = two_cups()
     content["annotations"][0]["id"] = 0
     path, results = save(tmp_path / "a.json", content), perfect(content)
-    assert score(path, results, "bbox", ids(content)).values["AP"] == pytest.approx(1)
+    assert score(read(path), results, "bbox").values["AP"] == pytest.approx(1)
     assert by_hand(path, results, "bbox")[0] < 0.9  # if that is mended one day, the replacement can go
 
 
 def test_two_categories_of_one_name(tmp_path: Path) -> None:
     content = two_cups()
     content["categories"][1]["name"] = "cup"
-    found = score(save(tmp_path / "a.json", content), perfect(content), "bbox", ids(content)).categories
+    found = score(read(save(tmp_path / "a.json", content)), perfect(content), "bbox").categories
     assert list(found) == ["cup (3)", "cup (7)", "book (90)"] and found["cup (7)"]["objects"] == 2
 
 
@@ -155,7 +149,7 @@ def test_numbers_are_those_of_pycocotools(kind: str, joints: int, tmp_path: Path
     content = drawn(25, 130, classes=1 if joints else 4, joints=joints)
     path, results = save(tmp_path / "a.json", content), shaken(content, kind)
     before = json.dumps(results)
-    found = score(path, results, kind, ids(content))
+    found = score(read(path), results, kind)
     assert list(found.values) == list(POINT_NUMBERS if joints else BOX_NUMBERS)
     assert list(found.values.values()) == by_hand(path, results, kind)
     assert 0.05 < found.values["AP"] < 0.9 and json.dumps(results) == before
@@ -174,7 +168,7 @@ def test_faster_coco_eval_agrees(kind: str, joints: int, tmp_path: Path) -> None
     original = faster.COCOeval_faster.evaluate
     faster.COCOeval_faster.evaluate = lambda self: (calls.append(1), original(self))[1]
     try:
-        found = score(path, results, kind, ids(content))
+        found = score(read(path), results, kind)
     finally:
         faster.COCOeval_faster.evaluate = original
     assert calls == [1]
@@ -191,10 +185,10 @@ def persons() -> Document:
 def test_perfect_key_points(tmp_path: Path) -> None:
     content = persons()
     path = save(tmp_path / "a.json", content)
-    found = score(path, perfect(content, "keypoints"), "keypoints", ids(content))
+    found = score(read(path), perfect(content, "keypoints"), "keypoints")
     assert found.values == pytest.approx({name: 1.0 for name in POINT_NUMBERS} | {"APl": -1, "ARl": -1}, abs=1e-9)
     assert list(found.categories["class 0"]) == ["AP", "AP50", "APm", "APl", "objects"]
-    assert score(path, [], "keypoints", ids(content)).values["AP"] == 0
+    assert score(read(path), [], "keypoints").values["AP"] == 0
 
 
 def test_key_points_at_a_known_similarity(tmp_path: Path) -> None:
@@ -211,10 +205,9 @@ def test_key_points_at_a_known_similarity(tmp_path: Path) -> None:
         moves = [np.sqrt(-np.log(0.62) * 2 * 5000 * (2 * sigma) ** 2) for sigma in sigmas]
         result["keypoints"] = [100 + moves[0], 100, 1, 120, 130 - moves[1], 1]
     content["annotations"] = content["annotations"][:1]
-    image = content["annotations"][0]["image_id"]
     path = save(tmp_path / "a.json", content)
-    found = score(path, results[:1], "keypoints", [image], sigmas).values
+    found = score(read(path), results[:1], "keypoints", sigmas).values
     assert (found["AP"], found["AP50"], found["AP75"]) == pytest.approx((0.3, 1, 0))
     for wrong in (None, [0.1] * 3):
         with pytest.raises(UserError, match="objects have 2 key points: give as many sigmas"):
-            score(path, results[:1], "keypoints", [image], wrong)
+            score(read(path), results[:1], "keypoints", wrong)

@@ -37,7 +37,7 @@ def test_a_sample_says_everything_of_a_person(tmp_path):
     assert sample["input"].shape == (3, *SIZE) and sample["input"].dtype == torch.uint8
     assert sample["joints"].shape == (17, 3) and sample["joints"].dtype == torch.float32
     assert sample["joints"][[0, 9]].eq(0).all() and sample["joints"][:, 2].sum() == 15
-    assert (sample["image_id"], sample["annotation_id"], sample["box_score"], sample["column"]) == (139, 1, 1.0, 0)
+    assert (sample["image_id"], sample["box_score"], sample["column"]) == (139, 1.0, 0)
     assert sample["box"].tolist() == [30, 10, 89, 109]  # from the first pixel's centre to the last one's
     there = torch.tensor(standing(BOX)).view(17, 3)[5, :2]
     back = sample["inverse"].float() @ torch.cat([sample["joints"][5, :2], torch.ones(1)])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import posixpath
-from collections import Counter
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ class Objects:
         labels: (K,) int32, indices into `Annotations.categories`.
         areas: (K,) float64, square pixels, the file's: of the outline rather than of the box.
         crowd: (K,) bool.
-        ids: (K,) int64.
         keypoints: (K, J, 3), x, y in pixels and 0 not labelled, 1 hidden, 2 visible; float32, or float64 where the
             file's digits need it. None where the categories have no key points.
         num_keypoints: (K,) int16, the file's count, by which scores know persons without key points; or None.
@@ -38,12 +36,11 @@ class Objects:
     labels: np.ndarray
     areas: np.ndarray
     crowd: np.ndarray
-    ids: np.ndarray
     keypoints: np.ndarray | None
     num_keypoints: np.ndarray | None
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.boxes)
 
     def __getitem__(self, rows: slice | np.ndarray) -> Objects:
         columns = (getattr(self, field.name) for field in fields(self))
@@ -73,7 +70,6 @@ class Annotations:
         sizes: (N, 2) int32, height and width in pixels; 0 where the file does not say (source.py asks the images).
         categories: (id in the file, name), in the order of the ids, which may have gaps.
         keypoint_names: J names; empty where no category has key points.
-        skeleton: pairs of indices into `keypoint_names`.
         notes: what was found wrong in the file and handled, and how often.
         all_objects: of all images of the file, those that `only` left out too.
         object_spans: (N, 2); image i has the objects from object_spans[i, 0] to object_spans[i, 1].
@@ -86,7 +82,6 @@ class Annotations:
     sizes: np.ndarray
     categories: list[tuple[int, str]]
     keypoint_names: list[str]
-    skeleton: list[tuple[int, int]]
     notes: dict[str, int]
     all_objects: Objects
     object_spans: np.ndarray
@@ -165,7 +160,7 @@ def _read(path: Path, changed: int, size: int) -> Annotations:
     category_names, as_written = categories.texts("name"), images.texts("file_name")
     # files of Windows, and of tools that list a folder as "."
     names = [posixpath.normpath(n.replace("\\", "/")) if "\\" in n or n[:2] == "./" else n for n in as_written]
-    keypoint_names, skeleton = _keypoints(path, content["categories"])
+    keypoint_names = _keypoints(path, content["categories"])
     objects, object_images, notes = _objects(annotations, image_ids, category_ids, len(keypoint_names))
     sizes = np.stack([images.integers(side, default=0, least=0) for side in ("height", "width")], 1)
     notes["numbers written as text, read"] = sum(e.numbers_as_text for e in (images, categories, annotations))
@@ -178,7 +173,6 @@ def _read(path: Path, changed: int, size: int) -> Annotations:
         sizes=sizes[order].astype(np.int32),
         categories=[(int(n), category_names[row]) for n, row in zip(category_ids, category_order, strict=True)],
         keypoint_names=keypoint_names,
-        skeleton=skeleton,
         notes={name: count for name, count in notes.items() if count},
         all_objects=objects,
         object_spans=_spans(np.bincount(object_images, minlength=len(names))),
@@ -217,54 +211,40 @@ def _sorted_ids(entries: Entries) -> tuple[np.ndarray, np.ndarray]:
     return ids[order], order
 
 
-def _keypoints(path: Path, categories: list[dict[str, Any]]) -> tuple[list[str], list[tuple[int, int]]]:
-    """Names of key points and bones between them, of the categories that have key points."""
+def _keypoints(path: Path, categories: list[dict[str, Any]]) -> list[str]:
+    """Names of key points, of the categories that have some."""
     found = [entry for entry in categories if entry.get("keypoints")]
     if not found:
-        return [], []
+        return []
     names = found[0]["keypoints"]
     texts = isinstance(names, list) and {type(name) for name in names} == {str}
     if not texts or any(entry["keypoints"] != names for entry in found):
         raise UserError(f"{path}: categories with different key points; one list of names for all is expected")
-    try:
-        skeleton = [(int(a) - 1, int(b) - 1) for a, b in found[0].get("skeleton") or []]
-    except (TypeError, ValueError):
-        skeleton = [(-1, -1)]
-    if any(not 0 <= end < len(names) for bone in skeleton for end in bone):
-        raise UserError(f"{path}: category {found[0]['id']}: skeleton: give pairs of 1 to {len(names)}")
-    return names, skeleton
+    return names
 
 
 def _objects(
     entries: Entries, image_ids: np.ndarray, category_ids: np.ndarray, joints: int
 ) -> tuple[Objects, np.ndarray, dict[str, int]]:
-    """The objects, sorted by image; the index (K,) of each one's image; how often each thing was handled.
-
-    An entry that is listed twice counts once; an id that two objects share, or that is 0, which COCO's own evaluation
-    takes for "nothing matched", is replaced by a free one.
-    """
+    """The objects, sorted by image; the index (K,) of each one's image; how often each thing was handled. Their ids
+    are not looked at: scores know them by number."""
     images = _known(entries, "image_id", image_ids, "images")
     labels = _known(entries, "category_id", category_ids, "categories")
     boxes = entries.numbers("bbox", (4,))
     crowd = entries.integers("iscrowd", default=0) != 0
-    points = np.zeros((len(boxes), 0))
-    if joints:
-        points = entries.numbers("keypoints", (3 * joints,), default=[0] * (3 * joints))
-    ids, once, notes = _distinct(entries.integers("id"), (images, labels, boxes, crowd, points))
-    rows = once[np.argsort(images[once], kind="stable")]
-
+    rows = np.argsort(images, kind="stable")
     boxes, areas = boxes[rows], entries.numbers("area", default=-1)[rows]
-    notes["objects without an area, the box's taken"] = int((areas < 0).sum())
+    notes = {"objects without an area, the box's taken": int((areas < 0).sum())}
     areas = np.where(areas < 0, boxes[:, 2:].clip(0).prod(1), areas)
     keypoints = counts = None
     if joints:
-        points = points[rows].reshape(len(rows), joints, 3)
+        points = entries.numbers("keypoints", (3 * joints,), default=[0] * (3 * joints))[rows].reshape(-1, joints, 3)
         narrow = points.astype(np.float32)
         keypoints = narrow if np.array_equal(narrow, points) else points  # COCO's are whole pixels
         counts = entries.integers("num_keypoints", default=-1)[rows]
         counts = np.where(counts < 0, (points[..., 2] > 0).sum(1), counts).astype(np.int16)
     labels = labels[rows].astype(np.int32)
-    return Objects(boxes, labels, areas, crowd[rows], ids[rows], keypoints, counts), images[rows], notes
+    return Objects(boxes, labels, areas, crowd[rows], keypoints, counts), images[rows], notes
 
 
 def _known(entries: Entries, key: str, known: np.ndarray, kind: str) -> np.ndarray:
@@ -276,26 +256,6 @@ def _known(entries: Entries, key: str, known: np.ndarray, kind: str) -> np.ndarr
         said = f"{entries.name(unknown[0])}: {key}={ids[unknown[0]]} is not among the file's {kind}"
         raise UserError(f"{entries.path}: {said}")
     return found
-
-
-def _distinct(ids: np.ndarray, contents: tuple[np.ndarray, ...]) -> tuple[np.ndarray, np.ndarray, Counter]:
-    """(ids without repetition, the rows to keep, counts)."""
-    ids = ids.copy()
-    values, counts = np.unique(ids, return_counts=True)
-    seen, used, dropped, notes = set(), {0}, [], Counter()
-    last = max(ids.max(initial=0), 0)
-    for row in np.flatnonzero(np.isin(ids, values[(counts > 1) | (values == 0)])):
-        number = int(ids[row])
-        content = (number, *(column[row].tobytes() for column in contents))
-        if content in seen:
-            dropped.append(row)
-            notes["annotations listed twice, counted once"] += 1
-        elif number in used:
-            ids[row] = last = last + 1
-            notes["annotation ids used twice, replaced" if number else "annotation id 0, replaced"] += 1
-        seen.add(content)
-        used.add(number)
-    return ids, np.delete(np.arange(len(ids)), dropped), notes
 
 
 def box_notes(annotations: Annotations) -> dict[str, int]:

@@ -108,7 +108,7 @@ def _dataset(annotations: Annotations, kind: str) -> dict[str, list[dict[str, An
     images, rows = annotations.rows()
     objects = annotations.all_objects[rows]
     columns = {
-        "id": objects.ids,
+        "id": np.arange(1, len(objects) + 1),  # pycocotools takes 0 for "nothing matched"
         "image_id": annotations.image_ids[images],
         "category_id": np.array([number for number, _ in annotations.categories])[objects.labels],
         "bbox": objects.boxes,

@@ -149,7 +149,7 @@ class Persons:
     "joints": (J, 3) float32, x y in pixels of the input and 1 where labelled, else 0 (a point outside the input stays
     where it is: its heat map may still show the rim of it, see `simplepose.encode`). Zeros for a detector's box.
     "inverse": (2, 3) float64, from input to image; "box": (4,) float32, x1 y1 x2 y2; "box_score".
-    "image_id", "annotation_id" (-1 for a detector's box), "column": the source's index.
+    "image_id"; "column": the source's index.
 
     Args:
         split: images and annotations.
@@ -205,7 +205,6 @@ class Persons:
             "joints": torch.from_numpy(joints.astype(np.float32)),
             "box_score": float(self.scores[index]),
             "image_id": int(self.split.annotations.image_ids[image]),
-            "annotation_id": NONE if row == NONE else int(objects.ids[row]),
             "column": int(self.columns[index]),
         }
 
