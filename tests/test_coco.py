@@ -18,7 +18,7 @@ from coco_files import Document, document, drawn, save, save_set
 from PIL import Image
 from pycocotools.coco import COCO
 
-from tasks.coco.annotations import Annotations, read
+from tasks.coco.annotations import Annotations, corners, read
 from tasks.coco.source import CocoFiles
 from tdaf.errors import UnreadableSample, UserError
 from tdaf.media.image import read_image
@@ -32,10 +32,14 @@ def test_a_small_file_is_read_to_the_letter(tmp_path: Path) -> None:
     assert found.categories == [(3, "dog"), (7, "cup"), (90, "book")] and found.classes == ["dog", "cup", "book"]
     assert found.keypoint_names == [] and found.notes == {"images without an object": 1}
     first, last = found.objects(0), found.objects(2)
-    assert first.corners().tolist() == [[0, 0, 50, 50], [30, 20, 40, 30]] and first.crowd.tolist() == [True, False]
-    assert last.boxes.tolist() == [[10.5, 5, 20, 30.25], [1, 2, 3, 4]] and last.labels.tolist() == [2, 1]
-    assert last.areas.tolist() == [300.5, 11] and last.keypoints is None and last.corners().dtype == np.float32
-    assert len(found.objects(1)) == 0 and found.objects(1).boxes.shape == (0, 4)
+    assert corners(first).tolist() == [[0, 0, 50, 50], [30, 20, 40, 30]] and first["iscrowd"].tolist() == [True, False]
+    assert last["bbox"].tolist() == [[10.5, 5, 20, 30.25], [1, 2, 3, 4]] and last["category"].tolist() == [2, 1]
+    assert (
+        last["area"].tolist() == [300.5, 11]
+        and last["keypoints"].shape == (2, 0, 3)
+        and corners(last).dtype == np.float32
+    )
+    assert len(found.objects(1)) == 0 and found.objects(1)["bbox"].shape == (0, 4)
     boxes, labels = found.usable(0)  # without the crowd
     assert boxes.tolist() == [[30, 20, 40, 30]] and labels.tolist() == [1] and labels.dtype == np.int64
     assert found.usable_counts().tolist() == [1, 0, 2]
@@ -52,14 +56,15 @@ def test_objects_are_those_that_pycocotools_finds(joints: int, tmp_path: Path) -
     assert [number for number, _ in ours.categories] == sorted(theirs.getCatIds())
     for index, number in enumerate(ours.image_ids):
         objects, expected = ours.objects(index), theirs.loadAnns(theirs.getAnnIds(imgIds=[number]))
-        assert np.array_equal(objects.boxes, np.array([entry["bbox"] for entry in expected]).reshape(-1, 4))
-        assert [ours.categories[label][0] for label in objects.labels] == [entry["category_id"] for entry in expected]
-        assert objects.crowd.tolist() == [bool(entry["iscrowd"]) for entry in expected]
-        assert np.array_equal(objects.areas, np.array([entry["area"] for entry in expected]))
-        if objects.keypoints is not None:
+        assert np.array_equal(objects["bbox"], np.array([entry["bbox"] for entry in expected]).reshape(-1, 4))
+        assert [ours.categories[label][0] for label in objects["category"]] == [
+            entry["category_id"] for entry in expected
+        ]
+        assert objects["iscrowd"].tolist() == [bool(entry["iscrowd"]) for entry in expected]
+        assert np.array_equal(objects["area"], np.array([entry["area"] for entry in expected]))
+        if joints:
             points = np.array([entry["keypoints"] for entry in expected]).reshape(-1, joints, 3)
-            assert np.array_equal(objects.keypoints, points) and objects.keypoints.dtype == np.float32
-    assert (ours.all_objects.keypoints is None) == (joints == 0)
+            assert np.array_equal(objects["keypoints"], points) and objects["keypoints"].dtype == np.float32
 
 
 def reachable(found: Annotations) -> list[Any]:
@@ -78,7 +83,7 @@ def test_python_objects_do_not_grow_with_the_file(tmp_path: Path) -> None:
     things = reachable(large)
     assert len(things) <= len(reachable(small)) + 2
     arrays = [thing for thing in things if isinstance(thing, np.ndarray)]
-    assert len(arrays) >= 10 and all(array.dtype.kind in "iufb" for array in arrays)
+    assert len(arrays) >= 5 and not any(array.dtype.hasobject for array in arrays)
     total = sum(array.nbytes for array in arrays) + len(large.file_names)
     assert total < 300 * 120 + 1500 * 120  # bytes an image and, with three key points, an object
     assert len(pickle.dumps(large)) < 1.2 * total + 4000  # what a worker that is not forked gets
@@ -97,7 +102,7 @@ def test_some_of_the_images(tmp_path: Path) -> None:
     whole = read(save(tmp_path / "a.json", document()))
     part = whole.only(np.array([1, 2]))
     assert part.image_ids.tolist() == [20, 30] and [part.file_name(i) for i in range(2)] == ["folder/bb.jpg", "c.jpg"]
-    assert part.objects(1).areas.tolist() == [300.5, 11] and part.usable_counts().tolist() == [0, 2]
+    assert part.objects(1)["area"].tolist() == [300.5, 11] and part.usable_counts().tolist() == [0, 2]
     assert part.all_objects is whole.all_objects and part.indices(np.array([10, 30])).tolist() == [-1, 1]
 
 
@@ -185,7 +190,7 @@ def test_boxes_without_area_or_outside_are_counted_and_not_learnt(tmp_path: Path
         "boxes partly outside their image, clipped to learn": 1,
         "images without an object": 2,
     }
-    assert found.objects(2).boxes.tolist() == boxes and not found.objects(2).crowd.any()
+    assert found.objects(2)["bbox"].tolist() == boxes and not found.objects(2)["iscrowd"].any()
     assert np.array_equal(found.usable(2)[0], np.array([[0, 30, 15, 40], [59.7, 0, 60, 40]], np.float32))
 
 
@@ -198,8 +203,8 @@ def test_what_may_be_left_out_may_be_empty(missing: Any, tmp_path: Path) -> None
         for key in ("id", "iscrowd", "area", "keypoints", "num_keypoints"):
             del content["annotations"][0][key]
     found = read(save(tmp_path / "a.json", content))
-    assert not found.objects(2).crowd.any() and found.objects(2).areas.tolist() == [20 * 30.25, 11]
-    assert not found.objects(2).keypoints.any() and found.objects(2).num_keypoints.tolist() == [0, 0]
+    assert not found.objects(2)["iscrowd"].any() and found.objects(2)["area"].tolist() == [20 * 30.25, 11]
+    assert not found.objects(2)["keypoints"].any() and found.objects(2)["num_keypoints"].tolist() == [0, 0]
     assert found.notes["objects without an area, the box's taken"] == 1
 
 
@@ -222,7 +227,7 @@ def test_ids_as_text_or_with_a_decimal_point(kind: type, tmp_path: Path) -> None
         annotation.update(image_id=kind(annotation["image_id"]), category_id=kind(annotation["category_id"]))
     found, plain = (read(save(tmp_path / f"{n}.json", part)) for n, part in enumerate((content, document())))
     assert found.image_ids.dtype == np.int64 and found.image_ids.tolist() == plain.image_ids.tolist()
-    assert np.array_equal(found.all_objects.labels, plain.all_objects.labels)
+    assert np.array_equal(found.all_objects["category"], plain.all_objects["category"])
     assert found.notes.get("numbers written as text, read", 0) == (9 if kind is str else 0)
 
 
@@ -233,10 +238,15 @@ def test_key_points(tmp_path: Path) -> None:
     path = save(tmp_path / "a.json", content)
     found = read(path)
     assert found.keypoint_names == ["nose", "ear"]
-    assert found.objects(0).keypoints.tolist() == [[[0, 0, 0], [0, 0, 0]], [[31, 21, 2], [0, 0, 0]]]
-    assert found.all_objects.keypoints.dtype == np.float32 and found.all_objects.num_keypoints.tolist() == [0, 1, 0, 0]
+    assert found.objects(0)["keypoints"].tolist() == [[[0, 0, 0], [0, 0, 0]], [[31, 21, 2], [0, 0, 0]]]
+    assert found.all_objects["keypoints"].dtype == np.float32 and found.all_objects["num_keypoints"].tolist() == [
+        0,
+        1,
+        0,
+        0,
+    ]
     content["annotations"][3]["keypoints"][0] = 31.1
-    assert read(save(path, content)).all_objects.keypoints.dtype == np.float64
+    assert read(save(path, content)).all_objects["keypoints"].dtype == np.float64
     content["annotations"][3]["keypoints"].append(1)
     with pytest.raises(UserError, match=r"annotation 102: keypoints=.*give 6 finite numbers"):
         read(save(path, content))
@@ -333,7 +343,7 @@ def test_skip_list(root: Path, tmp_path: Path) -> None:
     source = CocoFiles(str(root), skip_list=str(skip))
     train, val = source.split("train"), source.split("val")
     assert (len(train), train.skipped, len(val), val.skipped) == (2, 1, 1, 1)
-    assert train.name(0) == "train2017/folder/bb.jpg" and train.annotations.objects(1).areas.tolist() == [300.5, 11]
+    assert train.name(0) == "train2017/folder/bb.jpg" and train.annotations.objects(1)["area"].tolist() == [300.5, 11]
     assert val.annotations.image_ids.tolist() == [10]
     skip.write_text("val2017/a.jpg\nval2017/folder/bb.jpg")
     with pytest.raises(UserError, match="skip_list leaves no image in .*val2017"):

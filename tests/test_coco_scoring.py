@@ -90,13 +90,6 @@ def test_all_found(tmp_path: Path) -> None:
     assert found.categories["dog"] == {"AP": -1, "AP50": -1, "APs": -1, "APm": -1, "APl": -1, "objects": 0}
 
 
-def test_one_of_two_found(tmp_path: Path) -> None:
-    content = two_cups()
-    found = score(read(save(tmp_path / "a.json", content)), perfect(content)[:1], "bbox").values
-    assert [found[name] for name in ("AP", "AP50", "AR1", "AR100")] == pytest.approx([HALF, HALF, 0.5, 0.5])
-    assert [found[name] for name in ("APm", "APs", "ARs")] == pytest.approx([1, 0, 0])
-
-
 def test_a_box_of_overlap_seven_tenths(tmp_path: Path) -> None:
     content = two_cups()
     results = perfect(content)

@@ -22,7 +22,7 @@ from tasks.coco.scoring import Scores
 from tasks.coco.source import CocoFiles, CocoSplit
 from tasks.detection.data import Detections, PredictDataset, padded
 from tasks.detection.evaluator import CocoBoxes, table
-from tasks.detection.transforms import cropped, flipped, jittered, resized_size, train_transform, val_transform
+from tasks.detection.transforms import cropped, jittered, resized_size, train_transform, val_transform
 from tdaf.engine.loader import Loader
 from tdaf.engine.order import EvaluationOrder, TrainingOrder
 from tdaf.errors import RunError, UserError
@@ -108,14 +108,6 @@ def test_short_sides_are_drawn_evenly_with_both_ends() -> None:
     assert min(count for counts in shorts.values() for count in counts if count) > 20
 
 
-def test_a_mirror_image_of_a_mirror_image() -> None:
-    image, boxes = picture(20, 31), torch.tensor([[1.0, 2, 7.5, 9], [0, 0, 31, 20]])
-    mirrored, moved = flipped(image, boxes)
-    assert moved.tolist() == [[23.5, 2, 30, 9], [0, 0, 31, 20]] and mirrored[:, :, 0].equal(image[:, :, -1])
-    again = flipped(mirrored, moved)
-    assert again[0].equal(image) and again[1].equal(boxes)
-
-
 def test_a_window_keeps_the_objects_whose_centre_it_has() -> None:
     image = picture(40, 60)
     boxes = torch.tensor([[x, y, x + 9.0, y + 7] for x in range(0, 50, 10) for y in range(0, 30, 8)])
@@ -188,18 +180,15 @@ def test_training_leaves_out_what_has_no_object_to_learn(train: CocoSplit) -> No
     assert whole[1]["boxes"].shape == (0, 4) and whole[1]["labels"].shape == (0,)
 
 
-def test_groups_are_wide_and_tall(train: CocoSplit) -> None:
+def test_groups_are_wide_and_tall_in_training_alone(train: CocoSplit) -> None:
+    every = Detections(train, val_transform(64, 96))
+    assert len(every) == 9 and every.groups is None and every.notes == train.annotations.notes
     found = Detections(train, val_transform(64, 96), keep_empty=True)
     assert found.groups.tolist() == [1, 1, 0, 0, 0, 0, 0, 0, 0]  # a square counts as tall
     assert Detections(train, val_transform(64, 96), keep_empty=False).groups.tolist() == [1, 0, 0, 0, 0, 0]
     order = iter(TrainingOrder(len(found), 2, seed=0, groups=found.groups))
     pairs = [next(order) for _ in range(4)]
     assert sum(len({found.groups[i] for _, i in pair}) > 1 for pair in pairs) == 0
-
-
-def test_evaluation_has_every_image_in_any_order(train: CocoSplit) -> None:
-    found = Detections(train, val_transform(64, 96))
-    assert len(found) == 9 and found.groups is None and found.notes == train.annotations.notes
 
 
 def test_a_sample(train: CocoSplit) -> None:

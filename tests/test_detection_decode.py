@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import torch
 from detection_scene import STRIDES, drawn
-from torch import Tensor
 from torchvision_fcos import SIZES, images, pair
 
-from tasks.detection.fcos import Decoder, DetectedBoxes
+from tasks.detection.fcos import Decoder
 from tdaf.errors import UserError
 
 torch.set_num_threads(1)
@@ -48,7 +47,10 @@ def literal(outputs: dict[str, Any], image: int, size: tuple[int, int], settings
             x, y = j * stride + stride // 2, i * stride + stride // 2
             left, top, right, bottom = boxes[:, i, j].tolist()
             limits = (size[1], size[0]) * 2
-            box = [min(max(0, side), end) for side, end in zip((x - left, y - top, x + right, y + bottom), limits, strict=True)]
+            box = [
+                min(max(0, side), end)
+                for side, end in zip((x - left, y - top, x + right, y + bottom), limits, strict=True)
+            ]
             if p <= settings.score_threshold:
                 continue
             candidates.append((math.sqrt(p / (1 + math.exp(-centre[0, i, j].item()))), k, box))
@@ -111,18 +113,6 @@ def test_the_threshold_is_on_the_class_alone_and_the_score_is_the_root_with_cent
     assert found.boxes.tolist() == [[23.0, 15.0, 33.0, 25.0]]  # 5 pixels around (3 * 8 + 4, 2 * 8 + 4)
 
 
-def test_boxes_of_two_classes_do_not_suppress_each_other():
-    outputs = still()
-    for label, probability in ((0, 0.9), (2, 0.5)):
-        place(outputs, label, 4, 4, probability, 0.5)
-    outputs["logits"][0][0, 0, 4, 5] = 1.0  # 0.73, eight pixels further
-    outputs["boxes"][0][0, :, 4, 4:6] = 100.0
-    (found,) = Decoder()(outputs, SIZE)
-    assert found.labels.tolist() == [0, 2]
-    (found,) = Decoder(nms=1.0)(outputs, SIZE)
-    assert found.labels.tolist() == [0, 0, 2]
-
-
 def test_boxes_end_where_the_image_does_and_not_its_padding():
     outputs = still()
     for i, j in ((0, 0), (11, 14)):
@@ -132,16 +122,6 @@ def test_boxes_end_where_the_image_does_and_not_its_padding():
     outputs["boxes"][0][0, 0, 4, 15] = 3.0
     (found,) = Decoder()(outputs, SIZE)
     assert sorted(found.boxes.tolist()) == [[0.0, 0.0, 34.0, 34.0], [86.0, 62.0, 120.0, 90.0]]
-
-
-@pytest.mark.parametrize("name", ["top", "per_image"])
-def test_the_best_are_kept(name):
-    outputs = still()
-    for j, probability in enumerate((0.5, 0.9, 0.2, 0.8)):
-        place(outputs, 0, 3, 3 * j, probability, 0.5)
-    found: DetectedBoxes = Decoder(**{name: 2})(outputs, SIZE)[0]
-    torch.testing.assert_close(found.scores, torch.tensor([0.9, 0.8]).mul(0.5).sqrt())
-    assert len(Decoder()(outputs, SIZE)[0].scores) == 4
 
 
 @pytest.mark.parametrize(
@@ -156,14 +136,3 @@ def test_the_best_are_kept(name):
 def test_settings_out_of_range_are_refused(settings, said):
     with pytest.raises(UserError, match=said):
         Decoder(**settings)
-
-
-def test_images_of_a_batch_do_not_see_each_other():
-    outputs = drawn(3)
-    sizes = torch.tensor([[90, 120], [96, 128], [50, 60]])
-    together = Decoder()(outputs, sizes)
-    for image in range(3):
-        one = {key: [x[image : image + 1] for x in maps] for key, maps in outputs.items() if key != "strides"}
-        one["strides"] = STRIDES
-        alone: list[Tensor] = list(Decoder()(one, sizes[image : image + 1])[0])
-        assert all(torch.equal(a, b) for a, b in zip(alone, together[image], strict=True))

@@ -6,7 +6,6 @@ import math
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -134,17 +133,6 @@ def test_losses_are_those_of_the_publication_by_hand(variant):
     assert list(found) == ["classification", "box", "centreness"]
     for name, value in expected.items():
         assert found[name].item() == pytest.approx(value, rel=1e-5), name
-
-
-def test_the_smoothed_loss_is_in_strides_where_the_targets_are():
-    """-log IoU depends on the unit by its smoothing, GIoU does not."""
-    outputs, (boxes, labels) = drawn(3), scene()
-    for kind in ("iou", "giou"):
-        pixels, strides = (
-            losses(outputs, boxes, labels, replace(VARIANTS["original"], normalised_targets=unit, box_loss=kind))["box"]
-            for unit in (False, True)
-        )
-        assert torch.allclose(pixels, strides, rtol=1e-4) == (kind == "giou")
 
 
 def test_targets_and_losses_are_those_of_torchvision():

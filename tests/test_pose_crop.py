@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from tasks.pose.augment import affine, crop, framed, inverse, transform
-from tasks.pose.simplepose import mirrored
 
 torch.set_num_threads(1)
 
@@ -89,23 +88,6 @@ def test_the_inverse_is_exact():
     assert np.abs(transform(transform(points, matrix), inverse(matrix)) - points).max() < 1e-9
 
 
-def test_flipping_twice_is_the_identity():
-    pairs, size = [(1, 2), (3, 4)], (256, 192)
-    order = mirrored(6, pairs)
-    assert order == [0, 2, 1, 4, 3, 5] and [order[k] for k in order] == list(range(6))
-    boxes, rotations, _ = drawn(50, seed=4)
-    centre, extent = framed(boxes, size)
-    straight, turned = (affine(centre, extent, size, flip=flip) for flip in (False, True))
-    points = np.random.default_rng(5).uniform(0, 500, (50, 6, 2))
-    twice = points
-    for _ in range(2):  # in the image: forward mirrored, back unmirrored
-        twice = transform(transform(twice, turned), inverse(straight))[:, order]
-    np.testing.assert_allclose(twice, points, atol=1e-9)
-    once = transform(points, turned)
-    np.testing.assert_allclose(once[..., 0], 192 - transform(points, straight)[..., 0])
-    np.testing.assert_allclose(once[..., 1], transform(points, straight)[..., 1])
-
-
 def interpolated(image, matrix, size):
     """Pixel by pixel in float64; the image is 0 outside."""
     matrix = inverse(matrix)
@@ -149,17 +131,3 @@ def test_a_box_beside_the_image_gives_a_black_crop(box):
     image = torch.full((3, 40, 50), 255, dtype=torch.uint8)
     found = crop(image, affine(*framed(box, size), size), size)
     assert found.shape == (3, 32, 24) and found.dtype == torch.uint8 and found.sum() == 0
-
-
-def test_a_mark_in_the_image_is_where_the_matrix_says():
-    """Image and points go the same way: a bright pixel of the image is the brightest of the crop."""
-    size = (64, 48)
-    for rotation, flip in [(0, False), (40, False), (40, True), (-60, True)]:
-        image = torch.zeros(3, 60, 60, dtype=torch.uint8)
-        image[:, 29:32, 24:27] = 120
-        image[:, 30, 25] = 255
-        matrix = affine(*framed([10, 10, 45, 50], size), size, rotation, flip)
-        x, y = transform([[25, 30]], matrix)[0]
-        found = crop(image, matrix, size)[0]
-        row, column = divmod(int(found.argmax()), size[1])
-        assert abs(row - y) <= 1 and abs(column - x) <= 1

@@ -81,7 +81,7 @@ def test_persons_are_taken_as_published_and_the_others_counted(tmp_path):
     ]
     people.write(tmp_path, [cases, [], [annotation(BOX, keypoints=[0.0] * 51)]])
     persons = samples(tmp_path)
-    assert persons.boxes.tolist() == published_boxes(cases, people.WIDTH, people.HEIGHT)
+    assert persons.persons["box"].tolist() == published_boxes(cases, people.WIDTH, people.HEIGHT)
     assert len(persons) == 4
     counts = {name.rpartition(",")[0]: count for name, count in persons.notes.items()}
     assert counts["crowds"] == 1
@@ -89,18 +89,6 @@ def test_persons_are_taken_as_published_and_the_others_counted(tmp_path):
     assert counts["persons without a box inside their image"] == 2
     for index in range(len(persons)):
         assert torch.isfinite(persons[index]["joints"]).all() and torch.isfinite(persons[index]["inverse"]).all()
-
-
-def test_a_box_before_the_image_is_cut_and_not_moved(tmp_path):
-    people.write(tmp_path, [[annotation((-20.0, -10.0, 60.0, 100.0))]])
-    assert samples(tmp_path).boxes.tolist() == [[0, 0, 39, 89]]
-
-
-def test_grey_images_are_read_as_colour(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 256, (people.HEIGHT, people.WIDTH), np.uint8)
-    people.write(tmp_path, [[annotation(BOX)]], pictures=[Image.fromarray(noise)])
-    pixels = samples(tmp_path)[0]["input"]
-    assert pixels.shape == (3, *SIZE) and torch.equal(pixels[0], pixels[2]) and pixels.float().std() > 10
 
 
 def test_images_of_a_skip_list_are_counted_in_persons(tmp_path):

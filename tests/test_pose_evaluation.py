@@ -249,19 +249,6 @@ def test_the_engine_evaluates_ground_truth_and_detected_boxes(tmp_path, flip_tes
         assert again.values["AP"] == found.values[f"{column}/AP"]
 
 
-def test_rescoring_weighs_the_box(tmp_path):
-    boxes = dotted(tmp_path)
-    path = tmp_path / "people.json"
-    path.write_text(json.dumps([{"image_id": 139, "category_id": 1, "bbox": list(boxes[0]), "score": 0.5}]))
-    network, written = ColourOracle(COLOURS), []
-    for source in ("gt", str(path)):
-        files: dict[str, str] = {}
-        evaluated(pose(CocoKeypoints(str(tmp_path)), boxes=source, box_score=0.1), network, files)
-        written.append(json.loads(next(text for name, text in files.items() if name.startswith("keypoints-"))))
-    first = next(entry for entry in written[0] if entry["keypoints"][0] < 75 and entry["image_id"] == 139)
-    assert 0.2 < first["score"] < 1 and written[1][0]["score"] == pytest.approx(first["score"] / 2, rel=0.1)
-
-
 def test_predict_answers_draws_and_writes_cocos_format(tmp_path):
     boxes = dotted(tmp_path)
     picture = tmp_path / "val2017/000000000139.jpg"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import posixpath
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,43 +18,31 @@ EXACT = 2**53  # whole numbers up to here are what they are in float64
 BAD_NUMBERS = (AttributeError, KeyError, TypeError, ValueError, OverflowError)  # what numpy says to them
 
 
-@dataclass(frozen=True, eq=False)
-class Objects:
-    """K objects: those of one image, or of all, in which case those of one image lie together in the file's order.
+def object_dtype(keypoints: int, points: type = np.float32) -> np.dtype:
+    """An object, its fields named and counted as in COCO's files, whose digits they keep: scores must be the file's."""
+    return np.dtype(
+        [
+            ("bbox", np.float64, (4,)),  # x, y, width, height in pixels from the image's upper left corner
+            ("area", np.float64),  # square pixels of the outline, rather than of the box
+            ("category", np.int32),  # index into `Annotations.categories`
+            ("iscrowd", np.bool_),
+            ("num_keypoints", np.int16),
+            ("keypoints", points, (keypoints, 3)),  # x, y in pixels and 0 not labelled, 1 hidden, 2 visible
+        ]
+    )
 
-    Args:
-        boxes: (K, 4) float64, x, y, width, height in pixels, exactly as in the file: scores must be those of the file.
-        labels: (K,) int32, indices into `Annotations.categories`.
-        areas: (K,) float64, square pixels, the file's: of the outline rather than of the box.
-        crowd: (K,) bool.
-        keypoints: (K, J, 3), x, y in pixels and 0 not labelled, 1 hidden, 2 visible; float32, or float64 where the
-            file's digits need it. None where the categories have no key points.
-        num_keypoints: (K,) int16, the file's count, by which scores know persons without key points; or None.
-    """
 
-    boxes: np.ndarray
-    labels: np.ndarray
-    areas: np.ndarray
-    crowd: np.ndarray
-    keypoints: np.ndarray | None
-    num_keypoints: np.ndarray | None
+def corners(objects: np.ndarray) -> np.ndarray:
+    """(K,) objects -> (K, 4) float32, x1, y1, x2, y2 in pixels."""
+    boxes = objects["bbox"]
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1).astype(np.float32)
 
-    def __len__(self) -> int:
-        return len(self.boxes)
 
-    def __getitem__(self, rows: slice | np.ndarray) -> Objects:
-        columns = (getattr(self, field.name) for field in fields(self))
-        return Objects(*(None if column is None else column[rows] for column in columns))
-
-    def corners(self) -> np.ndarray:
-        """(K, 4) float32, x1, y1, x2, y2 in pixels from the image's upper left corner."""
-        return np.concatenate([self.boxes[:, :2], self.boxes[:, :2] + self.boxes[:, 2:]], 1).astype(np.float32)
-
-    def inside(self, sizes: np.ndarray) -> np.ndarray:
-        """(K,) bool: whether some of the box lies inside its image; sizes: (K, 2) or (2,), height and width."""
-        first, last = self.boxes[:, :2], self.boxes[:, :2] + self.boxes[:, 2:]
-        overlap = np.minimum(last, sizes[..., ::-1]) > np.maximum(first, 0)
-        return (overlap & (self.boxes[:, 2:] > 0)).all(1)
+def inside(objects: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """(K,) bool: whether some of the box lies inside its image. sizes: (K, 2) or (2,), height and width in pixels."""
+    first, length = objects["bbox"][:, :2], objects["bbox"][:, 2:]
+    overlap = np.minimum(first + length, sizes[..., ::-1]) > np.maximum(first, 0)
+    return (overlap & (length > 0)).all(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +59,8 @@ class Annotations:
         categories: (id in the file, name), in the order of the ids, which may have gaps.
         keypoint_names: J names; empty where no category has key points.
         notes: what was found wrong in the file and handled, and how often.
-        all_objects: of all images of the file, those that `only` left out too.
+        all_objects: (K,) of `object_dtype`, those of one image together and in the file's order; of all images of the
+            file, those that `only` left out too.
         object_spans: (N, 2); image i has the objects from object_spans[i, 0] to object_spans[i, 1].
         file_names: all of them in one string, image i's from name_spans[i, 0] to name_spans[i, 1].
         name_spans: (N, 2).
@@ -83,7 +72,7 @@ class Annotations:
     categories: list[tuple[int, str]]
     keypoint_names: list[str]
     notes: dict[str, int]
-    all_objects: Objects
+    all_objects: np.ndarray
     object_spans: np.ndarray
     file_names: str
     name_spans: np.ndarray
@@ -100,22 +89,22 @@ class Annotations:
         begin, end = self.name_spans[index]
         return self.file_names[begin:end]
 
-    def objects(self, index: int) -> Objects:
+    def objects(self, index: int) -> np.ndarray:
         return self.all_objects[slice(*self.object_spans[index])]
 
     def usable(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """What a network can learn from: boxes (K, 4) float32 x1, y1, x2, y2 clipped to the image, and labels (K,)
         int64, of the objects that are no crowd and have some area inside the image."""
         found, (height, width) = self.objects(index), self.sizes[index]
-        found = found[found.inside(self.sizes[index]) & ~found.crowd]
+        found = found[inside(found, self.sizes[index]) & ~found["iscrowd"]]
         limits = np.array([width, height, width, height], np.float32)
-        return found.corners().clip(0, limits), found.labels.astype(np.int64)
+        return corners(found).clip(0, limits), found["category"].astype(np.int64)
 
     def usable_counts(self) -> np.ndarray:
         """(N,) how many objects `usable(i)` has."""
         images, rows = self.rows()
         found = self.all_objects[rows]
-        usable = found.inside(self.sizes[images]) & ~found.crowd
+        usable = inside(found, self.sizes[images]) & ~found["iscrowd"]
         return np.bincount(images[usable], minlength=len(self))
 
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
@@ -225,26 +214,24 @@ def _keypoints(path: Path, categories: list[dict[str, Any]]) -> list[str]:
 
 def _objects(
     entries: Entries, image_ids: np.ndarray, category_ids: np.ndarray, joints: int
-) -> tuple[Objects, np.ndarray, dict[str, int]]:
+) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
     """The objects, sorted by image; the index (K,) of each one's image; how often each thing was handled. Their ids
     are not looked at: scores know them by number."""
     images = _known(entries, "image_id", image_ids, "images")
-    labels = _known(entries, "category_id", category_ids, "categories")
-    boxes = entries.numbers("bbox", (4,))
-    crowd = entries.integers("iscrowd", default=0) != 0
-    rows = np.argsort(images, kind="stable")
-    boxes, areas = boxes[rows], entries.numbers("area", default=-1)[rows]
-    notes = {"objects without an area, the box's taken": int((areas < 0).sum())}
-    areas = np.where(areas < 0, boxes[:, 2:].clip(0).prod(1), areas)
-    keypoints = counts = None
-    if joints:
-        points = entries.numbers("keypoints", (3 * joints,), default=[0] * (3 * joints))[rows].reshape(-1, joints, 3)
-        narrow = points.astype(np.float32)
-        keypoints = narrow if np.array_equal(narrow, points) else points  # COCO's are whole pixels
-        counts = entries.integers("num_keypoints", default=-1)[rows]
-        counts = np.where(counts < 0, (points[..., 2] > 0).sum(1), counts).astype(np.int16)
-    labels = labels[rows].astype(np.int32)
-    return Objects(boxes, labels, areas, crowd[rows], keypoints, counts), images[rows], notes
+    no_points = [0] * (3 * joints)
+    points = entries.numbers("keypoints", (3 * joints,), no_points) if joints else np.zeros((len(images), 0))
+    exact = np.array_equal(points.astype(np.float32), points)  # COCO's are whole pixels
+    objects = np.zeros(len(images), object_dtype(joints, np.float32 if exact else np.float64))
+    objects["bbox"], objects["area"] = entries.numbers("bbox", (4,)), entries.numbers("area", default=-1)
+    objects["category"] = _known(entries, "category_id", category_ids, "categories")
+    objects["iscrowd"] = entries.integers("iscrowd", default=0) != 0
+    objects["keypoints"] = points.reshape(len(points), joints, 3)
+    counts = entries.integers("num_keypoints", default=-1)
+    objects["num_keypoints"] = np.where(counts < 0, (objects["keypoints"][..., 2] > 0).sum(1), counts)
+    without = objects["area"] < 0
+    objects["area"][without] = objects["bbox"][without, 2:].clip(0).prod(1)
+    order = np.argsort(images, kind="stable")
+    return objects[order], images[order], {"objects without an area, the box's taken": int(without.sum())}
 
 
 def _known(entries: Entries, key: str, known: np.ndarray, kind: str) -> np.ndarray:
@@ -263,13 +250,13 @@ def box_notes(annotations: Annotations) -> dict[str, int]:
     images, rows = annotations.rows()
     known = annotations.sizes[images].all(1)
     objects, sizes = annotations.all_objects[rows[known]], annotations.sizes[images[known]]
-    first, last = objects.boxes[:, :2], objects.boxes[:, :2] + objects.boxes[:, 2:]
-    flat, inside = (objects.boxes[:, 2:] <= 0).any(1), objects.inside(sizes)
-    beyond = ((first < -0.5) | (last > sizes[:, ::-1] + 0.5)).any(1)  # less is rounding, which COCO has too
+    first, length = objects["bbox"][:, :2], objects["bbox"][:, 2:]
+    flat, seen = (length <= 0).any(1), inside(objects, sizes)
+    beyond = ((first < -0.5) | (first + length > sizes[:, ::-1] + 0.5)).any(1)  # less is rounding, which COCO has too
     notes = {
         "boxes without area, not learnt": int(flat.sum()),
-        "boxes outside their image, not learnt": int((~flat & ~inside).sum()),
-        "boxes partly outside their image, clipped to learn": int((inside & beyond).sum()),
+        "boxes outside their image, not learnt": int((~flat & ~seen).sum()),
+        "boxes partly outside their image, clipped to learn": int((seen & beyond).sum()),
     }
     return {name: count for name, count in notes.items() if count}
 

@@ -110,14 +110,14 @@ def _dataset(annotations: Annotations, kind: str) -> dict[str, list[dict[str, An
     columns = {
         "id": np.arange(1, len(objects) + 1),  # pycocotools takes 0 for "nothing matched"
         "image_id": annotations.image_ids[images],
-        "category_id": np.array([number for number, _ in annotations.categories])[objects.labels],
-        "bbox": objects.boxes,
-        "area": objects.areas,
-        "iscrowd": objects.crowd.astype(np.int64),
+        "category_id": np.array([number for number, _ in annotations.categories])[objects["category"]],
+        "bbox": objects["bbox"],
+        "area": objects["area"],
+        "iscrowd": objects["iscrowd"].astype(np.int64),
     }
-    if kind == "keypoints" and objects.keypoints is not None and objects.num_keypoints is not None:
-        columns["keypoints"] = objects.keypoints.reshape(len(objects), -1)
-        columns["num_keypoints"] = objects.num_keypoints
+    if kind == "keypoints":
+        columns["keypoints"] = objects["keypoints"].reshape(len(objects), -1)
+        columns["num_keypoints"] = objects["num_keypoints"]
     values = zip(*(column.tolist() for column in columns.values()), strict=True)
     return {
         "images": [{"id": number} for number in annotations.image_ids.tolist()],

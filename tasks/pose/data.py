@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,28 +26,23 @@ FORMAT = "COCO detection results, [{image_id, category_id, bbox: [x, y, width, h
 NONE = -1  # the row of a detector's box
 
 
-@dataclass(frozen=True, eq=False)
-class People:
-    """K boxes, those of one image together.
+# A person: the index of its image in the split; x1, y1, x2, y2, where whole numbers are the centres of pixels; its row in
+# `Annotations.all_objects`, -1 for a detector's box.
+PERSON = np.dtype([("image", np.int32), ("box", np.float32, (4,)), ("score", np.float32), ("row", np.int64)])
 
-    Args:
-        images: (K,) int32, indices of images of the split.
-        boxes: (K, 4) float32, x1, y1, x2, y2, where whole numbers are the centres of pixels.
-        scores: (K,) float32.
-        rows: (K,) int64, of `Annotations.all_objects`; -1 for a detector's boxes.
-        skipped: boxes in images that a skip list leaves out.
-        notes: what was left out or handled, and how often.
-    """
 
-    images: np.ndarray
-    boxes: np.ndarray
-    scores: np.ndarray
-    rows: np.ndarray
-    skipped: int
-    notes: dict[str, int]
+class People(NamedTuple):
+    """Persons of one source."""
 
-    def __len__(self) -> int:
-        return len(self.images)
+    persons: np.ndarray  # (K,) of `PERSON`, those of one image together
+    skipped: int  # boxes in images that a skip list leaves out
+    notes: dict[str, int]  # what was left out or handled, and how often
+
+
+def _persons(images: np.ndarray, boxes: np.ndarray, scores: Any, rows: Any) -> np.ndarray:
+    found = np.empty(len(images), PERSON)
+    found["image"], found["box"], found["score"], found["row"] = images, boxes, scores, rows
+    return found
 
 
 def annotated(split: CocoSplit) -> People:
@@ -58,30 +52,28 @@ def annotated(split: CocoSplit) -> People:
     microsoft/human-pose-estimation.pytorch, lib/dataset/coco.py (where a box that begins before the image is moved into
     it; here it is cut).
     """
-    found = _annotated(split.annotations)
-    if not split.skipped:
-        return found
-    return replace(found, skipped=len(_annotated(split.everything)) - len(found))
+    persons, notes = _annotated(split.annotations)
+    skipped = len(_annotated(split.everything)[0]) - len(persons) if split.skipped else 0
+    return People(persons, skipped, notes)
 
 
-def _annotated(annotations: Annotations) -> People:
+def _annotated(annotations: Annotations) -> tuple[np.ndarray, dict[str, int]]:
     images, rows = annotations.rows()
-    mine = annotations.all_objects.labels[rows] == person(annotations)[0]
-    images, rows = images[mine].astype(np.int32), rows[mine]
+    mine = annotations.all_objects["category"][rows] == person(annotations)[0]
+    images, rows = images[mine], rows[mine]
     objects = annotations.all_objects[rows]
-    first, length = objects.boxes[:, :2], objects.boxes[:, 2:]
+    first, length = objects["bbox"][:, :2], objects["bbox"][:, 2:]
     last = first + np.maximum(length - 1, 0)
     low, high = np.maximum(first, 0), np.minimum(last, annotations.sizes[images][:, ::-1] - 1)
-    boxed = (high >= low).all(1) & (high > low).any(1) & (length > 0).all(1) & (objects.areas > 0)
-    labelled = (objects.keypoints[..., 2] > 0).any(1)
-    kept = ~objects.crowd & labelled & boxed
+    boxed = (high >= low).all(1) & (high > low).any(1) & (length > 0).all(1) & (objects["area"] > 0)
+    labelled, crowd = (objects["keypoints"][..., 2] > 0).any(1), objects["iscrowd"]
+    kept = ~crowd & labelled & boxed
     notes = {
-        "crowds, left out": objects.crowd,
-        "persons without a labelled key point, left out": ~objects.crowd & ~labelled,
-        "persons without a box inside their image, left out": ~objects.crowd & labelled & ~boxed,
+        "crowds, left out": crowd,
+        "persons without a labelled key point, left out": ~crowd & ~labelled,
+        "persons without a box inside their image, left out": ~crowd & labelled & ~boxed,
     }
-    boxes = np.concatenate([low, high], 1)[kept].astype(np.float32)
-    return People(images[kept], boxes, np.ones(len(boxes), np.float32), rows[kept], 0, _counted(notes))
+    return _persons(images[kept], np.concatenate([low, high], 1)[kept], 1.0, rows[kept]), _counted(notes)
 
 
 def detected(path: Path, split: CocoSplit, least: float) -> People:
@@ -121,9 +113,9 @@ def detected(path: Path, split: CocoSplit, least: float) -> People:
     if not len(order):
         why = "; ".join(f"{count} {name}" for name, count in counts.items()) or "it is empty"
         raise UserError(f"boxes: {path} has no box of a person in these images: {why}")
-    corners = np.concatenate([boxes[order, :2], boxes[order, :2] + boxes[order, 2:]], 1).astype(np.float32)
-    rows, skipped = np.full(len(order), NONE), int(usable.sum()) - len(order)
-    return People(images[order].astype(np.int32), corners, scores[order].astype(np.float32), rows, skipped, counts)
+    boxes[:, 2:] += boxes[:, :2]
+    persons = _persons(images[order], boxes[order], scores[order], NONE)
+    return People(persons, int(usable.sum()) - len(order), counts)
 
 
 def _counted(notes: dict[str, np.ndarray]) -> dict[str, int]:
@@ -172,11 +164,8 @@ class Persons:
         flip_test: bool = False,
     ) -> None:
         self.split, self.size, self.augment, self.flip_test = split, size, augment, flip_test
-        self.images, self.boxes, self.scores, self.rows = (
-            np.concatenate([getattr(source, field) for source in sources])
-            for field in ("images", "boxes", "scores", "rows")
-        )
-        self.columns = np.repeat(np.arange(len(sources)), [len(source) for source in sources])
+        self.persons = np.concatenate([source.persons for source in sources])
+        self.columns = np.repeat(np.arange(len(sources)), [len(source.persons) for source in sources])
         self.skipped = sum(source.skipped for source in sources)
         self.notes = dict(split.annotations.notes)
         for source in sources:
@@ -185,14 +174,14 @@ class Persons:
         self._latest: tuple[int, Tensor] | None = None
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.persons)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        image, row, box = int(self.images[index]), int(self.rows[index]), self.boxes[index]
-        pixels, objects = self._pixels(image), self.split.annotations.all_objects
+        image, box, score, row = self.persons[index]
+        pixels, annotations = self._pixels(int(image)), self.split.annotations
         joints = np.zeros((len(self.order), 3))
-        if row != NONE and objects.keypoints is not None:
-            joints[:] = objects.keypoints[row]
+        if row != NONE:
+            joints[:] = annotations.all_objects["keypoints"][row]
             joints[:, 2] = joints[:, 2] > 0
         frame = framed(box, self.size) if self.augment is None else self.augment(box, joints, self.legs, self.size)
         matrix = affine(frame[0], frame[1], self.size, *frame[2:])
@@ -203,14 +192,14 @@ class Persons:
         return {
             **_sample(pixels, box, matrix, self.size, self.flip_test),
             "joints": torch.from_numpy(joints.astype(np.float32)),
-            "box_score": float(self.scores[index]),
-            "image_id": int(self.split.annotations.image_ids[image]),
+            "box_score": float(score),
+            "image_id": int(annotations.image_ids[image]),
             "column": int(self.columns[index]),
         }
 
     def name(self, index: int) -> str:
         """The image's path below the root, as a skip list has it."""
-        return self.split.name(int(self.images[index]))
+        return self.split.name(int(self.persons["image"][index]))
 
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
         return default_collate(samples)
