@@ -105,7 +105,7 @@ def _by_checkpoint(
     run = trained.read(checkpoint, overrides)
     task = run.task()
     _check_class(name, list(task.classes))
-    inputs = task.predict_dataset([Path(split.path) / split.annotations.file_name(i) for i in range(len(split))])
+    inputs = task.predict_dataset([Path(split.path) / name for name in split.annotations.file_names])
     said, bad = prediction.answered(run, task, inputs, batch, False)
     found: Found = {}
     for image, answers in said.items():

@@ -175,15 +175,6 @@ def persons() -> Document:
     return content
 
 
-def test_perfect_key_points(tmp_path: Path) -> None:
-    content = persons()
-    path = save(tmp_path / "a.json", content)
-    found = score(read(path), perfect(content, "keypoints"), "keypoints")
-    assert found.values == pytest.approx({name: 1.0 for name in POINT_NUMBERS} | {"APl": -1, "ARl": -1}, abs=1e-9)
-    assert list(found.categories["class 0"]) == ["AP", "AP50", "APm", "APl", "objects"]
-    assert score(read(path), [], "keypoints").values["AP"] == 0
-
-
 def test_key_points_at_a_known_similarity(tmp_path: Path) -> None:
     """All points moved so that exp(-d^2 / (2 area (2 sigma)^2)) is 0.62 for each: found at 0.50, 0.55 and 0.60."""
     content = persons()

@@ -247,22 +247,6 @@ def test_sides_of_a_batch() -> None:
     assert padded(images, (0, 0, 0), multiple=5).shape == (2, 3, 35, 65)
 
 
-def test_workers_give_the_same_batches(train: CocoSplit) -> None:
-    dataset = Detections(train, train_transform([40, 64], 96, crop=0.5, jitter=0.2), keep_empty=True)
-    order = TrainingOrder(len(dataset), 4, seed=1, groups=dataset.groups)
-
-    def batches(workers: int) -> list[dict[str, Any]]:
-        loader = iter(Loader(dataset, order, seed=1, workers=workers))
-        return [next(loader) for _ in range(3)]
-
-    for ours, theirs in zip(batches(0), batches(2), strict=True):
-        assert ours.keys() == theirs.keys()
-        for key, value in ours.items():
-            pairs = zip(value, theirs[key], strict=True) if isinstance(value, list) else [(value, theirs[key])]
-            assert all(a.equal(b) for a, b in pairs), key
-        assert theirs["input"].is_contiguous(memory_format=torch.channels_last)
-
-
 def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     content = document()
     save_set(tmp_path, content, content)

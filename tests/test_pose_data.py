@@ -241,7 +241,7 @@ def test_names_tell_pairs_bones_and_spreads():
 def test_annotations_without_key_points_or_persons_are_refused(tmp_path):
     path = people.write(tmp_path, [[annotation(BOX)]], names=[])
     with pytest.raises(UserError, match="its categories have no key points; give COCO's person_keypoints"):
-        CocoKeypoints(str(tmp_path)).classes
+        _ = CocoKeypoints(str(tmp_path)).classes
     text = path.read_text().replace('"keypoints": []', '"keypoints": ["a"]')
     second = '{"id": 1, "name": "dog"}, {"id": 2, "name": "cat", "keypoints": ["a"]}]}'
     path.write_text(text[: text.index('"annotations"')] + f'"annotations": [], "categories": [{second}')

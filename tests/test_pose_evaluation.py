@@ -29,7 +29,6 @@ from tdaf.engine.order import EvaluationOrder
 from tdaf.engine.precision import Precision
 from tdaf.errors import UserError
 from tdaf.model.backbones.resnet import resnet
-from tdaf.model.flows import TDAF
 
 torch.set_num_threads(1)
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -297,27 +296,6 @@ def test_pictures_for_tensorboard(tmp_path):
     dark = task.visualize(outputs * 0, batch)
     assert not torch.equal(dark["heatmaps"][0], shown["heatmaps"][0])
     assert not torch.equal(dark["prediction"][0], shown["prediction"][0])
-
-
-def test_a_network_trains_through_the_task(tmp_path):
-    people.write(tmp_path, IMAGES)
-    people.write(tmp_path, IMAGES, split="train")
-    task = pose(CocoKeypoints(str(tmp_path)), deconvolutions=[8, 8, 8], size=[64, 64])
-    network = task.network(
-        resnet(18, stem="small"), lambda staged: TDAF(staged, flows=2, gated="appended", anar_width=32)
-    )
-    dataset = task.dataset("train")
-    torch.manual_seed(0)
-    batch = dataset.collate([dataset[k] for k in range(3)])
-    assert batch["input"].shape == (3, 3, 64, 64)
-    outputs = network(batch["input"])
-    assert outputs.shape == (3, 17, 32, 32)
-    losses = task.losses(outputs, batch)
-    assert list(losses) == ["heatmaps"]
-    losses["heatmaps"].backward()
-    assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
-    evaluation = evaluated(task, network, {})
-    assert 0 <= evaluation.values["AP"] < 0.5 and evaluation.samples == 4
 
 
 @pytest.mark.parametrize(

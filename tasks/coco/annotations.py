@@ -49,7 +49,7 @@ def inside(objects: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 class Annotations:
     """N images in the order of their ids, and their objects.
 
-    All objects lie in a few arrays and all file names in one string: as a list of dictionaries train2017 would take
+    All objects lie in one array and all file names in another: as a list of dictionaries train2017 would take
     gigabytes, and worker processes would copy them, because counting references writes to each of them.
 
     Args:
@@ -62,8 +62,7 @@ class Annotations:
         all_objects: (K,) of `object_dtype`, those of one image together and in the file's order; of all images of the
             file, those that `only` left out too.
         object_spans: (N, 2); image i has the objects from object_spans[i, 0] to object_spans[i, 1].
-        file_names: all of them in one string, image i's from name_spans[i, 0] to name_spans[i, 1].
-        name_spans: (N, 2).
+        file_names: (N,) texts, below the images' folder and with / between their parts.
     """
 
     path: Path
@@ -74,8 +73,7 @@ class Annotations:
     notes: dict[str, int]
     all_objects: np.ndarray
     object_spans: np.ndarray
-    file_names: str
-    name_spans: np.ndarray
+    file_names: np.ndarray
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -83,11 +81,6 @@ class Annotations:
     @property
     def classes(self) -> list[str]:
         return [name for _, name in self.categories]
-
-    def file_name(self, index: int) -> str:
-        """Below the images' folder, with / between its parts."""
-        begin, end = self.name_spans[index]
-        return self.file_names[begin:end]
 
     def objects(self, index: int) -> np.ndarray:
         return self.all_objects[slice(*self.object_spans[index])]
@@ -120,7 +113,7 @@ class Annotations:
 
     def only(self, indices: np.ndarray) -> Annotations:
         """The images at these rising indices, sharing the objects' arrays."""
-        rows = {name: getattr(self, name)[indices] for name in ("image_ids", "sizes", "object_spans", "name_spans")}
+        rows = {name: getattr(self, name)[indices] for name in ("image_ids", "sizes", "object_spans", "file_names")}
         return replace(self, **rows)
 
 
@@ -151,11 +144,12 @@ def _read(path: Path, changed: int, size: int) -> Annotations:
     names = [posixpath.normpath(n.replace("\\", "/")) if "\\" in n or n[:2] == "./" else n for n in as_written]
     keypoint_names = _keypoints(path, content["categories"])
     objects, object_images, notes = _objects(annotations, image_ids, category_ids, len(keypoint_names))
+    counts = np.bincount(object_images, minlength=len(names))
+    ends = np.cumsum(counts)
     sizes = np.stack([images.integers(side, default=0, least=0) for side in ("height", "width")], 1)
     notes["numbers written as text, read"] = sum(e.numbers_as_text for e in (images, categories, annotations))
     notes["file names with \\ or ./, read with /"] = sum(a != b for a, b in zip(as_written, names, strict=True))
     notes["images without an object"] = len(images.entries) - len(np.unique(object_images))
-    names = [names[row] for row in order]
     found = Annotations(
         path=path,
         image_ids=image_ids,
@@ -164,9 +158,8 @@ def _read(path: Path, changed: int, size: int) -> Annotations:
         keypoint_names=keypoint_names,
         notes={name: count for name, count in notes.items() if count},
         all_objects=objects,
-        object_spans=_spans(np.bincount(object_images, minlength=len(names))),
-        file_names="".join(names),
-        name_spans=_spans(np.array([len(name) for name in names])),
+        object_spans=np.stack([ends - counts, ends], 1),
+        file_names=np.array(names)[order],
     )
     return replace(found, notes={**found.notes, **box_notes(found)})
 
@@ -259,12 +252,6 @@ def box_notes(annotations: Annotations) -> dict[str, int]:
         "boxes partly outside their image, clipped to learn": int((seen & beyond).sum()),
     }
     return {name: count for name, count in notes.items() if count}
-
-
-def _spans(counts: np.ndarray) -> np.ndarray:
-    """(N, 2) begins and ends of parts of these lengths."""
-    ends = np.cumsum(counts)
-    return np.stack([ends - counts, ends], 1)
 
 
 def _indices(ids: np.ndarray, known: np.ndarray) -> np.ndarray:

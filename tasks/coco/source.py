@@ -117,7 +117,7 @@ class CocoSplit:
         self.folder, self.path = folder, os.path.join(root, folder)
         self.annotations = self.everything = _located(annotations, str(root), self.path)
         if any(line.startswith(f"{folder}/") for line in skip):
-            kept = [i for i in range(len(annotations)) if f"{folder}/{annotations.file_name(i)}" not in skip]
+            kept = [i for i, name in enumerate(annotations.file_names) if f"{folder}/{name}" not in skip]
             self.annotations = self.everything.only(np.array(kept, np.int64))
         self.skipped = len(annotations) - len(self.annotations)
         if not len(self.annotations):
@@ -128,11 +128,11 @@ class CocoSplit:
 
     def name(self, index: int) -> str:
         """The path below the root, as a skip list has it."""
-        return f"{self.folder}/{self.annotations.file_name(index)}"
+        return f"{self.folder}/{self.annotations.file_names[index]}"
 
     def read(self, index: int) -> Tensor:
         """uint8 RGB (3, H, W). Raises UnreadableSample, also where the image is not of the annotated size."""
-        path = os.path.join(self.path, self.annotations.file_name(index))
+        path = os.path.join(self.path, self.annotations.file_names[index])
         image = read_image(path)
         annotated, found = tuple(map(int, self.annotations.sizes[index])), tuple(image.shape[1:])
         if found != annotated:
@@ -151,10 +151,10 @@ def _located(annotations: Annotations, root: str, folder: str) -> Annotations:
     is read from the rest of the disk.
     """
     allowed = tuple(os.path.join(os.path.abspath(path), "") for path in (root, folder))
-    paths = [os.path.abspath(os.path.join(folder, annotations.file_name(i))) for i in range(len(annotations))]
+    paths = [os.path.abspath(os.path.join(folder, name)) for name in annotations.file_names]
     for index, path in enumerate(paths):
         if not path.startswith(allowed):
-            entry = f"image {annotations.image_ids[index]}: file_name={annotations.file_name(index)}"
+            entry = f"image {annotations.image_ids[index]}: file_name={annotations.file_names[index]}"
             raise UserError(f"{annotations.path}: {entry} lies outside root={root}")
     missing = np.flatnonzero((annotations.sizes == 0).any(1))
     if not missing.size:

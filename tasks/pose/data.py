@@ -23,11 +23,11 @@ from tdaf.media.pictures import Media
 from tdaf.task import Batch
 
 FORMAT = "COCO detection results, [{image_id, category_id, bbox: [x, y, width, height], score}, ...]"
-NONE = -1  # the row of a detector's box
 
 
-# A person: the index of its image in the split; x1, y1, x2, y2, where whole numbers are the centres of pixels; its row in
-# `Annotations.all_objects`, -1 for a detector's box.
+# A person: the index of its image in the split; x1, y1, x2, y2, where whole numbers are the centres of pixels; and its
+# row in `Annotations.all_objects`, NONE for a detector's box.
+NONE = -1
 PERSON = np.dtype([("image", np.int32), ("box", np.float32, (4,)), ("score", np.float32), ("row", np.int64)])
 
 
