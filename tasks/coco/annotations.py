@@ -233,8 +233,8 @@ def _known(entries: Entries, key: str, known: np.ndarray, kind: str) -> np.ndarr
     found = _indices(ids, known)
     unknown = np.flatnonzero(found < 0)
     if unknown.size:
-        said = f"{entries.name(unknown[0])}: {key}={ids[unknown[0]]} is not among the file's {kind}"
-        raise UserError(f"{entries.path}: {said}")
+        entry = f"{entries.name(unknown[0])}: {key}={ids[unknown[0]]}"
+        raise UserError(f"{entries.path}: {entry} is not among the file's {kind}")
     return found
 
 

@@ -162,8 +162,8 @@ class Fcos:
         images, annotations = [], []
         for number, (path, frame, answers) in enumerate(found, 1):
             sizes = {key: answer[key] for answer in answers for key in ("width", "height")}
-            place = {} if frame is None else {"frame": frame}
-            images.append({"id": number, "file_name": str(path), **place, **sizes})
+            of_video = {} if frame is None else {"frame": frame}
+            images.append({"id": number, "file_name": str(path), **of_video, **sizes})
             for entry in (entry for answer in answers for entry in answer["detections"]):
                 own = {"id": len(annotations) + 1, "image_id": number, "bbox": entry["box"], "score": entry["score"]}
                 annotations.append({**own, "category_id": self.classes.index(entry["class"]) + 1})

@@ -193,8 +193,8 @@ class Augmentation:
         if not self.truncated:
             return min(max(deviation * float(torch.randn(())), -limit), limit)
         tail = NORMAL.cdf(-limit / deviation)
-        place = tail + (1 - 2 * tail) * float(torch.rand((), dtype=torch.float64))
-        return deviation * NORMAL.inv_cdf(min(max(place, 1e-12), 1 - 1e-12))
+        quantile = tail + (1 - 2 * tail) * float(torch.rand((), dtype=torch.float64))
+        return deviation * NORMAL.inv_cdf(min(max(quantile, 1e-12), 1 - 1e-12))
 
 
 def _chance(probability: float) -> bool:

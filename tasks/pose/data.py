@@ -276,9 +276,9 @@ def people_in(pictures: Media, boxes: str | None, category: str, least: float) -
     content = read_json(path)
     number, lists = 1, ("images", "annotations", "categories")
     if isinstance(content, list):
-        entries, places = Entries(path, "box", content), _pictures_by_number(pictures)
+        entries, pictures_of = Entries(path, "box", content), _pictures_by_number(pictures)
     elif isinstance(content, dict) and all(isinstance(content.get(key), list) for key in lists):
-        entries, places = Entries(path, "box", content["annotations"]), _pictures_by_file(path, content, pictures)
+        entries, pictures_of = Entries(path, "box", content["annotations"]), _pictures_by_file(path, content, pictures)
         categories = Entries(path, "category", content["categories"])
         known = dict(zip(categories.texts("name"), categories.integers("id").tolist(), strict=True))
         if category not in known:
@@ -295,7 +295,7 @@ def people_in(pictures: Media, boxes: str | None, category: str, least: float) -
         (picture, (x1, y1, x2, y2), score)
         for image, kind, (x1, y1, x2, y2), score in zip(image_ids, numbers, corners.tolist(), scores, strict=True)
         if kind == number and score >= least and x2 > x1 and y2 > y1
-        for picture in places.get(image, [])
+        for picture in pictures_of.get(image, [])
     ]
     if not kept:
         why = f"of the {len(image_ids)} in it, with category {category} and score {least:g} (box_score) or above"

@@ -100,14 +100,9 @@ class KeypointAP:
         return results
 
 
-def merged(outputs: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
-    """Heat maps (B, [2,] J, h, w) -> (B, J, h, w): of the flip test the mean."""
-    return flip_merged(outputs, pairs) if outputs.ndim == 5 else outputs
-
-
 def in_input(outputs: Tensor, batch: Batch, pairs: Sequence[tuple[int, int]]) -> Tensor:
     """Heat maps to key points (B, J, 3): x, y in pixels of the input, and score."""
-    maps = merged(outputs, pairs)
+    maps = flip_merged(outputs, pairs)
     points, scores = decode(maps)
     stride = batch["input"].shape[-1] // maps.shape[-1]
     return torch.cat([points * stride, scores[..., None]], -1)

@@ -146,18 +146,15 @@ def mirrored(key_points: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
     return order
 
 
-def flip_merged(maps: Tensor, pairs: Sequence[tuple[int, int]], shift: bool = True) -> Tensor:
-    """The flip test: maps (B, 2, J, h, w) of each input and of its mirror image -> their mean (B, J, h, w).
+def flip_merged(maps: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
+    """The flip test: maps (B, 2, J, h, w) of each input and of its mirror image -> their mean (B, J, h, w); maps (B, J,
+    h, w) stay as they are.
 
-    The mirrored maps are turned back and, with `shift`, moved one pixel to the right: pixels of a heat map lie on every
-    stride-th pixel of the input counted from the left, in a mirrored input counted from the right.
+    The mirrored maps are turned back and moved one pixel to the right, the first column kept: pixels of a heat map lie
+    on every stride-th pixel of the input counted from the left, in a mirrored input counted from the right.
     """
-    return (maps[:, 0] + flipped(maps[:, 1], pairs, shift)) / 2
-
-
-def flipped(maps: Tensor, pairs: Sequence[tuple[int, int]], shift: bool = False) -> Tensor:
-    """Heat maps (B, J, h, w) of the mirrored person. shift: moved one pixel to the right, the first column kept."""
-    maps = maps[:, mirrored(maps.shape[1], pairs)].flip(-1)
-    if shift:
-        maps[..., 1:] = maps[..., :-1].clone()
-    return maps
+    if maps.ndim == 4:
+        return maps
+    turned = maps[:, 1, mirrored(maps.shape[2], pairs)].flip(-1)
+    turned[..., 1:] = turned[..., :-1].clone()
+    return (maps[:, 0] + turned) / 2

@@ -14,8 +14,8 @@ from tasks.coco.source import Source
 from tasks.pose import source
 from tasks.pose.augment import Augmentation, framed
 from tasks.pose.data import Persons, PredictDataset, annotated, detected, people_in
-from tasks.pose.evaluator import KeypointAP, in_image, in_input, merged, oks_nms, rescored
-from tasks.pose.simplepose import PoseNetwork, deconvolved, encode, heatmap_loss
+from tasks.pose.evaluator import KeypointAP, in_image, in_input, oks_nms, rescored
+from tasks.pose.simplepose import PoseNetwork, deconvolved, encode, flip_merged, heatmap_loss
 from tdaf.errors import UserError
 from tdaf.media.drawing import heat, skeletons
 from tdaf.media.pictures import Media
@@ -102,7 +102,7 @@ class Pose:
 
     @property
     def edges(self) -> list[tuple[int, int]]:
-        """Bones, as places in `classes`."""
+        """Bones, as pairs of indices of `classes`."""
         if self._skeleton is None:
             return source.edges(self.classes)
         for bone in self._skeleton:
@@ -207,20 +207,17 @@ class Pose:
         corners[:, 2:] += corners[:, :2]
         areas = framed(corners, self.size)[1].prod(1)
         scores = np.array([answer["score"] for answer in answers])
-        return [answers[place] for place in oks_nms(points, scores, areas, self.sigmas, self.nms)]
+        return [answers[index] for index in oks_nms(points, scores, areas, self.sigmas, self.nms)]
 
     def visualize(self, outputs: Tensor, batch: Batch) -> dict[str, list[Tensor]]:
         """The skeleton on each person's crop, and all heat maps over it."""
         inputs = batch["input"].cpu()
         crops = inputs if inputs.ndim == 4 else inputs[:, 0]
-        points, maps = in_input(outputs, batch, self.pairs).cpu(), merged(outputs, self.pairs).cpu()
-        return {
-            "prediction": [
-                skeletons(crop, own[None], self.edges, least=self.threshold)
-                for crop, own in zip(crops, points, strict=True)
-            ],
-            "heatmaps": [heat(crop, own) for crop, own in zip(crops, maps, strict=True)],
-        }
+        points, maps = in_input(outputs, batch, self.pairs).cpu(), flip_merged(outputs, self.pairs).cpu()
+        drawn = [
+            skeletons(c, own[None], self.edges, least=self.threshold) for c, own in zip(crops, points, strict=True)
+        ]
+        return {"prediction": drawn, "heatmaps": [heat(c, own) for c, own in zip(crops, maps, strict=True)]}
 
 
 def _columns(boxes: list[str]) -> dict[str, Path | None]:
