@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -267,3 +268,9 @@ def test_no_network_is_one_line(root, monkeypatch):
     with pytest.raises(UserError, match="weights cannot be had from https://download.*not known") as refused:
         detect(["detector=fasterrcnn_resnet50_fpn_v2", f"data.root={root}", f"out={root}/x.json"])
     assert "\n" not in str(refused.value)
+
+
+def test_data_that_is_not_there_is_named(monkeypatch):
+    with pytest.raises(UserError, match="root is not set"):
+        detect(["detector=fasterrcnn_resnet50_fpn_v2"])
+    assert "scripts.detect_people" in sys.modules
