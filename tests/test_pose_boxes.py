@@ -53,6 +53,7 @@ def test_boxes_are_taken_as_the_detector_gives_them(root):
     assert boxes.persons["box"].tolist() == [[-5.5, 3, 294.5, 23.25], [30, 10, 90, 110], [30, 10, 90, 110]]
     assert boxes.persons["score"].tolist() == pytest.approx([0.25, 0.9, 0.1])
     assert boxes.persons["row"].tolist() == [-1] * 3 and boxes.notes == {}
+    assert len(found(root, [{**result(), "image_id": "139"}]).persons) == 1
 
 
 def test_what_is_left_out_is_counted(root):

@@ -64,7 +64,7 @@ class CocoFiles:
         self._check_there("val")
         self.skip_list = read_skip_list(skip_list, tuple(f"{folder}/" for folder in self.images.values()))
 
-    @property
+    @functools.cached_property
     def classes(self) -> list[str]:
         """Names of the categories, in the order of their ids."""
         return self._read("val").classes

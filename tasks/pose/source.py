@@ -6,6 +6,7 @@ that a checkpoint stores, so an own skeleton works like COCO's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 from tasks.coco.annotations import Annotations
 from tasks.coco.source import CocoFiles
@@ -75,7 +76,7 @@ class CocoKeypoints(CocoFiles):
     ) -> None:
         super().__init__(root, train_annotations, train_images, val_annotations, val_images, skip_list)
 
-    @property
+    @cached_property
     def classes(self) -> list[str]:
         """The names of the key points, in the order of the network's heat maps."""
         return self._read("val").keypoint_names
