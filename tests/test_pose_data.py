@@ -113,13 +113,6 @@ def test_an_image_is_decoded_once_for_its_persons_and_named_when_it_cannot_be(tm
         fresh[2]
 
 
-def test_nothing_has_an_object_for_each_sample(tmp_path):
-    people.write(tmp_path, [[annotation(BOX)] * 7, [annotation(BOX)] * 6])
-    persons = samples(tmp_path)
-    for value in (*vars(persons).values(), *vars(persons.split.annotations).values()):
-        assert not isinstance(value, (list, dict, tuple)) or len(value) not in (2 * 7, 13)
-
-
 def marked(points: np.ndarray, colours: list[tuple[int, int, int]]) -> Image.Image:
     picture = Image.new("RGB", (people.WIDTH, people.HEIGHT), (90, 90, 90))
     draw = ImageDraw.Draw(picture)

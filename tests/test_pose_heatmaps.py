@@ -128,17 +128,6 @@ def test_the_flip_test_is_the_published_one():
     assert torch.equal(maps, before)
 
 
-def test_the_shift_brings_a_mirrored_key_point_to_its_place():
-    """Key points on pixels, encoded in the input and in its mirror image: the maps agree with the shift alone."""
-    columns = torch.arange(40, 150, dtype=torch.float32)
-    points = torch.stack([columns, torch.full_like(columns, 100.0)], -1)[:, None]
-    mirror = torch.stack([191 - points[..., 0], points[..., 1]], -1)
-    seen = torch.ones(len(points), 1)
-    straight, turned = encode(points, seen, (64, 48))[0], encode(mirror, seen, (64, 48))[0]
-    assert torch.equal(flip_merged(torch.stack([straight, turned], 1), []), straight)
-    assert all(not torch.equal(a, b) for a, b in zip(turned.flip(-1), straight, strict=True))
-
-
 def test_the_loss_is_the_published_one():
     """JointsMSELoss written down with loops."""
     torch.manual_seed(0)

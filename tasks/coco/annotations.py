@@ -88,16 +88,16 @@ class Annotations:
     def usable(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """What a network can learn from: boxes (K, 4) float32 x1, y1, x2, y2 clipped to the image, and labels (K,)
         int64, of the objects that are no crowd and have some area inside the image."""
-        found, (height, width) = self.objects(index), self.sizes[index]
-        found = found[inside(found, self.sizes[index]) & ~found["iscrowd"]]
+        objects, (height, width) = self.objects(index), self.sizes[index]
+        objects = objects[inside(objects, self.sizes[index]) & ~objects["iscrowd"]]
         limits = np.array([width, height, width, height], np.float32)
-        return corners(found).clip(0, limits), found["category"].astype(np.int64)
+        return corners(objects).clip(0, limits), objects["category"].astype(np.int64)
 
     def usable_counts(self) -> np.ndarray:
         """(N,) how many objects `usable(i)` has."""
         images, rows = self.rows()
-        found = self.all_objects[rows]
-        usable = inside(found, self.sizes[images]) & ~found["iscrowd"]
+        objects = self.all_objects[rows]
+        usable = inside(objects, self.sizes[images]) & ~objects["iscrowd"]
         return np.bincount(images[usable], minlength=len(self))
 
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
@@ -126,8 +126,8 @@ def read(path: Path) -> Annotations:
     """
     path = Path(path)
     try:
-        found = path.stat()
-        return _read(path, found.st_mtime_ns, found.st_size)
+        status = path.stat()
+        return _read(path, status.st_mtime_ns, status.st_size)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; a COCO annotation file should be there") from error
 
@@ -150,7 +150,7 @@ def _read(path: Path, changed: int, size: int) -> Annotations:
     notes["numbers written as text, read"] = sum(e.numbers_as_text for e in (images, categories, annotations))
     notes["file names with \\ or ./, read with /"] = sum(a != b for a, b in zip(as_written, names, strict=True))
     notes["images without an object"] = len(images.entries) - len(np.unique(object_images))
-    found = Annotations(
+    packed = Annotations(
         path=path,
         image_ids=image_ids,
         sizes=sizes[order].astype(np.int32),
@@ -161,7 +161,7 @@ def _read(path: Path, changed: int, size: int) -> Annotations:
         object_spans=np.stack([ends - counts, ends], 1),
         file_names=np.array(names)[order],
     )
-    return replace(found, notes={**found.notes, **box_notes(found)})
+    return replace(packed, notes={**packed.notes, **box_notes(packed)})
 
 
 def _content(path: Path) -> dict[str, list]:
@@ -195,12 +195,12 @@ def _sorted_ids(entries: Entries) -> tuple[np.ndarray, np.ndarray]:
 
 def _keypoints(path: Path, categories: list[dict[str, Any]]) -> list[str]:
     """Names of key points, of the categories that have some."""
-    found = [entry for entry in categories if entry.get("keypoints")]
-    if not found:
+    with_points = [entry for entry in categories if entry.get("keypoints")]
+    if not with_points:
         return []
-    names = found[0]["keypoints"]
+    names = with_points[0]["keypoints"]
     texts = isinstance(names, list) and {type(name) for name in names} == {str}
-    if not texts or any(entry["keypoints"] != names for entry in found):
+    if not texts or any(entry["keypoints"] != names for entry in with_points):
         raise UserError(f"{path}: categories with different key points; one list of names for all is expected")
     return names
 
@@ -230,12 +230,12 @@ def _objects(
 def _known(entries: Entries, key: str, known: np.ndarray, kind: str) -> np.ndarray:
     """The ids that the entries have under `key` as indices into the `known` ones."""
     ids = entries.integers(key)
-    found = _indices(ids, known)
-    unknown = np.flatnonzero(found < 0)
+    indices = _indices(ids, known)
+    unknown = np.flatnonzero(indices < 0)
     if unknown.size:
         entry = f"{entries.name(unknown[0])}: {key}={ids[unknown[0]]}"
         raise UserError(f"{entries.path}: {entry} is not among the file's {kind}")
-    return found
+    return indices
 
 
 def box_notes(annotations: Annotations) -> dict[str, int]:
@@ -256,8 +256,8 @@ def box_notes(annotations: Annotations) -> dict[str, int]:
 
 def _indices(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
     """known: rising. -1 for ids that are not in it."""
-    found = np.searchsorted(known, ids).clip(max=len(known) - 1)
-    return np.where(known[found] == ids, found, -1)
+    index = np.searchsorted(known, ids).clip(max=len(known) - 1)
+    return np.where(known[index] == ids, index, -1)
 
 
 class Entries:
@@ -284,18 +284,18 @@ class Entries:
         values = self.numbers(key, (), default)
         wrong = (values != np.floor(values)) | (values < least) | (values > EXACT)
         if wrong.any():
-            wanted = "a whole number" if least == -EXACT else f"a whole number of {least} or more"
+            expected = "a whole number" if least == -EXACT else f"a whole number of {least} or more"
             row = int(wrong.argmax())
-            raise UserError(f"{self.path}: {self.name(row)}: {key}={self.entries[row][key]}: give {wanted}")
+            raise UserError(f"{self.path}: {self.name(row)}: {key}={self.entries[row][key]}: give {expected}")
         return values.astype(np.int64)
 
     def texts(self, key: str) -> list[str]:
         """The key's strings, none of them empty."""
-        found = [self._value(row, key, None) for row in range(len(self.entries))]
-        for row, value in enumerate(found):
+        values = [self._value(row, key, None) for row in range(len(self.entries))]
+        for row, value in enumerate(values):
             if not isinstance(value, str):
                 raise UserError(f"{self.path}: {self.name(row)}: {key}={value!r}: give a text")
-        return found
+        return values
 
     def name(self, row: int) -> str:
         """What a person finds the entry by: its id, or its number in the file."""
@@ -326,8 +326,8 @@ class Entries:
             number = np.array(None)
         if not _fits(number, shape):
             shown = repr(value) if len(repr(value)) < 60 else f"{repr(value)[:56]} ..."
-            wanted = f"{shape[0]} finite numbers" if shape else "a finite number"
-            raise UserError(f"{self.path}: {self.name(row)}: {key}={shown}: give {wanted}")
+            expected = f"{shape[0]} finite numbers" if shape else "a finite number"
+            raise UserError(f"{self.path}: {self.name(row)}: {key}={shown}: give {expected}")
         return number.astype(np.float64)
 
 

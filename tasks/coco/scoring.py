@@ -134,15 +134,15 @@ def _evaluated(truth: dict[str, list], results: list[dict[str, Any]], kind: str,
     except ImportError:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
-    known, found = COCO(), COCO()
-    known.dataset = truth
-    known.createIndex()
+    truth_index, result_index = COCO(), COCO()
+    truth_index.dataset = truth
+    truth_index.createIndex()
     if results:
-        found = known.loadRes(results)
+        result_index = truth_index.loadRes(results)
     else:  # loadRes looks at the first result
-        found.dataset = {**truth, "annotations": []}
-        found.createIndex()
-    evaluation = COCOeval(known, found, kind)
+        result_index.dataset = {**truth, "annotations": []}
+        result_index.createIndex()
+    evaluation = COCOeval(truth_index, result_index, kind)
     evaluation.params.imgIds = [image["id"] for image in truth["images"]]
     evaluation.params.catIds = [category["id"] for category in truth["categories"]]
     if sigmas is not None:

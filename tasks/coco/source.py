@@ -72,10 +72,10 @@ class CocoFiles:
     def split(self, name: str) -> CocoSplit:
         """The split "train" or "val"."""
         self._check_there(name)
-        found = self._read(name)
+        annotations = self._read(name)
         if name == "train":
-            self._check_same(found, self._read("val"))
-        return CocoSplit(self.root, self.images[name], found, self.skip_list)
+            self._check_same(annotations, self._read("val"))
+        return CocoSplit(self.root, self.images[name], annotations, self.skip_list)
 
     def _read(self, name: str) -> Annotations:
         return read(self.root / self.annotations[name])
@@ -117,8 +117,8 @@ class CocoSplit:
         self.folder, self.path = folder, os.path.join(root, folder)
         self.annotations = self.everything = _located(annotations, str(root), self.path)
         if any(line.startswith(f"{folder}/") for line in skip):
-            kept = [i for i, name in enumerate(annotations.file_names) if f"{folder}/{name}" not in skip]
-            self.annotations = self.everything.only(np.array(kept, np.int64))
+            remaining = [i for i, name in enumerate(annotations.file_names) if f"{folder}/{name}" not in skip]
+            self.annotations = self.everything.only(np.array(remaining, np.int64))
         self.skipped = len(annotations) - len(self.annotations)
         if not len(self.annotations):
             raise UserError(f"skip_list leaves no image in {self.path}")
@@ -134,10 +134,10 @@ class CocoSplit:
         """uint8 RGB (3, H, W). Raises UnreadableSample, also where the image is not of the annotated size."""
         path = os.path.join(self.path, self.annotations.file_names[index])
         image = read_image(path)
-        annotated, found = tuple(map(int, self.annotations.sizes[index])), tuple(image.shape[1:])
-        if found != annotated:
-            sizes = f"the image has {found[1]} x {found[0]} pixels, its annotation says {annotated[1]} x {annotated[0]}"
-            turned = "; was it turned by its EXIF tag?" if found == annotated[::-1] else ""
+        annotated, size = tuple(map(int, self.annotations.sizes[index])), tuple(image.shape[1:])
+        if size != annotated:
+            sizes = f"the image has {size[1]} x {size[0]} pixels, its annotation says {annotated[1]} x {annotated[0]}"
+            turned = "; was it turned by its EXIF tag?" if size == annotated[::-1] else ""
             raise UnreadableSample(f"{sizes}{turned} ({path})")
         return image
 
@@ -166,6 +166,6 @@ def _located(annotations: Annotations, root: str, folder: str) -> Annotations:
                 sizes[index] = image.height, image.width
         except Exception:  # PIL's plug-ins let many kinds of exception out of a damaged file
             continue
-    found = replace(annotations, sizes=sizes)
+    sized = replace(annotations, sizes=sizes)
     taken = {"images without width and height, the file's taken": len(missing)}
-    return replace(found, notes={**taken, **annotations.notes, **box_notes(found)})
+    return replace(sized, notes={**taken, **annotations.notes, **box_notes(sized)})

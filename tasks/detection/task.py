@@ -127,10 +127,10 @@ class Fcos:
         "height", "text" for people}, all in the picture's pixels."""
         answers = []
         sizes, scales = (batch[key].double().cpu() for key in ("size", "scale"))
-        for found, size, scale in zip(self.decoder(outputs, batch["size"]), sizes, scales, strict=True):
+        for detected, size, scale in zip(self.decoder(outputs, batch["size"]), sizes, scales, strict=True):
             width, height = (size.flip(0) / scale).round().int().tolist()
-            corners = (found.boxes.double().cpu() / scale.repeat(2)).tolist()
-            rows = zip(corners, found.scores.tolist(), found.labels.tolist(), strict=True)
+            corners = (detected.boxes.double().cpu() / scale.repeat(2)).tolist()
+            rows = zip(corners, detected.scores.tolist(), detected.labels.tolist(), strict=True)
             entries = []
             for (x0, y0, x1, y1), score, label in rows:
                 box = [x0, y0, min(x1, width) - x0, min(y1, height) - y0]
@@ -157,15 +157,20 @@ class Fcos:
         images = zip(batch["input"].cpu(), batch["size"].tolist(), answers, strict=True)
         return {"prediction": [self.draw(image[:, :h, :w], [answer]) for image, (h, w), answer in images]}
 
-    def to_json(self, found: list[tuple[Path, int | None, list[dict[str, Any]]]]) -> dict[str, Any]:
+    def to_json(self, pictures: list[tuple[Path, int | None, list[dict[str, Any]]]]) -> dict[str, Any]:
         """COCO's format; an annotation has "score", the image of a video "frame". Categories count from 1."""
         images, annotations = [], []
-        for number, (path, frame, answers) in enumerate(found, 1):
+        for number, (path, frame, answers) in enumerate(pictures, 1):
             sizes = {key: answer[key] for answer in answers for key in ("width", "height")}
             of_video = {} if frame is None else {"frame": frame}
             images.append({"id": number, "file_name": str(path), **of_video, **sizes})
             for entry in (entry for answer in answers for entry in answer["detections"]):
-                own = {"id": len(annotations) + 1, "image_id": number, "bbox": entry["box"], "score": entry["score"]}
-                annotations.append({**own, "category_id": self.classes.index(entry["class"]) + 1})
+                annotation = {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "bbox": entry["box"],
+                    "score": entry["score"],
+                }
+                annotations.append({**annotation, "category_id": self.classes.index(entry["class"]) + 1})
         categories = [{"id": number, "name": name} for number, name in enumerate(self.classes, 1)]
         return {"images": images, "annotations": annotations, "categories": categories}

@@ -89,8 +89,8 @@ def crop(image: Tensor, matrix: ArrayLike, size: tuple[int, int]) -> Tensor:
     part.copy_(image[:, top:bottom, left:right])
     back[:, 2] -= (left, top)
     grid = _grid(back, size, (bottom - top, right - left))
-    found = F.grid_sample(part[None], grid[None], mode="bilinear", padding_mode="zeros", align_corners=False)
-    return found[0].round_().to(torch.uint8)
+    pixels = F.grid_sample(part[None], grid[None], mode="bilinear", padding_mode="zeros", align_corners=False)
+    return pixels[0].round_().to(torch.uint8)
 
 
 def _window(back: Array, size: tuple[int, int], image: Sequence[int]) -> tuple[int, int, int, int] | None:
@@ -184,8 +184,8 @@ class Augmentation:
         halves = [half for half in halves if len(half) >= LEAST_HALF and np.ptp(half, 0).any()]
         if not halves:
             return None
-        chosen = halves[int(torch.randint(len(halves), ()))]
-        return framed(np.concatenate([chosen.min(0), chosen.max(0)]), size, HALF_PADDING)
+        half = halves[int(torch.randint(len(halves), ()))]
+        return framed(np.concatenate([half.min(0), half.max(0)]), size, HALF_PADDING)
 
     def _normal(self, deviation: float, limit: float) -> float:
         if not deviation or not limit:

@@ -40,9 +40,9 @@ class People(NamedTuple):
 
 
 def _persons(images: np.ndarray, boxes: np.ndarray, scores: Any, rows: Any) -> np.ndarray:
-    found = np.empty(len(images), PERSON)
-    found["image"], found["box"], found["score"], found["row"] = images, boxes, scores, rows
-    return found
+    persons = np.empty(len(images), PERSON)
+    persons["image"], persons["box"], persons["score"], persons["row"] = images, boxes, scores, rows
+    return persons
 
 
 def annotated(split: CocoSplit) -> People:
@@ -291,16 +291,16 @@ def people_in(pictures: Media, boxes: str | None, category: str, least: float) -
     image_ids, corners = entries.integers("image_id").tolist(), entries.numbers("bbox", (4,))
     numbers, scores = entries.integers("category_id").tolist(), entries.numbers("score", default=1.0).tolist()
     corners[:, 2:] += corners[:, :2]
-    kept = [
+    people = [
         (picture, (x1, y1, x2, y2), score)
         for image, kind, (x1, y1, x2, y2), score in zip(image_ids, numbers, corners.tolist(), scores, strict=True)
         if kind == number and score >= least and x2 > x1 and y2 > y1
         for picture in pictures_of.get(image, [])
     ]
-    if not kept:
+    if not people:
         why = f"of the {len(image_ids)} in it, with category {category} and score {least:g} (box_score) or above"
         raise UserError(f"boxes={boxes}: it has no box of these pictures, {why}")
-    return sorted(kept, key=lambda entry: entry[0])
+    return sorted(people, key=lambda entry: entry[0])
 
 
 def _pictures_by_number(pictures: Media) -> dict[int, list[int]]:
@@ -324,10 +324,10 @@ def _pictures_by_file(path: Path, content: dict[str, list], pictures: Media) -> 
         by_name[key] = None if key in by_name else number  # two files of one name are told apart by their paths only
     files = [(pictures.file(picture), str(pictures.frame(picture))) for picture in range(len(pictures))]
     often = Counter((file.name, frame) for file, frame in files)
-    found: dict[int, list[int]] = {}
+    by_image: dict[int, list[int]] = {}
     for picture, (file, frame) in enumerate(files):
         named = by_name.get((file.name, frame)) if often[file.name, frame] == 1 else None
         number = by_path.get((file.absolute(), frame), named)
         if number is not None:
-            found.setdefault(number, []).append(picture)
-    return found
+            by_image.setdefault(number, []).append(picture)
+    return by_image

@@ -110,9 +110,9 @@ def in_input(outputs: Tensor, batch: Batch, pairs: Sequence[tuple[int, int]]) ->
 
 def in_image(outputs: Tensor, batch: Batch, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
     """Heat maps to key points (B, J, 3) float64 on the CPU: x, y in pixels of the image, and score."""
-    found = in_input(outputs, batch, pairs).double().cpu().numpy()
-    found[..., :2] = transform(found[..., :2], batch["inverse"].cpu().numpy())
-    return found
+    points = in_input(outputs, batch, pairs).double().cpu().numpy()
+    points[..., :2] = transform(points[..., :2], batch["inverse"].cpu().numpy())
+    return points
 
 
 def rescored(keypoints: np.ndarray, box_scores: np.ndarray, threshold: float) -> np.ndarray:

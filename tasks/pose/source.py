@@ -82,9 +82,9 @@ class CocoKeypoints(CocoFiles):
         return self._read("val").keypoint_names
 
     def _read(self, name: str) -> Annotations:
-        found = super()._read(name)
-        person(found)
-        return found
+        annotations = super()._read(name)
+        person(annotations)
+        return annotations
 
 
 def person(annotations: Annotations) -> tuple[int, int]:

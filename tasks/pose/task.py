@@ -123,14 +123,14 @@ class Pose:
         """Of "train" all persons of the annotations, of "val" those of every source of boxes, one after the other."""
         images = self.data.split(split)
         if split == "train":
-            found = Persons(images, [annotated(images)], self.size, self.classes, self.augment)
+            persons = Persons(images, [annotated(images)], self.size, self.classes, self.augment)
         else:
             paths = self.columns.values()
             people = [annotated(images) if path is None else detected(path, images, self.box_score) for path in paths]
-            found = Persons(images, people, self.size, self.classes, flip_test=self.flip_test)
-        if not len(found):
+            persons = Persons(images, people, self.size, self.classes, flip_test=self.flip_test)
+        if not len(persons):
             raise UserError(f"{images.annotations.path}: no person with a box and a labelled key point in it")
-        return found
+        return persons
 
     def losses(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
         """outputs: heat maps (B, J, h, w)."""
@@ -169,26 +169,26 @@ class Pose:
 
     def postprocess(self, outputs: Tensor, batch: Batch) -> list[dict[str, Any]]:
         """A person: {"keypoints": [[x, y, score], ...], "box": [x, y, width, height], "score"}, in pixels."""
-        found = in_image(outputs, batch, self.pairs)
-        scores = rescored(found, batch["box_score"].double().cpu().numpy(), self.threshold)
+        keypoints = in_image(outputs, batch, self.pairs)
+        scores = rescored(keypoints, batch["box_score"].double().cpu().numpy(), self.threshold)
         corners = batch["box"].double().cpu()
         boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1)
         return [
             {"keypoints": points, "box": box, "score": score}
-            for points, box, score in zip(found.tolist(), boxes.tolist(), scores.tolist(), strict=True)
+            for points, box, score in zip(keypoints.tolist(), boxes.tolist(), scores.tolist(), strict=True)
         ]
 
     def draw(self, picture: Tensor, answers: list[dict[str, Any]]) -> Tensor:
         """Skeletons of the persons that OKS-NMS leaves, of key points above `keypoint_threshold`."""
         points = [answer["keypoints"] for answer in self._distinct(answers)]
-        found = torch.tensor(points).reshape(-1, len(self.classes), 3)
-        return skeletons(picture, found, self.edges, least=self.threshold)
+        keypoints = torch.tensor(points).reshape(-1, len(self.classes), 3)
+        return skeletons(picture, keypoints, self.edges, least=self.threshold)
 
-    def to_json(self, found: list[tuple[Path, int | None, list[dict[str, Any]]]]) -> dict[str, Any]:
+    def to_json(self, pictures: list[tuple[Path, int | None, list[dict[str, Any]]]]) -> dict[str, Any]:
         """COCO's format. An annotation has "score", and the third number of a key point is its score. What `draw`
         does not show of persons found twice is not in it either."""
         images, annotations = [], []
-        for number, (path, frame, answers) in enumerate(found, 1):
+        for number, (path, frame, answers) in enumerate(pictures, 1):
             images.append({"id": number, "file_name": str(path), **({} if frame is None else {"frame": frame})})
             for answer in self._distinct(answers):
                 points = [value for point in answer["keypoints"] for value in point]
