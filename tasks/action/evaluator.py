@@ -64,7 +64,7 @@ class VideoAccuracy:
         return {**values, "loss": loss, "videos": len(ranks)}
 
     def files(self, records: list[Record]) -> dict[str, str]:
-        """ "videos.json": a line a video, with its name, class, number of windows, and five best classes."""
+        """"videos.json": a line a video, with its name, class, number of windows, and five best classes."""
         lines = []
         for video, label, mean, windows in _videos(records):
             best = [self.classes[k] for k in _order(mean)[:5]]

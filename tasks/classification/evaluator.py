@@ -31,7 +31,7 @@ class Accuracy:
         return [([int(k) for k in row[2:]], int(row[1]), row[0]) for row in rows]
 
     def compute(self, records: list[Record]) -> dict[str, float]:
-        """ "top1" and "top5" (100 with fewer than 6 classes) in percent, and "loss", the mean cross-entropy in nats."""
+        """"top1" and "top5" (100 with fewer than 6 classes) in percent, and "loss", the mean cross-entropy in nats."""
         if not records:
             raise RunError("no sample was evaluated")
         count = len(records)
