@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
@@ -30,12 +31,13 @@ FOLDER = next(folder for folder in _HOMES if folder.is_dir())  # installed, or i
 
 # where a run takes place and how it is watched: what may change between a run and its continuation
 VOLATILE = ("run_dir", "resume", "gpus", "loader", "trainer.log_every", "trainer.pictures", "trainer.hang_timeout")
+KNOBS = ("milestones",)  # settings that only say what another one is
 NAMED = ("task", "backbone", "tdaf", "recipe", "anar", "flows", "eta", "seed")  # what a run folder's name always says
 NODES = ("task", "data", "backbone", "tdaf", "optim", "schedule", "trainer", "loader")  # what every run is made of
 TEXTS = re.compile(r"run_dir|resume|pretrained|.*\.root")  # a text also where it looks like a number; null by default
 # arguments of classes that have defaults, and so can be left out; but not what is read by more than the class
 REMOVABLE = re.compile(r"(task|data|backbone|tdaf|schedule|optim\.factory)\.(?!root$|max_bad$)(.*\.)?(?!_target_$)[^.]+")
-KINDS = {bool: "true or false", (int, float): "a number", list: "a list, as [1,2]", dict: "a group of settings"}
+KINDS = {bool: "true or false", (int, float): "a number", list: "a list, as [1,2]", dict: "its settings"}
 
 
 def compose(arguments: Sequence[str]) -> Config:
@@ -62,7 +64,7 @@ def compose(arguments: Sequence[str]) -> Config:
         chosen = [o.input_line for o in overrides if _chooses_file(o, overrides) and o.key_or_group not in NAMED]
         chosen = [text for text in chosen if not text.startswith("hydra")]
         config["run_dir"] = str(_run_dir(config, choices, sorted({*changed, *chosen})))
-    return config
+    return _at_home(config)
 
 
 def parse(arguments: Sequence[str], sweep: bool = False) -> list[Override]:
@@ -121,7 +123,7 @@ def overridden(config: Config, arguments: Sequence[str]) -> Config:
             OmegaConf.update(after, key, value, merge=isinstance(value, dict), force_add=True)
     changed = _resolved(_of_kind(before, after))
     _check_values(changed)
-    return changed
+    return _at_home(changed)
 
 
 def to_yaml(config: Config) -> str:
@@ -130,7 +132,7 @@ def to_yaml(config: Config) -> str:
 
 def identity(config: Config, but: tuple[str, ...] = ()) -> dict[str, Any]:
     """The settings that make a run what it is, by their dotted names: all but VOLATILE ones and those of `but`."""
-    return {key: value for key, value in flat(config).items() if not _among(key, (*VOLATILE, *but))}
+    return {key: value for key, value in flat(_at_home(config)).items() if not _among(key, (*VOLATILE, *KNOBS, *but))}
 
 
 def differences(old: Config, new: Config, but: tuple[str, ...] = ()) -> list[str]:
@@ -187,6 +189,8 @@ def _load(overrides: tuple[str, ...]) -> tuple[DictConfig, dict[str, str]]:
         raise UserError(_missing(error)) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(first_line(error)) from error
+    except yaml.MarkedYAMLError as error:
+        raise UserError(f"{' '.join(str(error.problem_mark).split())}: {error.problem}") from error
     choices = dict(config.hydra.runtime.choices)
     OmegaConf.set_struct(config, False)
     config.pop("hydra")
@@ -305,6 +309,10 @@ def _check_names(overrides: Sequence[Override], config: Config) -> None:
             raise UserError(f"{text}: there is no setting {key}{did_you_mean(key, known) or '; --cfg job lists all'}")
         elif not exists and "." not in key:
             raise UserError(f"{text}: nothing reads a new setting {key}{did_you_mean(key, known)}")
+        elif exists and isinstance(override.value(), dict) and not override.is_force_add():
+            for name in flat(override.value(), key):
+                if name not in known:
+                    raise UserError(f"{name}: there is no such setting{did_you_mean(name, known)}")
 
 
 def _of_kind(before: DictConfig, after: DictConfig) -> DictConfig:
@@ -314,14 +322,15 @@ def _of_kind(before: DictConfig, after: DictConfig) -> DictConfig:
     known, groups = flat(old), {name.rsplit(".", depth)[0] for name in flat(old) for depth in range(1, name.count(".") + 1)}
     for key, value in flat(new).items():
         now = {} if key in groups else known.get(key)
-        if now is None or value == now and type(value) is type(now) or (value is None and key not in groups):
+        if now is None or value == now and type(value) is type(now) or (value is None and key not in NODES):
             continue
         if any(isinstance(v, str) and "${" in v for v in (now, value)):
             continue
         for kind, name in KINDS.items():
             if isinstance(now, kind):
                 if not isinstance(value, kind) or kind is not bool and isinstance(value, bool):
-                    shown = "" if isinstance(now, dict) else f" (it is {str(now).lower().replace(' ', '')})"
+                    child = "root" if key == "data" else next((k[len(key) + 1 :] for k in known if k.startswith(key + ".")), "")
+                    shown = f", as {key}.{child}=..." if kind is dict else f" (it is {str(now).lower().replace(' ', '')})"
                     name = "a whole number" if type(now) is int else name
                     raise UserError(f"{key}={_text(value)}: give {name}{shown}")
                 if isinstance(now, float):
@@ -343,6 +352,9 @@ def _check_values(config: Config) -> None:
             raise UserError(f"{node}: this cannot be left out; choose another file of it")
     data, loader = config["data"], config["loader"]
     whole_or_auto = "give auto, or a whole number, 0 for"
+    for key, value in flat(config).items():
+        if TEXTS.fullmatch(key) and isinstance(value, str) and value != value.strip():
+            raise UserError(f"{key}={value!r}: there is a blank at one end of it")
     rules = (
         ("anar", _whole(config["anar"]) and config["anar"] in (2, 3, 5, 7), "give 2, 3, 5 or 7"),
         ("flows", _whole(config["flows"]) and config["flows"] >= 1, "give a whole number, 1 or more"),
@@ -361,6 +373,15 @@ def _check_values(config: Config) -> None:
     for key, right, hint in rules:
         if not right:
             raise UserError(f"{key}={_text(flat(config).get(key, '...'))}: {hint}")
+
+
+def _at_home(node: Any) -> Any:
+    """Settings with the user's home folder in place of each leading ~."""
+    if isinstance(node, dict):
+        return {key: _at_home(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_at_home(value) for value in node]
+    return str(Path(node).expanduser()) if isinstance(node, str) and node.startswith("~/") else node
 
 
 def _text(value: Any) -> str:
