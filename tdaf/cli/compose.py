@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import tdaf
+from tdaf.cli.ranges import check_ranges
 from tdaf.errors import UserError
 
 Config = dict[str, Any]
@@ -120,7 +121,10 @@ def overridden(config: Config, arguments: Sequence[str]) -> Config:
             del OmegaConf.select(after, parent)[name]
         else:
             value = override.value()
-            OmegaConf.update(after, key, value, merge=isinstance(value, dict), force_add=True)
+            try:
+                OmegaConf.update(after, key, value, merge=isinstance(value, dict), force_add=True)
+            except (OmegaConfBaseException, TypeError) as error:
+                raise UserError(f"{override.input_line}: this cannot be set ({first_line(error)})") from error
     changed = _resolved(_of_kind(before, after))
     _check_values(changed)
     return _at_home(changed)
@@ -373,6 +377,7 @@ def _check_values(config: Config) -> None:
     for key, right, hint in rules:
         if not right:
             raise UserError(f"{key}={_text(flat(config).get(key, '...'))}: {hint}")
+    check_ranges(config)
 
 
 def _at_home(node: Any) -> Any:
