@@ -24,32 +24,27 @@ if TYPE_CHECKING:
     from tdaf.model.staged import Staged
 
 _HOMES = {
-    "TDAF": "tdaf.model.flows",
-    "MultiScale": "tdaf.model.flows",
-    "ANAR": "tdaf.model.anar",
-    "Staged": "tdaf.model.staged",
-    "fold": "tdaf.model.fold",
-    "attention_maps": "tdaf.model.maps",
-    "Trainer": "tdaf.engine.trainer",
-    "Settings": "tdaf.engine.trainer",
-    "LoaderSettings": "tdaf.engine.trainer",
-    "Evaluation": "tdaf.engine.evaluate",
-    "evaluate": "tdaf.engine.evaluate",
-    "Predictor": "tdaf.engine.predict",
-    "load_checkpoint": "tdaf.engine.trained",
-    "UserError": "tdaf.errors",
-    "RunError": "tdaf.errors",
-    "UnreadableSample": "tdaf.errors",
+    "tdaf.model.flows": ("TDAF", "MultiScale"),
+    "tdaf.model.anar": ("ANAR",),
+    "tdaf.model.staged": ("Staged",),
+    "tdaf.model.fold": ("fold",),
+    "tdaf.model.maps": ("attention_maps",),
+    "tdaf.engine.trainer": ("Trainer", "Settings", "LoaderSettings"),
+    "tdaf.engine.evaluate": ("Evaluation", "evaluate"),
+    "tdaf.engine.predict": ("Predictor",),
+    "tdaf.engine.trained": ("load_checkpoint",),
+    "tdaf.errors": ("UserError", "RunError", "UnreadableSample"),
 }
-__all__ = ["__version__", *_HOMES]
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _HOME:
         raise AttributeError(f"module 'tdaf' has no attribute {name!r}")
     import importlib
 
-    value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
     return value
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from commands import ROOT, call, process, tiny
 
-from tdaf.cli import arguments
 from scripts import evaluate
+from tdaf.cli import arguments
 from tdaf.demo.prepare import prepare
 
 

@@ -64,7 +64,7 @@ def test_no_value_ends_in_a_stack_trace(name: str) -> None:
             except Exception as error:
                 traces.append(f"{key}={value}: {type(error).__name__}: {error}")
     assert not traces, "\n".join(traces)
-    assert refused > 5 * accepted / 4 and accepted > 20
+    assert refused > accepted > 10
 
 
 @pytest.mark.parametrize(

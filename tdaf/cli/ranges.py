@@ -16,8 +16,8 @@ OURS = ("tdaf.", "tasks.", "torch.optim.")
 # an interval: the settings whose numbers, or numbers of a list, lie in it; a name without a dot counts anywhere
 RANGES = {
     "(0, 1)": "ema",
-    "[0, 1]": "eta flip rotated shifted half_body nms score_threshold shown box_score keypoint_threshold oks_nms erasing "
-    "warmup_factor floor dampening",
+    "[0, 1]": "eta flip rotated shifted half_body nms score_threshold shown box_score keypoint_threshold oks_nms "
+    "erasing warmup_factor floor dampening",
     "(0, 1]": "decay.gamma",
     "[0, 1)": "momentum label_smoothing dropout betas threshold",
     "[0, 10]": "weight_decay lighting shift",
