@@ -13,7 +13,6 @@ import pytest
 
 from tdaf.demo import action, scene
 from tdaf.demo.prepare import prepare
-from tdaf.errors import UserError
 
 WIDTH, HEIGHT, FRAMES = 36, 32, 7
 
@@ -164,8 +163,6 @@ def test_layout(tmp_path: Path) -> None:
     inode = tmp_path.stat().st_ino
     (tmp_path / "frame_counts.csv").write_text("kept by tasks/action/counts.py")
     assert prepare("kinetics", tmp_path.parent, seed=3, train=14, val=6, size=32).stat().st_ino == inode, "drawn again"
-    with pytest.raises(UserError, match="at least 6 videos, one for each class"):
-        prepare("kinetics", tmp_path.parent, seed=3, train=14, val=5, size=32)
     for split, count in (("train", 14), ("val", 6)):
         files = sorted(path.relative_to(tmp_path / split) for path in (tmp_path / split).rglob("*.mp4"))
         rows = list(csv.DictReader((tmp_path / f"{split}.csv").open()))
@@ -187,16 +184,6 @@ def test_layout(tmp_path: Path) -> None:
     assert min(counts) >= 24 and max(counts) <= 40 and len(counts) > 5
 
 
-def test_samples_depend_on_seed_split_and_index_alone() -> None:
-    def draw(seed: int, split: str, index: int) -> bytes:
-        return action.encoded(action.video(seed, split, index, 32))
-
-    keys = [(0, "train", 0), (0, "train", 6), (0, "val", 0), (1, "train", 0)]
-    forward = [draw(*key) for key in keys]
-    assert [draw(*key) for key in reversed(keys)] == forward[::-1]
-    assert len(set(forward)) == len(keys)
-
-
 def test_what_is_decoded_is_what_was_drawn() -> None:
     images = action.video(0, "val", 4, 64)
     clip = decoded(action.encoded(images))
@@ -208,4 +195,3 @@ def test_what_is_decoded_is_what_was_drawn() -> None:
 def test_six_in_a_row_hold_each_class_once() -> None:
     assert sorted(action.label(index) for index in range(30, 36)) == list(range(6)) and len(action.NAMES) == 6
     assert list(action.NAMES) == sorted(action.NAMES)
-    assert scene.generator(0, "train", 0).random() != scene.generator(0, "train", 1).random()
