@@ -187,7 +187,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
         store(tmp_path, {"kind": "x"}, full)
     assert folders(tmp_path) == []
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="choose another folder with data.root"):
+    with pytest.raises(UserError, match="Not a directory; give another root|File exists; give another root"):
         prepare("imagenet", tmp_path / "file", **SMALL)
 
 

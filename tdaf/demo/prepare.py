@@ -96,7 +96,7 @@ def store(root: Path, settings: dict[str, Any], write: Callable[[Path], None]) -
                     _write_whole(Path(temporary) / "data", settings, write).rename(folder)
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"cannot write demo data to {root}: {reason}; choose another folder with data.root") from error
+        raise UserError(f"cannot write demo data to {root}: {reason}; give another root") from error
     return folder
 
 
