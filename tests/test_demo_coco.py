@@ -212,12 +212,3 @@ def test_the_detectors_file_is_a_fair_detectors(roots: dict[str, Path]) -> None:
     persons = sum(not a["iscrowd"] for a in coco.anns.values())
     sure = sum(result["score"] > 0.5 for result in results)
     assert 0 < len(results) - sure < persons / 3 and 0.8 * persons < sure < persons
-
-
-@pytest.mark.parametrize("draw", [demo.detection_scene, demo.pose_scene])
-def test_samples_depend_on_seed_split_and_index_alone(draw: Any) -> None:
-    alone = draw(0, "val", 3, 96)
-    draw(0, "val", 4, 96)
-    again = draw(0, "val", 3, 96)
-    assert again.image == alone.image and again.annotations == alone.annotations
-    assert draw(0, "train", 3, 96).annotations != alone.annotations != draw(1, "val", 3, 96).annotations

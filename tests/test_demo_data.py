@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tdaf.demo import classification, scene
+from tdaf.demo import action, classification, coco, scene
 from tdaf.demo.prepare import LOCK, MANIFEST, prepare, store
 from tdaf.errors import UserError
 
@@ -71,14 +72,21 @@ def test_turns_are_clockwise_the_ring_has_a_hole_and_overhang_is_cut_off() -> No
     assert image.getpixel((5, 5)) == (0, 0, 255)
 
 
-def test_samples_depend_on_seed_split_and_index_alone() -> None:
-    def draw(seed: int, split: str, index: int) -> bytes:
-        return classification.imagenet_scene(seed, split, index, 64)[0].tobytes()
-
-    keys = [(0, "train", 0), (0, "train", 10), (0, "val", 0), (1, "train", 0)]
-    forward = [draw(*key) for key in keys]
-    assert [draw(*key) for key in reversed(keys)] == forward[::-1]
-    assert len(set(forward)) == len(keys)
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda *sample: classification.imagenet_scene(*sample, 64)[0].tobytes(),
+        lambda *sample: classification.cifar_picture(*sample).tobytes(),
+        lambda *sample: coco.detection_scene(*sample, 96).image.tobytes(),
+        lambda *sample: coco.pose_scene(*sample, 96).image.tobytes(),
+        lambda *sample: action.encoded(action.video(*sample, 32)),
+    ],
+)
+def test_samples_depend_on_seed_split_and_index_alone(draw: Callable[..., bytes]) -> None:
+    samples = [(0, "train", 0), (0, "train", 60), (0, "val", 0), (1, "train", 0)]
+    forward = [draw(*sample) for sample in samples]
+    assert [draw(*sample) for sample in reversed(samples)] == forward[::-1]
+    assert len(set(forward)) == len(samples)
 
 
 def accuracies(train: np.ndarray, labels: np.ndarray, val: np.ndarray, truth: np.ndarray) -> list[float]:
