@@ -69,9 +69,11 @@ def prepare_imagenet(
             print(unpack_val(val_tar, root / "val", wnids))
         elif labelled:
             print(sort_val(flat or root / "val", root / "val", wnids, link))
-    except (OSError, tarfile.TarError) as error:
-        reason = str(error).partition("\n")[0]  # tarfile tries several formats, and has a line for each
-        raise RunError(f"{reason}; run the same command again to go on") from error
+    except tarfile.TarError as error:
+        archives = " or ".join(str(path) for path in (train_tar, val_tar, devkit) if path)
+        raise RunError(f"{archives} is damaged or no archive; bring it again, then run the same command") from error
+    except OSError as error:
+        raise RunError(f"{error}; run the same command again to go on") from error
 
 
 def validation_wnids(devkit: Path | None, ground_truth: Path | None, synsets: Path | None) -> list[str]:

@@ -102,7 +102,7 @@ FAULTS = [
     ("flat=HERE/nowhere", 2, "nowhere: no such folder"),
     ("flat=HERE/devkit", 2, "5 of 5 validation images are neither"),
     ("val_tar=HERE/nowhere.tar", 2, "nowhere.tar: no such file"),
-    ("train_tar=HERE/words.txt", 1, "run the same command again"),
+    ("train_tar=HERE/words.txt", 1, "words.txt or "),
     ("devkit=null", 2, "nothing to do"),
     ("links=true", 2, "did you mean link?"),
 ]
