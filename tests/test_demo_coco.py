@@ -107,9 +107,9 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     def flat(rng: np.random.Generator, colours: np.ndarray, width: int, height: int) -> Image.Image:
         return Image.new("RGB", (width, height), tuple(colours[0].astype(int).tolist()))
 
-    monkeypatch.setattr(scene, "textured", flat)
+    monkeypatch.setattr(scene, "texture", flat)
     monkeypatch.setattr(scene, "clutter", lambda *args: None)
-    monkeypatch.setattr(scene, "strewn", lambda *args: [])
+    monkeypatch.setattr(scene, "fragments", lambda *args: [])
     monkeypatch.setattr(scene, "grain", lambda rng, image, strength: image)
 
 

@@ -59,16 +59,16 @@ def test_a_shape_has_its_area_and_place_and_pixels(name: str) -> None:
 
 def test_turns_are_clockwise_the_ring_has_a_hole_and_overhang_is_cut_off() -> None:
     up = np.array([[0.0, -1.0], [0.2, 1.0], [-0.2, 1.0]])
-    tip = scene.fitted(up, 10.0, degrees=90.0)[0]
+    tip = scene.fit(up, 10.0, degrees=90.0)[0]
     assert tip[0] > 0 and tip[1] == pytest.approx(0, abs=1e-9)
     rng = np.random.default_rng(2)
     image = Image.new("RGB", (60, 60))
-    scene.paste(image, scene.fitted(scene.outline("ring", rng), 900.0) + 30, (255, 0, 0))
+    scene.paste(image, scene.fit(scene.outline("ring", rng), 900.0) + 30, (255, 0, 0))
     assert image.getpixel((30, 30)) == (0, 0, 0)
     before = image.copy()
-    scene.paste(image, scene.fitted(scene.outline("star", rng), 900.0) + [-200, 30], (255, 0, 0))
+    scene.paste(image, scene.fit(scene.outline("star", rng), 900.0) + [-200, 30], (255, 0, 0))
     assert image == before
-    scene.paste(image, scene.fitted(scene.outline("square", rng), 900.0), (0, 0, 255))
+    scene.paste(image, scene.fit(scene.outline("square", rng), 900.0), (0, 0, 255))
     assert image.getpixel((5, 5)) == (0, 0, 255)
 
 

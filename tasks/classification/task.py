@@ -22,13 +22,9 @@ from tdaf.task import Batch, Media
 
 
 class LabelledImages(Protocol):
-    """The images of one split.
+    """The images of one split."""
 
-    Attributes:
-        skipped: images left out by a skip list.
-    """
-
-    skipped: int
+    skipped: int  # images left out by a skip list
 
     def __len__(self) -> int: ...
 
@@ -40,13 +36,9 @@ class LabelledImages(Protocol):
 
 
 class Source(Protocol):
-    """Where labelled images come from.
+    """Where labelled images come from."""
 
-    Attributes:
-        classes: names for people, one a class, in the order of the network's outputs.
-    """
-
-    classes: list[str]
+    classes: list[str]  # names for people, one a class, in the order of the network's outputs
 
     def split(self, name: str) -> LabelledImages:
         """The split "train" or "val". Raises UserError when it is not there."""

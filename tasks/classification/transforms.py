@@ -2,7 +2,7 @@
 
 Every random choice draws from torch's global generator. Normalisation is the network's own first step, so a pixel is a
 byte until it is on the device. `imagenet_train`, `imagenet_val`, `cifar_train` and `cifar_val` are what a configuration
-names; what they do not take from torchvision's v2 transforms is faster here, measured by scripts/benchmark.py.
+names: torchvision's v2 transforms, and what these lack or do more slowly.
 """
 
 from __future__ import annotations

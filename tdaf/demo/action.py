@@ -54,15 +54,15 @@ def pictures(rng: Rng, motion: str, width: int, height: int, frames: int) -> Ite
     path = poses(rng, motion, width, height, frames)
     short = min(width, height)
     figure = scene.outline(FIGURES[rng.integers(len(FIGURES))], rng)
-    figure = scene.fitted(figure, short * short * rng.uniform(0.1, 0.16))
+    figure = scene.fit(figure, short * short * rng.uniform(0.1, 0.16))
     figure -= figure.mean(axis=0)  # what it turns about
     ground = scene.ground_colours(rng)
     colours = scene.figure_colours(rng, ground)
-    paint = scene.textured(rng, colours, width, height)
-    still = scene.textured(rng, ground, width, height)
+    paint = scene.texture(rng, colours, width, height)
+    still = scene.texture(rng, ground, width, height)
     reach = 0.28 * short
     scene.clutter(rng, still, int(rng.integers(6, 16)), reach, np.concatenate([ground, colours]))
-    front = scene.strewn(rng, (width, height), int(rng.integers(0, 4)), 0.6 * reach, ground)
+    front = scene.fragments(rng, (width, height), int(rng.integers(0, 4)), 0.6 * reach, ground)
     still = scene.grain(rng, still, rng.uniform(2, 8))
     for x, y, degrees in path:
         image = still.copy()

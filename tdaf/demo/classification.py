@@ -36,11 +36,11 @@ def picture(rng: Rng, name: str, width: int, height: int, pieces: int) -> tuple[
     """An RGB picture of the shape `name`, whole inside the central square that a centre crop keeps, and its outline."""
     ground = scene.ground_colours(rng)
     colours = scene.figure_colours(rng, ground)
-    image = scene.textured(rng, ground, width, height)
+    image = scene.texture(rng, ground, width, height)
     reach = 0.28 * min(width, height)
     scene.clutter(rng, image, pieces, reach, np.concatenate([ground, colours]))
     points = figure(rng, name, width, height)
-    scene.paste(image, points, scene.textured(rng, colours, width, height))
+    scene.paste(image, points, scene.texture(rng, colours, width, height))
     # A few small ones in front: an outline in the world is rarely unbroken.
     scene.clutter(rng, image, pieces // 5, 0.6 * reach, ground)
     return scene.grain(rng, image, rng.uniform(2, 10)), points

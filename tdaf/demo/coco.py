@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
 from tdaf.demo import scene
-from tdaf.demo.figure import JOINTS, SKELETON, Figure, Part, standing
+from tdaf.demo.figure import JOINTS, SKELETON, Figure, Part, random_person
 from tdaf.demo.scene import Colour, Points, Rng
 
 Record = dict[str, Any]
@@ -62,7 +62,7 @@ class Layout:
             scene.polygon(pen, points, STEPS, number)
         return np.asarray(top)
 
-    def well_seen(self, enough: Callable[[Figure, float], bool]) -> tuple[Layout, np.ndarray]:
+    def drop_hidden(self, enough: Callable[[Figure, float], bool]) -> tuple[Layout, np.ndarray]:
         """The layout without the figures of which too little is seen, and its map: drawn but not annotated, they would
         be learnt as ground. enough: whether it is, of a figure and the squared pixels that are seen of it."""
         top = self.map()
@@ -127,15 +127,15 @@ def detection_scene(seed: int, split: str, index: int, size: int) -> Scene:
     rng = scene.generator(seed, split, index)
     frame = scene.frame(rng, size, 4 / 3)
     ground = scene.ground_colours(rng)
-    image = scene.textured(rng, ground, *frame)
+    image = scene.texture(rng, ground, *frame)
     reach = 0.13 * size  # fragments stay smaller than the smallest shape
     colours = np.concatenate([ground, scene.figure_colours(rng, ground)])
     scene.clutter(rng, image, int(rng.integers(6, 16)), reach, colours)
     crowd = _heap(rng, frame, size) if index % 40 == 20 else []
     shapes = _shapes(rng, frame, size, NAMES[index % len(NAMES)], crowd) if index % 30 != 29 else []
-    front = scene.strewn(rng, frame, int(rng.integers(0, 5)), 0.7 * reach, ground)
+    front = scene.fragments(rng, frame, int(rng.integers(0, 5)), 0.7 * reach, ground)
     layout = Layout(frame, shapes, crowd, front)
-    layout, top = layout.well_seen(lambda shape, seen: seen >= _LEAST * scene.area(shape.parts[0].points))
+    layout, top = layout.drop_hidden(lambda shape, seen: seen >= _LEAST * scene.area(shape.parts[0].points))
     _paint(rng, image, layout.figures + crowd, ground)
     for points, colour in front:
         scene.paste(image, points, colour)
@@ -156,11 +156,11 @@ def _shapes(rng: Rng, frame: tuple[int, int], size: int, front: str, heap: list[
     shapes: list[Figure] = []
     for name, side in zip(names, sides, strict=True):
         points = scene.random_shape(rng, name, side * side, aspect=math.exp(rng.uniform(-0.15, 0.15)))
-        shapes.append(_placed(rng, Figure(name, [Part(points)]), frame, shapes + heap))
+        shapes.append(_place(rng, Figure(name, [Part(points)]), frame, shapes + heap))
     return shapes
 
 
-def _placed(rng: Rng, figure: Figure, frame: tuple[int, int], others: list[Figure]) -> Figure:
+def _place(rng: Rng, figure: Figure, frame: tuple[int, int], others: list[Figure]) -> Figure:
     """The figure at a free spot; a fifth of them may be cut off by the frame."""
     overhang = 0.35 if rng.random() < 0.2 else 0.0
     return figure.moved(0, 1, scene.free_spot(rng, figure.box(), frame, [other.box() for other in others], overhang))
@@ -187,7 +187,7 @@ def _paint(rng: Rng, image: Image.Image, shapes: list[Figure], ground: np.ndarra
         used.append(offers[int(np.argmax(apart))])
         left, top, right, bottom = shape.box()
         # Only as much texture as the shape needs: a whole picture of it for each would take a third of all time.
-        texture = scene.textured(rng, used[-1], math.ceil(right - left) + 1, math.ceil(bottom - top) + 1)
+        texture = scene.texture(rng, used[-1], math.ceil(right - left) + 1, math.ceil(bottom - top) + 1)
         paint = Image.new("RGB", image.size)
         paint.paste(texture, (math.floor(left), math.floor(top)))
         scene.paste(image, shape.parts[0].points, paint)
@@ -214,18 +214,18 @@ def pose_scene(seed: int, split: str, index: int, size: int) -> Scene:
     rng = scene.generator(seed, split, index)
     frame = scene.frame(rng, size, 4 / 3)
     ground = scene.ground_colours(rng)
-    image = scene.textured(rng, ground, *frame)
+    image = scene.texture(rng, ground, *frame)
     scene.clutter(rng, image, int(rng.integers(8, 20)), 0.25 * size, np.concatenate([ground, 1.4 * ground]))
     crowd = _row(rng, frame, size) if index % 40 == 20 else []
     persons = _persons(rng, frame, size) if index % 30 != 29 else []
-    front = scene.strewn(rng, frame, int(rng.integers(0, 4)), 0.4 * size, ground)
+    front = scene.fragments(rng, frame, int(rng.integers(0, 4)), 0.4 * size, ground)
 
     def enough(person: Figure, seen: float) -> bool:
         alone = area(Layout(frame, [person], [], []).map() > 0)
         inside = ((person.joints >= 0) & (person.joints < frame)).all(axis=1).sum()
         return inside >= 4 and seen >= _LEAST * alone
 
-    layout, top = Layout(frame, persons, crowd, front).well_seen(enough)
+    layout, top = Layout(frame, persons, crowd, front).drop_hidden(enough)
     scene.draw(
         image, [(part.points, part.colour) for figure in layout.figures + crowd for part in figure.parts] + front
     )
@@ -244,8 +244,8 @@ def _persons(rng: Rng, frame: tuple[int, int], size: int) -> list[Figure]:
     persons: list[Figure] = []
     for tall in sorted(size * rng.uniform(low, high, size=count), key=lambda tall: tall * rng.uniform(0.8, 1.25)):
         degrees = rng.normal(0, 8) if rng.random() < 0.9 else rng.uniform(-80, 80)  # standing, mostly
-        person = standing(rng).moved(float(degrees), float(tall), np.zeros(2))
-        persons.append(_placed(rng, person, frame, persons))
+        person = random_person(rng).moved(float(degrees), float(tall), np.zeros(2))
+        persons.append(_place(rng, person, frame, persons))
     return persons
 
 
@@ -255,7 +255,7 @@ def _row(rng: Rng, frame: tuple[int, int], size: int) -> list[Figure]:
     start = np.array([rng.uniform(0.1, 0.4) * frame[0], rng.uniform(0.2, 0.8) * frame[1]])
     step = np.array([0.3 * tall, 0.0])
     places = [start + place * step + rng.normal(0, 0.08, size=2) * tall for place in range(count)]
-    return [standing(rng).moved(float(rng.normal(0, 6)), tall, place) for place in places]
+    return [random_person(rng).moved(float(rng.normal(0, 6)), tall, place) for place in places]
 
 
 def _keypoints(figure: Figure, top: np.ndarray, first: int) -> Record:
@@ -274,7 +274,7 @@ def _keypoints(figure: Figure, top: np.ndarray, first: int) -> Record:
     return {"keypoints": flat, "num_keypoints": sum(v > 0 for v in flat[2::3])}
 
 
-def detected(rng: Rng, image: Record, annotations: list[Record]) -> list[Record]:
+def detections(rng: Rng, image: Record, annotations: list[Record]) -> list[Record]:
     """What a fair detector might find: most persons, some pixels off, and now and then something that is none."""
     frame = np.array([image["width"], image["height"]])
     found = []
@@ -311,7 +311,7 @@ def write_pose(folder: Path, seed: int, train: int, val: int, size: int) -> None
         scenes = (pose_scene(seed, split, index, size) for index in range(count))
         entries = _write_split(folder, "person_keypoints", split, scenes, [person])
     # The last entries are the validation pictures'.
-    results = [detected(scene.generator(seed, "detections", index), *entry) for index, entry in enumerate(entries)]
+    results = [detections(scene.generator(seed, "detections", index), *entry) for index, entry in enumerate(entries)]
     _write_json(folder / RESULTS, sum(results, []))
 
 

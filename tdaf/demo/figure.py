@@ -56,7 +56,7 @@ class Figure:
         return scene.box(np.concatenate([part.points for part in self.parts]))
 
 
-def standing(rng: Rng) -> Figure:
+def random_person(rng: Rng) -> Figure:
     """A person that stands, walks or waves, about one unit tall, the middle of the hips at the origin."""
     joints: Joints = {}
     yaw = rng.uniform(-0.7, 0.7)

@@ -101,7 +101,7 @@ def box(points: Points) -> Box:
     return float(left), float(top), float(right), float(bottom)
 
 
-def fitted(points: Points, covered: float, degrees: float = 0.0, aspect: float = 1.0) -> Points:
+def fit(points: Points, covered: float, degrees: float = 0.0, aspect: float = 1.0) -> Points:
     """The outline stretched by `aspect` (width over height), turned clockwise, and scaled to an area of `covered`
     squared pixels, the middle of its box at the origin.
 
@@ -112,9 +112,9 @@ def fitted(points: Points, covered: float, degrees: float = 0.0, aspect: float =
 
 
 def random_shape(rng: Rng, name: str, covered: float, aspect: float = 1.0) -> Points:
-    """The shape `name` of random proportions, turned as far as it stays recognisable; see `fitted`."""
+    """The shape `name` of random proportions, turned as far as it stays recognisable; see `fit`."""
     points, limit = outline(name, rng), _LARGEST_TURN.get(name, 180.0)
-    return fitted(points, covered, float(rng.uniform(-limit, limit)), aspect)
+    return fit(points, covered, float(rng.uniform(-limit, limit)), aspect)
 
 
 def ground_colours(rng: Rng) -> np.ndarray:
@@ -145,7 +145,7 @@ def shade(hue: float, saturation: float, value: float) -> np.ndarray:
     return np.array(colorsys.hsv_to_rgb(hue % 1.0, saturation, value)) * 255
 
 
-def textured(rng: Rng, colours: np.ndarray, width: int, height: int) -> Image.Image:
+def texture(rng: Rng, colours: np.ndarray, width: int, height: int) -> Image.Image:
     """An RGB picture that goes between two colours (2, 3) by a random `pattern`."""
     mix = pattern(rng, width, height)[..., None]
     first, second = colours.astype(np.float32)
@@ -238,21 +238,21 @@ def fragment(rng: Rng, reach: float) -> Points:
     return points @ rotation(rng.uniform(0, 2 * math.pi), size)
 
 
-def strewn(
+def fragments(
     rng: Rng, frame: tuple[int, int], pieces: int, reach: float, colours: np.ndarray
 ) -> list[tuple[Points, Colour]]:
     """`pieces` fragments over a frame (width, height); each takes one of `colours` (K, 3) or a colour of its own."""
-    fragments = []
+    polygons = []
     for _ in range(pieces):
         own = rng.random() < 0.5
         colour = rng.uniform(0, 256, size=3) if own else colours[rng.integers(len(colours))]
-        fragments.append((fragment(rng, reach) + rng.random(2) * frame, tuple(colour.astype(int).tolist())))
-    return fragments
+        polygons.append((fragment(rng, reach) + rng.random(2) * frame, tuple(colour.astype(int).tolist())))
+    return polygons
 
 
 def clutter(rng: Rng, image: Image.Image, pieces: int, reach: float, colours: np.ndarray) -> None:
-    """Strews `pieces` fragments over `image`, in place; see `strewn`."""
-    draw(image, strewn(rng, image.size, pieces, reach, colours))
+    """Strews `pieces` fragments over `image`, in place; see `fragments`."""
+    draw(image, fragments(rng, image.size, pieces, reach, colours))
 
 
 def free_spot(rng: Rng, box: Box, frame: tuple[int, int], others: Sequence[Box], overhang: float) -> np.ndarray:
