@@ -15,20 +15,21 @@ Record = tuple[list[int], int, float]  # best classes, best first; label; cross-
 
 
 class Accuracy:
-    """Args:
-    protocol: "1crop", one view a sample; "10crop", ten views whose softmax probabilities are averaged.
+    """Accuracy and cross-entropy of single labels.
+
+    Args:
+        protocol: "1crop", one view a sample; "10crop", ten views whose softmax probabilities are averaged.
     """
 
     def __init__(self, protocol: str) -> None:
         self.protocol = protocol
 
     def update(self, outputs: Tensor, batch: Batch) -> list[Record]:
-        """Args:
+        """One record a sample. Of equal probabilities the class with the smaller number comes first.
+
+        Args:
             outputs: logits (B, K) or (B, V, K).
             batch: "label" (B,).
-
-        Returns:
-            One record a sample. Of equal probabilities the class with the smaller number comes first.
         """
         scores = log_probabilities(outputs)
         label = batch["label"].to(scores.device)
@@ -39,7 +40,10 @@ class Accuracy:
         return [([int(k) for k in row[2:]], int(row[1]), row[0]) for row in rows]
 
     def compute(self, records: list[Record]) -> dict[str, float]:
-        """ "top1" and "top5" (100 with fewer than 6 classes) in percent, and "loss", the mean cross-entropy in nats.
+        """The numbers of a split.
+
+        Returns:
+            "top1" and "top5" (100 with fewer than 6 classes) in percent, and "loss", the mean cross-entropy in nats.
 
         Raises:
             RunError: there is no record.

@@ -219,7 +219,9 @@ class Mixing:
                 raise UserError(f"{name}={alpha}: give 0 (off) or the positive alpha of Beta(alpha, alpha)")
 
     def __call__(self, images: Tensor, labels: Tensor) -> dict[str, Any]:
-        """Args:
+        """A training batch.
+
+        Args:
             images: uint8 (B, 3, H, W).
             labels: (B,).
 
