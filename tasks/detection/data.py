@@ -12,8 +12,7 @@ from torch import Tensor
 from tasks.coco.source import CocoSplit
 from tasks.detection.transforms import Transform
 from tdaf.errors import UserError
-from tdaf.media.pictures import Media
-from tdaf.task import Batch
+from tdaf.task import Batch, Media
 
 MULTIPLE = 32  # sides of a batch, as FCOS pads; the stages and the pyramid work with others too
 MEAN_PIXEL = (124, 116, 104)  # ImageNet's, RGB

@@ -19,8 +19,7 @@ from tasks.pose.augment import Augmentation, affine, crop, framed, inverse, tran
 from tasks.pose.simplepose import mirrored
 from tasks.pose.source import flip_pairs, legs, person
 from tdaf.errors import UserError
-from tdaf.media.pictures import Media
-from tdaf.task import Batch
+from tdaf.task import Batch, Media
 
 FORMAT = "COCO detection results, [{image_id, category_id, bbox: [x, y, width, height], score}, ...]"
 
