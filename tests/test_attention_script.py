@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import videos
-from commands import call, pictures
+from commands import call, pictures, script
 from PIL import Image
 from tiny import tiny
 from torch import Tensor, nn
@@ -20,15 +20,14 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from tdaf.cli import build  # noqa: E402
-from tdaf.cli.arguments import main  # noqa: E402
+from tdaf.cli.script import main  # noqa: E402
 from tdaf.cli.compose import compose  # noqa: E402
 from scripts.attention import attention  # noqa: E402
 from tasks.pose.skeleton import COCO  # noqa: E402
 from tdaf.engine import checkpoint  # noqa: E402
-from tdaf.engine.pictures import attention_panels  # noqa: E402
+from tdaf.engine.visualize import attention_panels  # noqa: E402
 from tdaf.errors import UserError  # noqa: E402
-from tdaf.media.attention_sheet import GLOW, Panel, sheet, spread  # noqa: E402
-from tdaf.media.mask_colours import coloured  # noqa: E402
+from tdaf.media.attention_sheet import OPACITY, Panel, coloured, sheet, spread  # noqa: E402
 from tdaf.media.video import Video  # noqa: E402
 from tdaf.model import statistics  # noqa: E402
 from tdaf.model.flows import TDAF, MultiScale  # noqa: E402
@@ -81,7 +80,7 @@ def test_a_sheet_has_each_mask_in_its_place(style: str) -> None:
     for key, mask in masks.items():
         side = 2 * strides[key]
         plain = coloured(mask.repeat_interleave(side, 0).repeat_interleave(side, 1))
-        overlay = ((1 - GLOW) * grey + GLOW * plain.float()).round().to(torch.uint8)
+        overlay = ((1 - OPACITY) * grey + OPACITY * plain.float()).round().to(torch.uint8)
         tiles = {"both": [overlay, plain], "overlay": [overlay], "mask": [plain]}[style]
         found = [place for tile in tiles for place in places(shown, tile)]
         assert len(found) == len(tiles) and len({x for _, x in found}) == 1
@@ -235,7 +234,7 @@ def test_every_task_prepares_its_own_inputs(
     task: str, given: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     run, out = run_folder(tmp_path / "run", task), tmp_path / "out"
-    assert attention([f"checkpoint={run}", f"input={given}", f"out={out}", "tile=64", "moments=2", "statistics=3"]) == 0
+    assert script(attention, [f"checkpoint={run}", f"input={given}", f"out={out}", "tile=64", "moments=2", "statistics=3"]) == 0
     said = capsys.readouterr()
     assert "broken.jpg" in said.err and "| flow 3, stage" in said.out and "| stage 1 " in said.out
     drawn = {path.name for path in out.iterdir()}
@@ -250,7 +249,7 @@ def test_all_of_a_video_lasts_as_long_as_it_did(given: Path, tmp_path: Path) -> 
     for task, count in (("imagenet", 12), ("kinetics", 8)):  # of 12 frames every second, in windows of 8
         run, out = run_folder(tmp_path / task, task), tmp_path / f"{task}-out"
         arguments = [f"checkpoint={run}", f"input={given / 'film.mp4'}", f"out={out}", "tile=32", "style=mask"]
-        assert attention([*arguments, "video=true"]) == 0
+        assert script(attention, [*arguments, "video=true"]) == 0
         drawn = Video(out / "film.mp4.mp4")
         assert len(drawn) == count and len(drawn) / drawn.fps == pytest.approx(1, rel=0.01)
 
@@ -304,4 +303,4 @@ def test_mistakes_are_a_line(arguments: list[str], said: str, given: Path, tmp_p
     if any("{run}" in argument for argument in arguments):
         places["run"] = run_folder(tmp_path / "run", "imagenet")
     with pytest.raises(UserError, match=said):
-        attention([argument.format(**places) for argument in arguments])
+        script(attention, [argument.format(**places) for argument in arguments])
