@@ -49,11 +49,11 @@ def _scan(config: dict[str, Any], split: str, full: bool, sizes: Counter[str]) -
     """The unreadable samples of a split: name to reason. sizes: gets the number of samples in each folder."""
     import torch  # takes seconds to import; a misspelt setting needs none of it
 
+    from tdaf.cli import build
     from tdaf.cli.run import loading, validation
     from tdaf.engine.predict import progress
-    from tdaf.engine.run import build_task
 
-    dataset: Any = build_task(config).dataset(split)
+    dataset: Any = build.task(config).dataset(split)
     batch = 32
     if hasattr(dataset, "checked"):  # whose samples are not all there is to read
         dataset, batch = dataset.checked(full), 4

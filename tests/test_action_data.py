@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import videos
+from commands import script
 from PIL import Image
 from torch import Tensor
 

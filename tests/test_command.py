@@ -9,8 +9,8 @@ import pytest
 import torch
 from commands import call, tiny
 
-from tdaf.cli import arguments
 from scripts import evaluate
+from tdaf.cli.script import main as script_main
 from tdaf.demo.prepare import prepare
 
 
@@ -75,7 +75,7 @@ def test_resume_and_evaluate_need_only_the_folder(demo: Path, tmp_path: Path, mo
     assert again["metrics"] == summary["metrics"] and again["best"] == summary["best"]
 
     def evaluated(*words: str) -> dict:
-        assert call(monkeypatch, ["checkpoint=moved", *words], lambda: arguments.main(evaluate.evaluate, "")) == 0
+        assert call(monkeypatch, ["checkpoint=moved", *words], lambda: script_main(evaluate.evaluate, "")) == 0
         protocol = words[0].partition("=")[2] if words else "1crop"
         return json.loads(Path(f"moved/evaluation-{protocol}.json").read_text())
 

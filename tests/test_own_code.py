@@ -13,6 +13,7 @@ from commands import call, pictures, script
 from PIL import Image
 
 from scripts import evaluate, predict
+from tdaf.errors import UserError
 from tdaf.model.flows import TDAF
 
 SMALL = (
@@ -92,8 +93,11 @@ def test_own_task_trains_evaluates_and_predicts(tmp_path: Path, monkeypatch: pyt
     found = summary(run)
     assert found["protocol"] == "miou" and found["samples"] == 3
     assert found["metric"]["best"] > 60, "background everywhere would be 42"
-    assert script(evaluate.evaluate, [f"checkpoint={run}"]) == 0
-    assert script(predict.predict, [f"checkpoint={run}", f"input={root / 'val' / 'images'}", f"out={out}"]) == 0
+    assert script(evaluate.evaluate, [f"checkpoint={run}", "trust=myseg"]) == 0
+    look = [f"checkpoint={run}", f"input={root / 'val' / 'images'}", f"out={out}"]
+    with pytest.raises(UserError, match="myseg.Segmentation, which is not part of tdaf.*trust=myseg"):
+        script(predict.predict, look)
+    assert script(predict.predict, [*look, "trust=myseg"]) == 0
     rows = json.loads((out / "predictions.json").read_text())["predictions"]
     assert len(rows) == 3 and all(sum(row["shares"].values()) == pytest.approx(1, abs=1e-5) for row in rows)
     assert Image.open(out / "0.jpg.png").size[0] >= 50

@@ -143,7 +143,9 @@ def test_modules_of_ones_own_are_imported_when_trusted(
 
 
 def test_what_is_made_to_fill_the_memory_is_refused_at_once(state: dict[str, Any], tmp_path: Path) -> None:
-    layers = ["a0: &a0 [1, 2, 3, 4, 5, 6, 7, 8, 9]"] + [f"a{k}: &a{k} [{', '.join(9 * [f'*a{k - 1}'])}]" for k in range(1, 40)]
+    layers = ["a0: &a0 [1, 2, 3, 4, 5, 6, 7, 8, 9]"] + [
+        f"a{k}: &a{k} [{', '.join(9 * [f'*a{k - 1}'])}]" for k in range(1, 40)
+    ]
     merged = ["b0: &b0 {x: 1}"] + [f"b{k}: &b{k} {{<<: [{', '.join(9 * [f'*b{k - 1}'])}]}}" for k in range(1, 20)]
     texts = {"\n".join(layers): "alias", "\n".join(merged): "alias", 5000 * "[": "cannot be read",
              "x: " + 300_000 * "1": "larger than", "a: [": "cannot be read", "[1]": "it has no task"}  # fmt: skip

@@ -116,7 +116,10 @@ def test_predict_equals_evaluation(run: Path, data: Path, tmp_path: Path) -> Non
     names = dict(line.split() for line in (data / "classes.txt").read_text().splitlines())
     for folded in ("false", "true"):
         out = tmp_path / folded
-        assert script(predict, [f"checkpoint={run}", f"input={data / 'val'}", f"out={out}", f"folded={folded}", "batch=5"]) == 0
+        assert (
+            script(predict, [f"checkpoint={run}", f"input={data / 'val'}", f"out={out}", f"folded={folded}", "batch=5"])
+            == 0
+        )
         rows = json.loads((out / "predictions.json").read_text())["predictions"]
         top1 = json.loads((run / "summary.json").read_text())["metric"]["last"]
         right = sum(row["top5"][0]["class"] == names[Path(row["file"]).parent.name] for row in rows)
@@ -179,15 +182,15 @@ def test_predict_says_which_folders_may_not_be_read(
         script(predict, [f"checkpoint={run}", f"input={given}", f"out={tmp_path / 'out'}"])
 
 
-def test_the_signature_decides_what_the_task_takes(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_signature_decides_what_the_task_takes(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However close a name is to one of the script's own."""
 
     def options(*words: str) -> dict[str, Any]:
         return open_to_predict(run, words, ("checkpoint", "batch"))[1]
 
-    def predict_dataset(self, paths: list[Path], boxes: str | list[str] = "gt", least: float = 0.1, batches: int = 1): ...
+    def predict_dataset(
+        self, paths: list[Path], boxes: str | list[str] = "gt", least: float = 0.1, batches: int = 1
+    ): ...
 
     monkeypatch.setattr(Classification, "predict_dataset", predict_dataset)
     assert options("boxes=a.json", "least=0.5", "batches=3") == {"boxes": "a.json", "least": 0.5, "batches": 3}

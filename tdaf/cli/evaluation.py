@@ -149,7 +149,7 @@ def evaluate_checkpoint(
 
 def evaluate_in_turn(checkpoint: str | Path, several: Sequence[Sequence[str]], trust: Sequence[str] = ()) -> int:
     """One evaluation after another, each with its own overrides. Returns the first exit code that is not 0."""
-    codes = (evaluate_checkpoint(checkpoint, overrides, trust=trust) for overrides in several)
+    codes = (evaluate_checkpoint(checkpoint, overrides, False, trust) for overrides in several)
     return next((code for code in codes if code), 0)
 
 

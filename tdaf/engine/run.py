@@ -175,6 +175,13 @@ def upgraded(settings: Settings) -> Settings:
     return settings
 
 
+def named_modules(settings: Any) -> list[str]:
+    """The modules that settings name: what to trust in the file of a run whose settings are known from elsewhere."""
+    inside = settings.values() if isinstance(settings, dict) else settings if isinstance(settings, list) else ()
+    own = [str(settings["_target_"]).rpartition(".")[0]] if isinstance(settings, dict) and "_target_" in settings else []
+    return sorted({*own, *(module for child in inside for module in named_modules(child))})
+
+
 def build_task(settings: Settings) -> Task:
     """The task with its data set, which is `data.root` or, with recipe=demo and no root, drawn if it is not there."""
     data = {key: value for key, value in settings["data"].items() if key != "max_bad"}
