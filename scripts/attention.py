@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from itertools import groupby
@@ -53,13 +53,11 @@ LEGEND = (
 @dataclass(frozen=True)
 class Subject:
     """One picture to draw. title: over it. target: its file, below `out`, without an ending. indices: its samples, in
-    their order. moments: so many, evenly over all frames of the samples; None: each sample, a clip's own moments.
-    fps: of a video."""
+    their order. fps: of a video."""
 
     title: str
     target: Path
     indices: Sequence[int]
-    moments: int | None = None
     fps: Fraction | None = None
 
 
@@ -89,7 +87,7 @@ def attention(
     drawing = Drawing(predictor, out, {"style": style, "scale": scale}, tile)
     if paths:
         dataset = predictor.task.predict_dataset(paths, **options)
-        subjects = list(_of_files(dataset, base, moments))
+        subjects = list(_of_files(dataset, base))
         drawing.left_out |= {str(path): why for path, why in dataset.pictures.faults.items()}
     else:
         dataset = run.task(data=True).dataset("val")
@@ -97,7 +95,9 @@ def attention(
         subjects = [Subject(f"val: {dataset.name(index)}", Path(f"val-{index:05}"), [index]) for index in evenly]
     with progress("attention", len(subjects)) as bar:
         for subject in subjects:
-            drawing.draw(dataset, subject, video)
+            drawing.draw(dataset, subject, moments)
+            if video and subject.fps:
+                drawing.film(dataset, subject)
             bar.advance()
     for name, why in drawing.left_out.items():
         print(f"left out {name}: {why}", file=sys.stderr)
@@ -115,47 +115,37 @@ class Drawing:
     """
 
     def __init__(self, predictor: Predictor, out: Path, look: dict[str, str], tile: int) -> None:
-        from tdaf.model.flows import TDAF
         from tdaf.model.maps import mask_eta, mask_strides
 
         self.predictor, self.out, self.look, self.tile = predictor, out, look, tile
         self.strides, self.eta = mask_strides(predictor.network), mask_eta(predictor.network)
         if self.eta is None:
             raise UserError(f"{predictor.run.path} has no attention maps: {_why_none(predictor.run.settings)}")
-        tdaf = next(module for module in predictor.network.modules() if isinstance(module, TDAF))
-        self.clips = tdaf.dims == 3
         self.files: list[Path] = []
         self.left_out: dict[str, str] = {}
 
-    def draw(self, dataset: Dataset, subject: Subject, video: bool) -> None:
-        """A sheet of one picture; with `video`, of a video all of it as well."""
+    def draw(self, dataset: Dataset, subject: Subject, moments: int) -> None:
+        """One picture, on one sheet; of clips and videos `moments` moments."""
         from tdaf.engine.predict import save_image
 
-        length = self._length(dataset, subject) if subject.fps is not None else 0
-        panels = list(self._panels(dataset, subject, _moments(subject, length)))
-        if not panels:
-            return
-        target = self.out / subject.target.with_name(subject.target.name + ".png")
-        with writing(target):
-            save_image(self._sheet(panels, subject, 1.0 if len(panels) == 1 else SEVERAL), target)
-        self.files.append(target)
-        if video and subject.fps is not None:
-            self.files.append(self._film(dataset, subject, length))
+        panels = list(self._panels(dataset, subject, moments))
+        if panels:
+            target = self.out / subject.target.with_name(subject.target.name + ".png")
+            with writing(target):
+                save_image(self._sheet(panels, subject, 1.0 if len(panels) == 1 else SEVERAL), target)
+            self.files.append(target)
 
-    def _film(self, dataset: PredictDataset, subject: Subject, length: int) -> Path:
-        """A sheet a frame of what the network saw, at such a rate that it lasts as long as the video."""
-        from tdaf.engine.predict import progress
+    def film(self, dataset: PredictDataset, subject: Subject) -> None:
+        """All of a video: a sheet a frame that the network saw, at such a rate that it lasts as long as the video."""
         from tdaf.media.video import VideoWriter
 
         target = self.out / subject.target.with_name(subject.target.name + ".mp4")
         frames = sum(len(dataset.shown(index)) for index in subject.indices)
-        fps = subject.fps * len(subject.indices) * (length or 1) / frames
-        with writing(target), VideoWriter(target, fps) as film, progress("film", len(subject.indices)) as bar:
-            for index in subject.indices:
-                for panel in self._panels(dataset, subject, [(index, list(range(length)) or None)]):
-                    film.write(self._sheet([panel], subject))
-                bar.advance()
-        return target
+        fps = subject.fps * len(subject.indices) * (self._length(dataset, subject) or 1) / frames
+        with writing(target), VideoWriter(target, fps) as film:
+            for panel in self._panels(dataset, subject, None):
+                film.write(self._sheet([panel], subject))
+        self.files.append(target)
 
     def _sheet(self, panels: list[Panel], subject: Subject, share: float = 1.0) -> Tensor:
         from tdaf.media.attention_sheet import sheet
@@ -163,32 +153,35 @@ class Drawing:
         tile = max(1, round(share * self.tile))
         return sheet(panels, self.strides, self.eta, subject.title, tile=tile, **self.look)
 
-    def _panels(
-        self, dataset: Dataset, subject: Subject, moments: Iterable[tuple[int, list[int] | None]]
-    ) -> Iterator[Panel]:
-        """Of (sample, its frames); of a sample that cannot be read there is none."""
+    def _panels(self, dataset: Dataset, subject: Subject, moments: int | None) -> Iterator[Panel]:
+        """Of `moments` moments of clips and videos, evenly over their time, or (None) of all; of images of all samples.
+        Of a sample that cannot be read there is none."""
         from tdaf.engine.visualize import attention_panels
         from tdaf.model.maps import attention_maps
 
-        for index, frames in moments:
+        length = self._length(dataset, subject)
+        total = len(subject.indices) * (length or 1)
+        count = min(moments or total, total) if length or subject.fps else total
+        places = [int((moment + 0.5) / count * total) for moment in range(count)]
+        for sample, group in groupby(places, lambda place: place // (length or 1)):
+            index = subject.indices[sample]
             try:
                 x = dataset.collate([dataset[index]])["input"]
             except UnreadableSample as error:
                 self.left_out[dataset.name(index)] = str(error)
                 continue
-            if len(subject.indices) == 1:
-                title = ""
-            elif subject.moments is not None:
-                title = Path(dataset.name(index)).name
-            else:
-                title = f"{subject.indices.index(index) + 1} of {len(subject.indices)}"
+            title = Path(dataset.name(index)).name if subject.fps else f"{sample + 1} of {len(subject.indices)}"
             with self.predictor.precision.autocast():
                 masks = attention_maps(self.predictor.network, x.to(self.predictor.precision.device))
-            yield from attention_panels(x, masks, 0, frames, title)
+            frames = [place % length for place in group] if length else None
+            yield from attention_panels(x, masks, 0, frames, title if len(subject.indices) > 1 else "")
 
     def _length(self, dataset: Dataset, subject: Subject) -> int:
-        """Frames of a clip; 0 for images, and where no sample can be read."""
-        for index in subject.indices if self.clips else ():
+        """Frames of a clip; 0 of images, and where no sample can be read."""
+        from tdaf.model.flows import TDAF
+
+        tdaf = next(module for module in self.predictor.network.modules() if isinstance(module, TDAF))
+        for index in subject.indices if tdaf.dims == 3 else ():
             try:
                 return dataset[index]["input"].shape[-3]
             except UnreadableSample:
@@ -196,30 +189,16 @@ class Drawing:
         return 0
 
 
-def _of_files(dataset: PredictDataset, base: Path, moments: int) -> Iterator[Subject]:
+def _of_files(dataset: PredictDataset, base: Path) -> Iterator[Subject]:
     """A picture a file."""
     media = dataset.pictures
     for path, group in groupby(range(len(dataset)), lambda index: media.file(dataset.shown(index)[0])):
         indices, name = list(group), path.relative_to(base)
         if is_video(path):
-            yield Subject(str(name), name, indices, moments, media.fps(path))
+            yield Subject(str(name), name, indices, media.fps(path))
         else:
             more = f" (the first {MOST} of {len(indices)})" if len(indices) > MOST else ""
             yield Subject(f"{name}{more}", name, indices[:MOST])
-
-
-def _moments(subject: Subject, length: int) -> list[tuple[int, list[int] | None]]:
-    """(sample, its frames) of what is drawn; None: no clip, or the moments that a clip is usually drawn at. length:
-    frames of a clip, 0 of an image."""
-    if subject.moments is None:
-        return [(index, None) for index in subject.indices]
-    total = len(subject.indices) * (length or 1)
-    count = min(subject.moments, total)
-    places = [divmod(int((moment + 0.5) / count * total), length or 1) for moment in range(count)]
-    return [
-        (subject.indices[place], [frame for _, frame in group] if length else None)
-        for place, group in groupby(places, lambda entry: entry[0])
-    ]
 
 
 def _evenly(dataset: Dataset, count: int) -> list[int]:
@@ -262,7 +241,8 @@ def _statistics(predictor: Predictor, dataset: Dataset, count: int, out: Path) -
         (out / "statistics.json").write_text(json.dumps(document, indent=2) + "\n")
     size = {place: "differs" if one.size is None else "x".join(map(str, one.size)) for place, one in gates.items()}
     gate_rows = [
-        {"gate": f"flow {place[0]}, stage {place[1]}", **asdict(one), "size": size[place]} for place, one in gates.items()
+        {"gate": f"flow {place[0]}, stage {place[1]}", **asdict(one), "size": size[place]}
+        for place, one in gates.items()
     ]
     flow_rows = [{"batch norms": part, "flow": flow, **asdict(one)} for (part, flow), one in flows.items()]
     return f"{_markdown(gate_rows)}\n\n{LEGEND}\n\n{_markdown(flow_rows)}\n\n{_claim(flows)}".rstrip() + "\n"
@@ -274,11 +254,13 @@ def _claim(flows: dict[tuple[str, int], Any]) -> str:
     for (part, _), one in sorted(flows.items(), key=lambda entry: entry[0][1]):
         means[part].append(one.mean)
     compared = [own for part, own in means.items() if part.startswith("stage") and len(own) > 1]
+    if not compared:
+        return ""
     smaller = sum(own[-1] < own[0] for own in compared)
-    return compared and (
-        f"The last flow's mean of |running mean| is smaller than the first one's in {smaller} of {len(compared)} stages "
+    return (
+        f"The last flow's mean of |running mean| is below the first one's in {smaller} of {len(compared)} stages "
         "(paper, Sec. 3.1: hind flows usually have smaller means)."
-    ) or ""
+    )
 
 
 def _markdown(rows: list[dict[str, Any]]) -> str:

@@ -12,7 +12,6 @@ results. Exit codes: 0; 1 where images could not be read, which are named; 2 a m
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
 import tempfile
@@ -111,9 +110,7 @@ def _by_torchvision(detector: str, split: CocoSplit, name: str) -> tuple[Boxes, 
 
     known = models.list_models(module=models.detection)
     if detector not in known:
-        close = difflib.get_close_matches(detector, known, n=1)
-        there = f"did you mean {close[0]}?" if close else f"torchvision has {_some(known)}"
-        raise UserError(f"detector={detector}: there is no such detector; {there}")
+        raise UserError(f"detector={detector}: torchvision has no such detector; {hint(detector, known)}")
     weights = models.get_model_weights(detector).DEFAULT
     classes = list(weights.meta["categories"])
     _check_class(name, classes)
@@ -147,26 +144,17 @@ def _coco_results(boxes: Boxes, split: CocoSplit, least: float) -> list[dict[str
     from tasks.pose.source import person
 
     ids, category = split.annotations.image_ids.tolist(), person(split.annotations)[1]
+    found = [(image, box, score) for image in sorted(boxes) for box, score in boxes[image] if score >= least]
     return [
-        {
-            "image_id": ids[image],
-            "category_id": category,
-            "bbox": [round(x, 3) for x in box],
-            "score": round(score, 6),
-        }
-        for image in sorted(boxes)
-        for box, score in boxes[image]
-        if score >= least
+        {"image_id": ids[k], "category_id": category, "bbox": [round(x, 3) for x in box], "score": round(score, 6)}
+        for k, box, score in found
     ]
 
 
 def _check_class(name: str, classes: list[str]) -> None:
     if name not in classes:
-        raise UserError(f"class={name}: this detector knows {_some(classes)}")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        more = f" and {len(classes) - 8} more" if len(classes) > 8 else ""
+        raise UserError(f"class={name}: this detector knows {', '.join(classes[:8])}{more}")
 
 
 if __name__ == "__main__":

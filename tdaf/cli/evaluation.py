@@ -5,6 +5,7 @@ Imports nothing that takes seconds before it is needed, so that a mistake is tol
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import inspect
@@ -207,4 +208,4 @@ def _overridden(run: Run, overrides: Sequence[str]) -> Run:
         return run
     from tdaf.cli.compose import overridden
 
-    return run.with_settings(overridden(run.settings, list(overrides)))
+    return dataclasses.replace(run, settings=overridden(run.settings, list(overrides)))

@@ -132,6 +132,9 @@ class Predictor:
         Args:
             dataset: its samples; several may be of one picture, and one of several.
             title: of the progress bar.
+
+        Raises:
+            RunError: a batch does not fit into the GPU's memory.
         """
         answers: dict[int, Answers] = {}
         loader = self._loader(dataset)
@@ -148,8 +151,11 @@ class Predictor:
     @torch.inference_mode()
     def _postprocessed(self, batch: dict[str, Any]) -> Answers:
         moved = self.precision.move(batch)
-        with self.precision.autocast():
-            outputs = self.network(moved["input"])
+        try:
+            with self.precision.autocast():
+                outputs = self.network(moved["input"])
+        except torch.OutOfMemoryError as error:
+            raise RunError(f"out of GPU memory, with batch={self.batch}: {str(error).splitlines()[0]}") from error
         return self.task.postprocess(float32(outputs), moved)
 
     def _loader(self, dataset: PredictDataset) -> Loader:

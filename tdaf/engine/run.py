@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -87,10 +87,6 @@ class Run:
             first = next((line.strip() for line in str(error).splitlines()[1:]), str(error))
             raise UserError(f"{self.path} is not of this network: {first[:200]}") from error
         return network.eval()
-
-    def with_settings(self, settings: Settings) -> Run:
-        """The same weights under other settings."""
-        return replace(self, settings=settings)
 
 
 def load_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None, trust: Sequence[str] = ()) -> Run:
@@ -178,7 +174,9 @@ def upgraded(settings: Settings) -> Settings:
 def named_modules(settings: Any) -> list[str]:
     """The modules that settings name: what to trust in the file of a run whose settings are known from elsewhere."""
     inside = settings.values() if isinstance(settings, dict) else settings if isinstance(settings, list) else ()
-    own = [str(settings["_target_"]).rpartition(".")[0]] if isinstance(settings, dict) and "_target_" in settings else []
+    own = (
+        [str(settings["_target_"]).rpartition(".")[0]] if isinstance(settings, dict) and "_target_" in settings else []
+    )
     return sorted({*own, *(module for child in inside for module in named_modules(child))})
 
 
