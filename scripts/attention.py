@@ -45,8 +45,10 @@ MOST = 8  # samples of one picture that are drawn, such as its persons
 SEVERAL = 0.6  # of a tile's side where a sheet has several panels
 OWN = ("checkpoint", "input", "out", "style", "scale", "tile", "moments", "video", "samples", "statistics", "trust")
 LEGEND = (
-    "within, between: deviation inside a mask, and of the masks' means. fixed, varying: deviation over the places of "
-    "the mean mask, and from mask to mask at a place; where varying is 0, every input has the same mask."
+    "closed, open: shares of values below 0.05 and above 0.95. within, between: deviation inside a mask, and of the "
+    "masks' means. fixed, varying: deviation over the places of the mean mask, and from mask to mask at a place; where "
+    "varying is 0, every input has the same mask. mean, variance of a batch norm: of |running mean| and of running "
+    "variance; distances: from the last flow's, relative to it."
 )
 
 
@@ -245,7 +247,7 @@ def _statistics(predictor: Predictor, dataset: Dataset, count: int, out: Path) -
         for place, one in gates.items()
     ]
     flow_rows = [{"batch norms": part, "flow": flow, **asdict(one)} for (part, flow), one in flows.items()]
-    return f"{_markdown(gate_rows)}\n\n{LEGEND}\n\n{_markdown(flow_rows)}\n\n{_claim(flows)}".rstrip() + "\n"
+    return f"{_markdown(gate_rows)}\n\n{_markdown(flow_rows)}\n\n{LEGEND} {_claim(flows)}".rstrip() + "\n"
 
 
 def _claim(flows: dict[tuple[str, int], Any]) -> str:

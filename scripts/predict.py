@@ -60,6 +60,9 @@ def predict(
     from tdaf.engine.predict import Predictor  # torch takes seconds to import; a mistake above needs none of it
 
     predictor = Predictor(run, folded=folded, batch=batch)
+    missing = [name for name in ("postprocess", "draw", "to_json") if not hasattr(predictor.task, name)]
+    if missing:
+        raise UserError(f"{run.path}: its task does not predict: it has no {', '.join(missing)} (see tdaf/task.py)")
     detector = options.get("boxes")
     if isinstance(detector, str) and (detector.endswith(".pt") or os.path.isdir(detector)):
         person = options.get("person") or "person"

@@ -18,10 +18,11 @@ import yaml
 from commands import ROOT
 from PIL import Image
 
-from tdaf.engine import run as runs
+from tdaf import settings as files
 from tdaf.engine.predict import Predictor
-from tdaf.engine.run import load_checkpoint, read_settings
+from tdaf.engine.run import load_checkpoint
 from tdaf.errors import RunError, UserError
+from tdaf.settings import named_modules, read_settings
 
 OLD = ROOT / "tests" / "old" / "run"
 torch.set_num_threads(1)
@@ -89,11 +90,23 @@ def test_settings_are_changed_by_their_names() -> None:
 
 def test_settings_of_older_versions(state: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = put(put(state["about"]["config"], "backbone._target_", "tdaf.nets.resnet"), "tdaf.eta_", 0.25)
-    monkeypatch.setitem(runs.MOVED, "tdaf.nets.resnet", "tdaf.model.backbones.resnet.resnet")
-    monkeypatch.setattr(runs, "UPGRADES", [lambda settings: settings["tdaf"].update(eta=settings["tdaf"].pop("eta_"))])
+    monkeypatch.setitem(files.MOVED, "tdaf.nets.resnet", "tdaf.model.backbones.resnet.resnet")
+    monkeypatch.setattr(files, "UPGRADES", [lambda settings: settings["tdaf"].update(eta=settings["tdaf"].pop("eta_"))])
     run = load_checkpoint(saved(state, tmp_path / "a.pt", config=old))
     assert run.settings["backbone"]["_target_"] == "tdaf.model.backbones.resnet.resnet"
     assert run.settings["tdaf"]["eta"] == 0.25 and run.network() is not None
+    with pytest.raises(UserError, match="not the settings of a run: KeyError"):
+        load_checkpoint(OLD)  # has no eta_
+
+
+def test_a_run_folders_settings_are_those_of_its_checkpoint(state: dict[str, Any], tmp_path: Path) -> None:
+    settings = read_settings(OLD / "config.yaml")
+    assert {**settings, "run_dir": None} == {**load_checkpoint(OLD).settings, "run_dir": None}
+    assert "torch.optim" in named_modules(settings) and "tasks.classification.task" in named_modules(settings)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**settings, "lr": 0.5}).replace("lr: 0.5", "lr: 1e-3"))
+    assert read_settings(tmp_path / "config.yaml")["lr"] == 0.001
+    with pytest.raises(FileNotFoundError):
+        read_settings(tmp_path / "none.yaml")
 
 
 NODES = (
@@ -176,7 +189,7 @@ def test_what_is_made_to_fill_the_memory_is_refused_at_once(state: dict[str, Any
     [
         ({"config": None}, "was not written by train.py"),
         ({"config": {"name": "little"}}, "it has no task, data, backbone"),
-        ({"config": {name: {} for name in (*runs.BUILT, *runs.READ)}}, "it has no task._target_"),
+        ({"config": {name: {} for name in (*files.BUILT, *files.READ)}}, "it has no task._target_"),
         ({"classes": None}, "does not name the classes"),
         ({"classes": [1, 2]}, "does not name the classes"),
         ({"classes": ["a", "b"]}, "is not of this network: size mismatch for head"),

@@ -95,7 +95,7 @@ def _job(wanted: _Wanted, folders: Sequence[Path]) -> sweep.Job | None:
     then = None
     if lacking:
         from tdaf.cli.evaluation import evaluate_in_turn  # torch
-        from tdaf.engine.run import named_modules
+        from tdaf.settings import named_modules
 
         evaluations = [wanted.overrides(evaluate) for evaluate in lacking]
         then = functools.partial(evaluate_in_turn, folder, evaluations, named_modules(wanted.config))
