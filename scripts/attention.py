@@ -29,7 +29,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tdaf.cli.evaluation import media_files, open_to_predict, writing
+from tdaf.cli.evaluation import media_files, open_to_predict, write_pictures, write_text
 from tdaf.cli.script import Positive, main
 from tdaf.errors import RunError, UnreadableSample, UserError
 from tdaf.media.suffixes import is_video
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 MOST = 8  # samples of one picture that are drawn, such as its persons
 SEVERAL = 0.6  # of a tile's side where a sheet has several panels
-OWN = ("checkpoint", "input", "out", "style", "scale", "tile", "moments", "video", "samples", "statistics", "trust")
 LEGEND = (
     "closed, open: shares of values below 0.05 and above 0.95. within, between: deviation inside a mask, and of the "
     "masks' means. fixed, varying: deviation over the places of the mean mask, and from mask to mask at a place; where "
@@ -79,7 +78,7 @@ def attention(
     rest: list[str],
 ) -> None:
     paths, base = media_files(input, out) if input else ([], Path())
-    run, options = open_to_predict(checkpoint, rest, OWN, trust or ())
+    run, options = open_to_predict(checkpoint, rest, attention, trust or ())
     from tdaf.engine.predict import Predictor, progress  # torch takes seconds to import; a mistake above needs none
 
     if options and not paths:
@@ -128,25 +127,19 @@ class Drawing:
 
     def draw(self, dataset: Dataset, subject: Subject, moments: int) -> None:
         """One picture, on one sheet; of clips and videos `moments` moments."""
-        from tdaf.engine.predict import save_image
-
         panels = list(self._panels(dataset, subject, moments))
         if panels:
             target = self.out / subject.target.with_name(subject.target.name + ".png")
-            with writing(target):
-                save_image(self._sheet(panels, subject, 1.0 if len(panels) == 1 else SEVERAL), target)
+            write_pictures(target, [self._sheet(panels, subject, 1.0 if len(panels) == 1 else SEVERAL)])
             self.files.append(target)
 
     def film(self, dataset: PredictDataset, subject: Subject) -> None:
         """All of a video: a sheet a frame that the network saw, at such a rate that it lasts as long as the video."""
-        from tdaf.media.video import VideoWriter
-
         target = self.out / subject.target.with_name(subject.target.name + ".mp4")
         frames = sum(len(dataset.shown(index)) for index in subject.indices)
         fps = subject.fps * len(subject.indices) * (self._length(dataset, subject) or 1) / frames
-        with writing(target), VideoWriter(target, fps) as film:
-            for panel in self._panels(dataset, subject, None):
-                film.write(self._sheet([panel], subject))
+        panels = self._panels(dataset, subject, None)
+        write_pictures(target, (self._sheet([panel], subject) for panel in panels), fps)
         self.files.append(target)
 
     def _sheet(self, panels: list[Panel], subject: Subject, share: float = 1.0) -> Tensor:
@@ -238,9 +231,7 @@ def _statistics(predictor: Predictor, dataset: Dataset, count: int, out: Path) -
         "gates": [{"flow": flow, "stage": stage, **asdict(one)} for (flow, stage), one in gates.items()],
         "flows": [{"part": part, "flow": flow, **asdict(one)} for (part, flow), one in flows.items()],
     }
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "statistics.json").write_text(json.dumps(document, indent=2) + "\n")
+    write_text(out / "statistics.json", json.dumps(document, indent=2) + "\n")
     size = {place: "differs" if one.size is None else "x".join(map(str, one.size)) for place, one in gates.items()}
     gate_rows = [
         {"gate": f"flow {place[0]}, stage {place[1]}", **asdict(one), "size": size[place]}

@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
-from tdaf.cli.evaluation import writing
+from tdaf.cli.evaluation import write_text
 from tdaf.cli.script import main
 from tdaf.errors import UserError
 
@@ -31,9 +31,7 @@ def check(*, out: Path = Path("skip.txt"), scan: Literal["full", "quick"] = "ful
     for split in ("train", "val"):
         bad |= _scan(config, split, scan == "full", sizes)
     known = _listed(config["data"].get("skip_list"))
-    with writing(out):
-        text = "".join(f"{name}\n" for name in [*known, *bad])
-        out.write_text(text, encoding="utf-8", errors="surrogateescape")
+    write_text(out, "".join(f"{name}\n" for name in [*known, *bad]))
     if not bad:
         print(f"every sample can be read; {len(known)} are listed in {out}")
         return 0

@@ -12,6 +12,7 @@ results. Exit codes: 0; 1 where images could not be read, which are named; 2 a m
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from tdaf.cli.evaluation import open_run, writing
+from tdaf.cli.evaluation import open_run, write_text, writing
 from tdaf.cli.script import Positive, Share, hint, main
 from tdaf.errors import RunError, UnreadableSample, UserError
 
@@ -47,7 +48,7 @@ def detect(
         raise UserError("give checkpoint=RUN_FOLDER or detector=fasterrcnn_resnet50_fpn_v2, one of the two")
     overrides = [word for word in rest if not word.startswith("data.")]
     if overrides and checkpoint is None:
-        own = ["checkpoint", "detector", "split", "out", "score", "class", "batch", "trust"]
+        own = [name.rstrip("_") for name in inspect.signature(detect).parameters if name != "rest"]
         raise UserError(f"{overrides[0]}: with detector= there is no such setting; {hint(overrides[0], own)}")
     images = _split(split, [word for word in rest if word.startswith("data.")])
     with writing(out):  # a place that cannot be written shows before the detector has run for hours
@@ -59,8 +60,7 @@ def detect(
     else:
         boxes, unreadable = _by_torchvision(str(detector), images, class_)
     results = _coco_results(boxes, images, score)
-    with writing(out):
-        out.write_text(json.dumps(results, separators=(",", ":")) + "\n")
+    write_text(out, json.dumps(results, separators=(",", ":")) + "\n")
     for name, why in unreadable.items():
         print(f"left out {name}: {why}", file=sys.stderr)
     if len(unreadable) == len(images):

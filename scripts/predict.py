@@ -16,27 +16,23 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tdaf.cli.evaluation import media_files, open_run, open_to_predict, writing
+from tdaf.cli.evaluation import media_files, open_run, open_to_predict, write_pictures, write_text, writing
 from tdaf.cli.script import Positive, main
 from tdaf.errors import RunError, UnreadableSample, UserError
 from tdaf.media.suffixes import is_video
 
 if TYPE_CHECKING:
-    from fractions import Fraction
-
     from torch import Tensor
 
     from tdaf.engine.predict import Predictions
     from tdaf.task import Task
 
 ROWS = 30  # of the table
-OWN = ("checkpoint", "input", "out", "folded", "batch", "trust")
 Records = list[tuple[Path, int | None, list[dict[str, Any]]]]  # (file, frame, answers) of every picture drawn
 
 
@@ -56,7 +52,7 @@ def predict(
     if overwritten:
         raise UserError(f"out={out}: what is drawn would be written over {min(overwritten)}; give another folder")
 
-    run, options = open_to_predict(checkpoint, rest, OWN, trust or ())
+    run, options = open_to_predict(checkpoint, rest, predict, trust or ())
     from tdaf.engine.predict import Predictor  # torch takes seconds to import; a mistake above needs none of it
 
     predictor = Predictor(run, folded=folded, batch=batch)
@@ -77,8 +73,7 @@ def predict(
         print(f"{'in part' if name in files else 'left out'} {name}: {why}", file=sys.stderr)
     if not files:
         raise RunError(f"not one of {len(paths)} files could be read")
-    with writing(out / "predictions.json"):
-        (out / "predictions.json").write_text(json.dumps(predictor.task.to_json(records), indent=2) + "\n")
+    write_text(out / "predictions.json", json.dumps(predictor.task.to_json(records), indent=2) + "\n")
     _print(records, base)
     print(f"{out / 'predictions.json'}, and {len(files)} of {len(paths)} files drawn in {out}")
 
@@ -97,8 +92,7 @@ def _detected(checkpoint: Path, person: str, paths: list[Path], target: Path, ba
         target.parent.mkdir(parents=True, exist_ok=True)
     predictions = predictor.predict(dataset, "detect")
     document = predictor.task.to_json([predictions.of(picture) for picture in range(len(predictions.media))])
-    with writing(target):
-        target.write_text(json.dumps(document, indent=2) + "\n")
+    write_text(target, json.dumps(document, indent=2) + "\n")
     return str(target)
 
 
@@ -110,37 +104,24 @@ def _draw(task: Task, predictions: Predictions, targets: dict[Path, Path]) -> tu
     media = predictions.media
     left_out = {str(path): why for path, why in media.faults.items()}
     left_out |= {predictions.name(picture): why for picture, why in predictions.unreadable.items()}
-    records = []
+    records: Records = []
     with progress("draw", len(media)) as bar:
-        for path, pictures in groupby(range(len(media)), media.file):
-            with _canvas(targets[path], media.fps(path) if is_video(path) else None) as write:
-                for picture in pictures:
-                    bar.advance()
-                    if picture in predictions.unreadable:
-                        continue
-                    try:
-                        image = media.read(picture)
-                    except UnreadableSample as error:
-                        left_out[predictions.name(picture)] = str(error)
-                        continue
+
+        def drawn(pictures: Iterable[int]) -> Iterator[Tensor]:
+            for picture in pictures:
+                bar.advance()
+                try:
+                    image = None if picture in predictions.unreadable else media.read(picture)
+                except UnreadableSample as error:
+                    left_out[predictions.name(picture)] = str(error)
+                    continue
+                if image is not None:
                     records.append(predictions.of(picture))
-                    write(task.draw(image, records[-1][2]))
+                    yield task.draw(image, records[-1][2])
+
+        for path, pictures in groupby(range(len(media)), media.file):
+            write_pictures(targets[path], drawn(pictures), media.fps(path) if is_video(path) else None)
     return records, left_out
-
-
-@contextmanager
-def _canvas(target: Path, fps: Fraction | None) -> Iterator[Callable[[Tensor], None]]:
-    """What writes pictures to `target`: a video of them with `fps`, else the one image."""
-    from tdaf.engine.predict import save_image
-    from tdaf.media.video import VideoWriter
-
-    with writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if fps is None:
-            yield lambda picture: save_image(picture, target)
-        else:
-            with VideoWriter(target, fps) as video:
-                yield video.write
 
 
 def _target(path: Path) -> Path:

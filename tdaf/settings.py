@@ -46,7 +46,7 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{path} cannot be read: {str(error).partition(chr(10))[0]}") from error
 
 
-def checked_settings(settings: Any, where: str, trust: Sequence[str] = ()) -> Settings:
+def checked_settings(settings: Any, where: str, trust: str | Sequence[str] = ()) -> Settings:
     """Settings that were read from a file, up to date. Imports nothing of what is not trusted.
 
     Args:
@@ -66,7 +66,7 @@ def checked_settings(settings: Any, where: str, trust: Sequence[str] = ()) -> Se
         if missing:
             raise UserError(f"{where} is not the settings of a run: it has no {', '.join(missing)}")
         settings = upgraded(settings)
-        refuse_untrusted(settings, where, trust)
+        refuse_untrusted(settings, where, [trust] if isinstance(trust, str) else trust)
     except RecursionError:
         raise UserError(f"{where} is not the settings of a run: it is nested too deeply") from None
     except (LookupError, TypeError, AttributeError) as error:  # an upgrade that met what no version has written

@@ -23,6 +23,7 @@ from tdaf.build import make
 from tdaf.cli.compose import compose
 from tdaf.engine import checkpoint
 from tdaf.engine.precision import Precision
+from tdaf.engine.predict import Predictor
 from tdaf.engine.run import build_network
 from tdaf.engine.visualize import attention_panels, log_samples
 from tdaf.errors import UserError
@@ -228,7 +229,12 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("task", ["imagenet", "cifar10", "coco_fcos", "coco_pose", "kinetics"])
+ANSWERS = {
+    "imagenet": "top5", "cifar10": "top5", "coco_fcos": "detections", "coco_pose": "keypoints", "kinetics": "top5"
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", ANSWERS)
 def test_every_task_prepares_its_own_inputs(
     task: str, given: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -243,6 +249,8 @@ def test_every_task_prepares_its_own_inputs(
     assert all(0 < gate["mean"] < 1 and gate["masks"] > 0 for gate in document["gates"])
     places = [(flow["part"], flow["flow"]) for flow in document["flows"]]
     assert ("stage 1", 1) in places and ("stage 1", 3) in places
+    frames = Predictor(run, device="cpu")(given / "film.mp4")
+    assert len(frames) == 12 and all(ANSWERS[task] in answer for (answer,) in frames)
 
 
 def test_all_of_a_video_lasts_as_long_as_it_did(given: Path, tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_modules_of_ones_own_are_imported_when_trusted(
         with pytest.raises(UserError, match="owntask.Own.*add trust=owntask"):
             load_checkpoint(path, trust=trust)
     assert not mark.exists()
-    assert type(load_checkpoint(path, trust=("owntask",)).task()).__module__.startswith("tasks.") and mark.exists()
+    assert type(load_checkpoint(path, trust="owntask").task()).__module__.startswith("tasks.") and mark.exists()
 
 
 def test_what_is_made_to_fill_the_memory_is_refused_at_once(state: dict[str, Any], tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_the_signature_decides_what_the_task_takes(run: Path, tmp_path: Path, mo
     """However close a name is to one of the script's own."""
 
     def options(*words: str) -> dict[str, Any]:
-        return open_to_predict(run, words, ("checkpoint", "batch"))[1]
+        return open_to_predict(run, words, predict)[1]
 
     def predict_dataset(
         self, paths: list[Path], boxes: str | list[str] = "gt", least: float = 0.1, batches: int = 1
@@ -193,6 +193,9 @@ def test_the_signature_decides_what_the_task_takes(run: Path, tmp_path: Path, mo
             options(word)
     monkeypatch.setattr(Classification, "predict_dataset", lambda self, paths, **options: None)
     assert options("anything=1", "protocol=1crop") == {"anything": 1}
+    monkeypatch.delattr(Classification, "draw")
+    with pytest.raises(UserError, match="its task does not predict: it has no draw"):
+        script(predict, [f"checkpoint={run}", f"input={videos.write(tmp_path / 'a.mp4')}", f"out={tmp_path / 'out'}"])
     monkeypatch.delattr(Classification, "predict_dataset")
     with pytest.raises(UserError, match="its task does not predict"):
         options()

@@ -6,24 +6,27 @@ Imports nothing that takes seconds before it is needed, so that a mistake is tol
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import inspect
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from tdaf.cli.script import hint
 from tdaf.errors import UserError
 from tdaf.media.suffixes import IMAGES, VIDEOS
 
 if TYPE_CHECKING:
+    from fractions import Fraction
+
     import torch
+    from torch import Tensor
 
     from tdaf.engine.run import Run
 
@@ -38,7 +41,7 @@ def open_run(checkpoint: str | Path, overrides: Sequence[str] = (), trust: Seque
 
 
 def open_to_predict(
-    checkpoint: str | Path, words: Sequence[str], script: Sequence[str], trust: Sequence[str] = ()
+    checkpoint: str | Path, words: Sequence[str], script: Callable[..., Any], trust: Sequence[str] = ()
 ) -> tuple[Run, dict[str, Any]]:
     """A run and the options of its task's `predict_dataset`, typed.
 
@@ -46,7 +49,7 @@ def open_to_predict(
         checkpoint: a checkpoint or run folder.
         words: `key=value`. Those that the signature of the task's `predict_dataset` has are its options, the others
             overrides of the run's settings; protocol=NAME is task.protocol=NAME.
-        script: settings of the script that asks, for a hint.
+        script: the script's function, whose settings a misspelt word may have meant.
         trust: see `load_checkpoint`.
 
     Raises:
@@ -76,9 +79,8 @@ def open_to_predict(
         elif "." in key or key in OF_THE_MACHINE:
             overrides.append(word)
         else:
-            close = difflib.get_close_matches(key, [*script, *known], n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise UserError(f"{word}: neither this script nor the checkpoint's task has a setting {key}{hint}")
+            there = hint(key, [*(name for name in inspect.signature(script).parameters if name != "rest"), *known])
+            raise UserError(f"{word}: neither this script nor the checkpoint's task has a setting {key}; {there}")
     return _overridden(run, overrides), checked(predict_dataset, options, "predict", ("self", "paths"))
 
 
@@ -125,6 +127,30 @@ def writing(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"out: {target} cannot be written: {error.strerror or error}") from error
+
+
+def write_text(target: Path, text: str) -> None:
+    """A text file, in a folder that is made. Raises UserError where the disk refuses."""
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def write_pictures(target: Path, pictures: Iterable[Tensor], fps: Fraction | None = None) -> None:
+    """An image file or, with `fps`, a video; pictures are uint8 RGB (3, H, W). UserError where the disk refuses."""
+    from PIL import Image
+
+    from tdaf.media.video import VideoWriter
+
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if fps is None:
+            for picture in pictures:
+                Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(target)
+            return
+        with VideoWriter(target, fps) as video:
+            for picture in pictures:
+                video.write(picture)
 
 
 def evaluate_checkpoint(

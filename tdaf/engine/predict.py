@@ -8,6 +8,7 @@ An answer is what the run's task says of a sample: {"detections": [{"class", "sc
 
 from __future__ import annotations
 
+import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from tdaf.build import checked
 from tdaf.engine.loader import Loader, default_workers
@@ -186,17 +186,11 @@ def progress(title: str, total: int) -> Iterator[Bar]:
         bar.stop()
 
 
-def save_image(picture: Tensor, path: Path) -> None:
-    """Writes uint8 RGB (3, H, W) to a file, whose folder is made. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(path)
-
-
 def _file(given: Any, target: Path) -> Path:
     """The path of one input; what is in memory is written to `target`."""
     if isinstance(given, (str, Path)):
         path = Path(given).expanduser()
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise UserError(f"{path}: there is no such file")
         return path
     pixels = np.array(given.convert("RGB")) if isinstance(given, Image.Image) else np.asarray(given)

@@ -118,7 +118,7 @@ def build_task(settings: Settings) -> Task:
 
 def data_root(settings: Settings) -> str | None:
     """Where the data set lies: `data.root` or, where that is null, the recipe's demo data, drawn if not there yet."""
-    if settings["data"]["root"] is not None or not settings["demo"]:
+    if settings["data"]["root"] is not None or not settings.get("demo"):
         return settings["data"]["root"]
     from tdaf.demo.prepare import prepare  # what draws is needed by nothing else
 
@@ -133,13 +133,13 @@ def build_network(settings: Settings, task: Task) -> nn.Module:
     """
     tdaf = dict(settings["tdaf"])
     if tdaf.get("gate_init") == "auto":
-        tdaf["gate_init"] = "identity" if settings["pretrained"] and 0 < settings["eta"] < 1 else "kaiming"
+        tdaf["gate_init"] = "identity" if settings.get("pretrained") and 0 < settings["eta"] < 1 else "kaiming"
     return task.network(make(settings["backbone"], "backbone"), make(tdaf, "tdaf"))
 
 
 def _evaluated(state: dict[str, Any]) -> dict[str, torch.Tensor]:
     averaged = state.get("ema")
-    if not averaged:
+    if not isinstance(averaged, dict):
         return state["network"]
     if not any(name.startswith("module.") for name in averaged):
         return averaged
