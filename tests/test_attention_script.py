@@ -24,7 +24,7 @@ from tdaf.cli.compose import compose
 from tdaf.engine import checkpoint
 from tdaf.engine.precision import Precision
 from tdaf.engine.predict import Predictor
-from tdaf.engine.run import build_network
+from tdaf.engine.trained import build_network
 from tdaf.engine.visualize import attention_panels, log_samples
 from tdaf.errors import UserError
 from tdaf.media.attention_sheet import OPACITY, Panel, coloured, sheet, spread

@@ -20,7 +20,7 @@ from PIL import Image
 
 from tdaf import settings as files
 from tdaf.engine.predict import Predictor
-from tdaf.engine.run import load_checkpoint
+from tdaf.engine.trained import load_checkpoint
 from tdaf.errors import RunError, UserError
 from tdaf.settings import named_modules, read_settings
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tdaf.demo.classification import imagenet_scene
-from tdaf.engine.run import load_checkpoint
+from tdaf.engine.trained import load_checkpoint
 from tdaf.model.anar import ANAR
 from tdaf.model.maps import attention_maps
 from tdaf.model.statistics import gate_statistics

@@ -10,10 +10,10 @@ from torch import nn
 from tdaf.build import checked, make
 from tdaf.cli.compose import Config
 from tdaf.engine import optim
-from tdaf.engine.run import build_network as network
-from tdaf.engine.run import build_task as task
-from tdaf.engine.run import data_root
 from tdaf.engine.settings import Settings
+from tdaf.engine.trained import build_network as network
+from tdaf.engine.trained import build_task as task
+from tdaf.engine.trained import data_root
 from tdaf.errors import UserError
 from tdaf.model import pretrained
 

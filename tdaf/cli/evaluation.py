@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from tdaf.engine.run import Run
+    from tdaf.engine.trained import Run
 
 OF_THE_MACHINE = ("gpus", "seed")  # settings without a dot that a trained run may still change
 
 
 def open_run(checkpoint: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] = ()) -> Run:
     """`load_checkpoint`, with `key=value` overrides that are held against the run's settings. Raises UserError."""
-    from tdaf.engine.run import load_checkpoint
+    from tdaf.engine.trained import load_checkpoint
 
     return _overridden(load_checkpoint(checkpoint, trust=trust), overrides)
 
@@ -56,7 +56,7 @@ def open_to_predict(
         UserError: a word that is neither, a value of another kind, or what `load_checkpoint` refuses.
     """
     from tdaf.build import checked, found
-    from tdaf.engine.run import load_checkpoint
+    from tdaf.engine.trained import load_checkpoint
 
     run = load_checkpoint(checkpoint, trust=trust)
     task = found(str(run.settings["task"]["_target_"]), "task")

@@ -26,7 +26,7 @@ from tdaf.engine.loader import Loader, default_workers
 from tdaf.engine.log import Bar
 from tdaf.engine.order import EvaluationOrder
 from tdaf.engine.precision import Precision, float32
-from tdaf.engine.run import Run, load_checkpoint
+from tdaf.engine.trained import Run, load_checkpoint
 from tdaf.errors import RunError, UserError
 from tdaf.model.fold import fold
 from tdaf.task import Media, PredictDataset
