@@ -10,8 +10,8 @@ import pytest
 import torch
 from commands import ROOT, call, pictures, process, tiny
 
-from tdaf.cli import arguments
 from scripts import evaluate
+from tdaf.cli.script import main as script_main
 from tdaf.demo.prepare import prepare
 
 
@@ -205,14 +205,15 @@ def test_checkpoints_that_do_not_fit(said, place: Path, monkeypatch: pytest.Monk
     assert "there is no setting loader.worker; did you mean loader.workers?" in said(["resume=run", "loader.worker=2"])
 
     def evaluation(*words: str) -> str:
-        return said(list(words), main=lambda: arguments.main(evaluate.evaluate, ""))
+        return said(list(words), main=lambda: script_main(evaluate.evaluate, ""))
 
-    assert "give checkpoint=RUN_FOLDER" in evaluation()
+    assert "give checkpoint=" in evaluation("chekpoint=run")
     assert "no checkpoint at nowhere" in evaluation("checkpoint=nowhere")
     assert "damaged or is not a checkpoint" in evaluation(f"checkpoint={place}/file")
-    assert "did you mean checkpoint?" in evaluation("chekpoint=run")
     assert "protocol=5crop" in evaluation("checkpoint=run", "protocol=5crop")
     assert "is not of this network" in evaluation("checkpoint=run", "tdaf.flows=2")
+    assert "eta=0.4: a run keeps its eta" in evaluation("checkpoint=run", "eta=0.4")
+    assert "flded=true: there is no such setting" in evaluation("checkpoint=run", "flded=true")
     two = evaluation("checkpoint=run", f"data.root={place / 'text'}")
     assert "best.pt was trained for 10 classes, and the data have 2" in two
     torch.save({"network": {}}, here / "foreign.pt")
