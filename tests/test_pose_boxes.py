@@ -20,7 +20,6 @@ from tasks.pose.augment import Augmentation
 from tasks.pose.data import detected
 from tasks.pose.source import COCO, CocoKeypoints
 from tasks.pose.task import Pose
-from tdaf.cli import prediction, trained
 from tdaf.errors import RunError, UserError
 
 torch.set_num_threads(1)

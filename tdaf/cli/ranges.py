@@ -43,7 +43,7 @@ RANGES = {
     "[0, 1000000000000]": "warmup_steps milestones",
     "[0, 9223372036854775807]": "seed max_bad",
 }
-LENGTHS = {"betas": 2, "mean": 3, "std": 3, "size": 2, "short_side": 2, "short_sides": 2, "scale": 2}  # of lists
+LENGTHS = {"betas": 2, "mean": 3, "std": 3, "size": 2, "short_side": 2, "scale": 2}  # of lists
 _BY_NAME = {name: interval for interval, names in RANGES.items() for name in names.split()}
 
 
