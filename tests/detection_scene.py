@@ -10,7 +10,7 @@ from torch import Tensor
 STRIDES, CLASSES = [8, 16, 32, 64, 128], 3
 
 
-def drawn(images: int, size: tuple[int, int] = (96, 128), variant: str = "improved") -> dict[str, Any]:
+def drawn(images: int, size: tuple[int, int] = (96, 128)) -> dict[str, Any]:
     """The head's outputs for images of `size`, drawn; leaves of the graph."""
     seed = torch.Generator().manual_seed(3)
     outputs: dict[str, Any] = {"logits": [], "boxes": [], "centreness": [], "strides": STRIDES}

@@ -1,0 +1,1 @@
+"""Human key points with SimplePose (Xiao et al. 2018)."""
