@@ -184,6 +184,7 @@ def measure(subject: str, settings: Settings, command: str) -> tuple[dict[str, A
     """On what, with what and when it was measured, and the subject's rows."""
     import torch
 
+    import tdaf
     from tdaf import env
     from tdaf.engine.precision import Precision
 
@@ -201,7 +202,10 @@ def measure(subject: str, settings: Settings, command: str) -> tuple[dict[str, A
         "gpu": torch.cuda.get_device_name(settings.device) if settings.gpu else None,
         "precision": Precision("auto", settings.device).kind,
         **{name: getattr(settings, name) for name in ("backbone", "anar", "flows", "batch", "size")},
-        "versions": env.versions("tdaf", "torch", "torchvision", "pillow", "timm", "av", "torchcodec"),
+        "versions": {
+            "tdaf": tdaf.__version__,
+            **env.versions("torch", "torchvision", "pillow", "timm", "av", "torchcodec"),
+        },
         "load": [load, os.getloadavg()[0]],  # processes that wanted a core, the mean of the last minute
         "seconds": round(time.perf_counter() - start),
     }
