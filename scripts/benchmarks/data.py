@@ -6,7 +6,6 @@ Each function measures one thing and returns it by the name under which the tabl
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import tempfile
 import time
@@ -111,16 +110,16 @@ def clips(settings: Settings) -> dict[str, Times]:
     """16 frames in a row from a file that is opened each time, at a key frame every 250 frames and every 12: in
     PyTorch's DataLoader with a worker process a core; in one process; and in one process by the seconds that all cores
     together worked, on which other programs have hardly an influence, and where more threads are not more speed."""
-    readers = {PYAV: plain_clip, OURS: our_clip}
-    with contextlib.suppress(ImportError, RuntimeError, OSError):  # the last two where it finds no FFmpeg
-        importlib.import_module("torchcodec.decoders")
-        readers[TORCHCODEC] = torchcodec_clip
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for gop in (250, 12):
             path = f"{folder}/{gop}.mp4"
             note = f"{LENGTH} frames of {WIDTH}x{HEIGHT} in {write_video(path, gop) / 1000:.0f} KB"
-            for name, times in _clip_times({n: partial(r, path) for n, r in readers.items()}, settings).items():
+            readers = {PYAV: partial(plain_clip, path), OURS: partial(our_clip, path)}
+            with contextlib.suppress(ImportError, RuntimeError, OSError):  # the last two where it finds no FFmpeg
+                torchcodec_clip(path, 0)
+                readers[TORCHCODEC] = partial(torchcodec_clip, path)
+            for name, times in _clip_times(readers, settings).items():
                 found[f"{name}_{gop}"] = times.of(times.count, "clips", note)
     return found
 
@@ -224,7 +223,7 @@ def centre_clips(read: Callable[[int], Tensor], starts: list[int]) -> Tensor:
 
 def our_clip(path: str, start: int) -> Tensor:
     """uint8 RGB (T, 3, H, W), as from each of the three."""
-    return read_clip(path, range(start, start + FRAMES))
+    return read_clip(Path(path), range(start, start + FRAMES))
 
 
 def plain_clip(path: str, start: int) -> Tensor:

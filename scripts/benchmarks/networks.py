@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,8 +30,7 @@ from tdaf.model.normalise import Normalise
 from tdaf.task import Batch, Task
 
 PLAIN, TDAF, TORCHVISION = "plain", "TDAF", "torchvision's own network"
-CLASSES = [str(k) for k in range(1000)]
-FORWARD, TRAINING, DETECTION = 25, 12, 10  # rounds, where the command line does not say
+CLASSES = {"imagenet": range(1000), "coco_fcos": range(80), "coco_pose": COCO}
 Found = dict[str, Times | dict[str, float]]
 
 
@@ -100,36 +98,34 @@ def memory(settings: Settings) -> Found:
 def detection(settings: Settings) -> Found:
     """FCOS with 80 classes on one image of the size at which COCO is tested, without the suppression of boxes."""
     x = torch.randint(0, 256, (1, 3, 800, 1344), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    plain, tdaf = _gflops(sides(settings, "coco_fcos", CLASSES[:80]), x)
-    times = _forward_times(sides(settings, "coco_fcos", CLASSES[:80]), x.to(settings.device), settings, DETECTION)
+    plain, tdaf = _gflops(sides(settings, "coco_fcos"), x)
+    times = _forward_times(sides(settings, "coco_fcos"), x.to(settings.device), settings, rounds=10)
     return {"fcos_gflops": {PLAIN: plain.total, TDAF: tdaf.total}, "fcos": times}
 
 
 def pose_training(settings: Settings) -> Found:
     """A step of SimplePose at 256 x 192, gates at the deconvolutions."""
     x = torch.randint(0, 256, (settings.batch, 3, 256, 192), dtype=torch.uint8, device=settings.device)
-    joints = torch.rand(settings.batch, len(COCO), 3, device=settings.device) * 192  # x, y, and a label above 0
-    batch = {"input": x, "joints": joints}
-    plain, tdaf = _gflops(sides(settings, "coco_pose", COCO), x[:1])
-    times = _training_times(sides(settings, "coco_pose", COCO), settings, batch, "coco_pose", COCO)
+    joints = torch.rand(settings.batch, len(COCO), 3, device=settings.device)  # x, y, and above 0 as they are labelled
+    joints[..., :2] *= 192
+    plain, tdaf = _gflops(sides(settings, "coco_pose"), x[:1])
+    times = _training_times(sides(settings, "coco_pose"), settings, "coco_pose", {"input": x, "joints": joints})
     return {"pose_gflops": {PLAIN: plain.total, TDAF: tdaf.total}, "pose_training": times}
 
 
-def configured(
-    settings: Settings, flows: int, task: str = "imagenet", classes: Sequence[str] = CLASSES
-) -> tuple[Config, Task]:
+def configured(settings: Settings, flows: int, task: str = "imagenet") -> tuple[Config, Task]:
     """The resolved settings of a training run and its task, which knows its classes' names but no images."""
     network = [f"backbone={settings.backbone}", f"anar={settings.anar}", f"flows={flows}"]
     config = compose([f"task={task}", *network, f"trainer.batch={settings.batch}"])
-    return config, make(config["task"], "task", data=SimpleNamespace(classes=list(classes)))
+    return config, make(config["task"], "task", data=SimpleNamespace(classes=[str(name) for name in CLASSES[task]]))
 
 
-def sides(settings: Settings, task: str = "imagenet", classes: Sequence[str] = CLASSES) -> dict[str, nn.Module]:
+def sides(settings: Settings, task: str = "imagenet") -> dict[str, nn.Module]:
     """The plain network and TDAF, always with the same weights, on the CPU."""
     networks = {}
     for name, flows in ((PLAIN, 1), (TDAF, settings.flows)):
         torch.manual_seed(0)
-        networks[name] = build.network(*configured(settings, flows, task, classes))
+        networks[name] = build.network(*configured(settings, flows, task))
     return networks
 
 
@@ -139,6 +135,13 @@ def images(settings: Settings, batch: int | None = None) -> Tensor:
     drawn = np.stack([photograph(settings.size, settings.size, generator) for _ in range(min(8, batch))])
     x = torch.from_numpy(drawn).permute(0, 3, 1, 2).contiguous()
     return x.repeat(-(-batch // len(x)), 1, 1, 1)[:batch].to(settings.device)
+
+
+def labelled(settings: Settings) -> Batch:
+    """A batch of `images`, each of another class."""
+    x = images(settings)
+    label = torch.arange(len(x), device=x.device)
+    return {"input": x, "label": label % len(CLASSES["imagenet"]), "index": label}
 
 
 def _folded_sides(settings: Settings, x: Tensor) -> dict[str, nn.Module]:
@@ -152,7 +155,7 @@ def _folded_sides(settings: Settings, x: Tensor) -> dict[str, nn.Module]:
 
 
 def _forward_times(
-    networks: dict[str, nn.Module], x: Tensor, settings: Settings, rounds: int = FORWARD, graphs: bool = False
+    networks: dict[str, nn.Module], x: Tensor, settings: Settings, rounds: int = 25, graphs: bool = False
 ) -> Times:
     """graphs: the folded networks as CUDA graphs as well."""
     precision = Precision("auto", settings.device)
@@ -187,17 +190,16 @@ def _graph(call: Callable[[], object]) -> Callable[[], None]:
     return graph.replay
 
 
-def _training_times(networks: dict[str, nn.Module], settings: Settings, *task: Any) -> Times:
-    calls = {name: _step(each, settings, *task) for name, each in networks.items()}
-    return interleaved(calls, settings.pairs or TRAINING, settings.device, warm=3).of(settings.batch, "images")
+def _training_times(
+    networks: dict[str, nn.Module], settings: Settings, task: str = "imagenet", batch: Batch | None = None
+) -> Times:
+    calls = {name: _step(each, settings, task, batch or labelled(settings)) for name, each in networks.items()}
+    return interleaved(calls, settings.pairs or 12, settings.device, warm=3).of(settings.batch, "images")
 
 
-def _step(network: nn.Module, settings: Settings, batch: Batch | None = None, *task: Any) -> Callable[[], None]:
+def _step(network: nn.Module, settings: Settings, task: str, batch: Batch) -> Callable[[], None]:
     """A call that makes one step with the recipe's own optimizer."""
-    config, task = configured(settings, 1, *task)
-    if batch is None:
-        x = images(settings)
-        batch = {"input": x, "label": torch.arange(len(x), device=x.device) % len(CLASSES)}
+    config, own = configured(settings, 1, task)
     precision = Precision("auto", settings.device)
     network = precision.place(network).train()
     optimizer = build.optimizer(config)(network)
@@ -205,7 +207,7 @@ def _step(network: nn.Module, settings: Settings, batch: Batch | None = None, *t
     def call() -> None:
         with precision.autocast():
             outputs = network(batch["input"])
-        torch.stack(list(task.losses(float32(outputs), batch).values())).sum().backward()
+        sum(own.losses(float32(outputs), batch).values()).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -222,7 +224,7 @@ def _peak(settings: Settings, side: str) -> int:
     torch.cuda.empty_cache()
     if torch.cuda.memory_allocated(settings.device) > 2**28:
         raise RunError("peak memory: another measurement's tensors are still on the GPU")
-    step = _step(sides(settings)[side], settings)
+    step = _step(sides(settings)[side], settings, "imagenet", labelled(settings))
     step()
     torch.cuda.reset_peak_memory_stats(settings.device)
     step()

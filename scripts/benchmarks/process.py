@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.networks import TDAF, configured, images, sides
+from benchmarks.networks import TDAF, configured, labelled, sides
 from benchmarks.timing import Settings, Times, interleaved, now
 from tdaf.build import make
 from tdaf.cli import build
@@ -96,8 +96,8 @@ class Feed:
 
 def _trainer_times(settings: Settings) -> Times:
     network, config = sides(settings)[TDAF], configured(settings, settings.flows)[0]
-    x, label = images(settings).cpu(), torch.arange(settings.batch)
-    block = [{"input": x.roll(k, 0).clone(), "label": label.roll(k), "index": label} for k in range(STEPS)]
+    batch = {name: value.cpu() for name, value in labelled(settings).items()}
+    block = [{name: value.roll(k, 0).clone() for name, value in batch.items()} for k in range(STEPS)]
     if settings.gpu:
         block = [{name: value.pin_memory() for name, value in batch.items()} for batch in block]
     feed = Feed(block, _bare_step(copy.deepcopy(network), build.optimizer(config), settings), settings)
