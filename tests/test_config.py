@@ -10,12 +10,12 @@ import pytest
 import torch
 from commands import ROOT, process
 
+from tasks.classification.task import Classification
+from tdaf import measure
 from tdaf.build import checked_tree, make
 from tdaf.cli import build
 from tdaf.cli.compose import FOLDER, compose, differences, from_folder, group_options, to_yaml
 from tdaf.cli.main import combinations
-from tasks.classification.task import Classification
-from tdaf import measure
 from tdaf.errors import UserError
 
 CHOICES = {group: group_options(group) for group in ("task", "recipe", "backbone", "tdaf")}
@@ -213,7 +213,13 @@ def test_sweeps_are_spelt_as_hydras() -> None:
 
 @pytest.mark.parametrize(
     ("words", "code"),
-    [("--help", 0), ("--cfg job --resolve task=cifar10 anar=5", 0), ("anar=4", 2), ("-m anar=3,4", 2), ("resume=nowhere", 2)],
+    [
+        ("--help", 0),
+        ("--cfg job --resolve task=cifar10 anar=5", 0),
+        ("anar=4", 2),
+        ("-m anar=3,4", 2),
+        ("resume=nowhere", 2),
+    ],
 )
 def test_torch_is_not_imported_for_that(words: str, code: int, tmp_path: Path) -> None:
     source = f"""
@@ -232,7 +238,9 @@ finally:
         (tmp_path / "config.yaml").write_text(done.stdout)
         expected = compose(["task=cifar10", "anar=5"])
         # Hydra shows what it composes; a run adds what follows from it
-        assert from_folder(tmp_path) == {k: v for k, v in expected.items() if k not in ("name", "recipe")} | {"run_dir": None}
+        assert from_folder(tmp_path) == {k: v for k, v in expected.items() if k not in ("name", "recipe")} | {
+            "run_dir": None
+        }
     if "--help" in words:
         assert all(words in done.stdout for words in ("backbone=mobile|res101", "eta: 0.5", "resume=RUN_FOLDER"))
 

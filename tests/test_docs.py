@@ -147,7 +147,9 @@ def test_every_setting_of_a_task_is_on_its_page(task: str) -> None:
         for name in flat(config[node]):
             if "_target_" in name or name.startswith("val_transforms."):
                 continue
-            assert f"`{name}`" in text or f"`{node}.{name}`" in text, f"{TASKS[task]} does not say what {node}.{name} is"
+            assert f"`{name}`" in text or f"`{node}.{name}`" in text, (
+                f"{TASKS[task]} does not say what {node}.{name} is"
+            )
 
 
 def test_readme_is_short() -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,15 @@ import yaml
 from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import tdaf
+from tdaf.cli.overrides import TEXTS, did_you_mean, first_line, parse
+from tdaf.cli.ranges import check_ranges
 from tdaf.errors import UserError
 
 Config = dict[str, Any]
@@ -34,14 +34,15 @@ VOLATILE = ("run_dir", "resume", "gpus", "loader", "trainer.log_every", "trainer
 KNOBS = ("milestones",)  # settings that only say what another one is
 NAMED = ("task", "backbone", "tdaf", "recipe", "anar", "flows", "eta", "seed")  # what a run folder's name always says
 NODES = ("task", "data", "backbone", "tdaf", "optim", "schedule", "trainer", "loader")  # what every run is made of
-TEXTS = re.compile(r"run_dir|resume|pretrained|.*\.root")  # a text also where it looks like a number; null by default
 # arguments of classes that have defaults, and so can be left out; but not what is read by more than the class
-REMOVABLE = re.compile(r"(task|data|backbone|tdaf|schedule|optim\.factory)\.(?!root$|max_bad$)(.*\.)?(?!_target_$)[^.]+")
+REMOVABLE = re.compile(
+    r"(task|data|backbone|tdaf|schedule|optim\.factory)\.(?!root$|max_bad$)(.*\.)?(?!_target_$)[^.]+"
+)
 KINDS = {bool: "true or false", (int, float): "a number", list: "a list, as [1,2]", dict: "its settings"}
 
 
 def compose(arguments: Sequence[str]) -> Config:
-    """The resolved settings of one run, as plain data, with its task's name under "name" and its folder under "run_dir".
+    """The resolved settings of one run, as plain data, with its task's name under "name", its folder under "run_dir".
 
     Args:
         arguments: Hydra's overrides, `key=value`; a value that its grammar cannot read is taken as text.
@@ -53,10 +54,10 @@ def compose(arguments: Sequence[str]) -> Config:
     resume = next((o.value() for o in overrides if o.key_or_group == "resume" and not o.is_delete()), None)
     if resume:
         return _resumed(Path(str(resume)), overrides)
-    before, _ = _load(tuple(o.input_line for o in overrides if _chooses_file(o, overrides)))
+    before, _ = load(tuple(o.input_line for o in overrides if _chooses_file(o, overrides)))
     names = [o for o in overrides if not _chooses_file(o, overrides)]
     _check_names(names, OmegaConf.to_container(before))
-    after, choices = _load(tuple(o.input_line for o in overrides))
+    after, choices = load(tuple(o.input_line for o in overrides))
     config = {"name": choices["task"], "recipe": choices["recipe"], **_resolved(_of_kind(before, after))}
     _check_values(config)
     if config["run_dir"] is None:
@@ -65,21 +66,6 @@ def compose(arguments: Sequence[str]) -> Config:
         chosen = [text for text in chosen if not text.startswith("hydra")]
         config["run_dir"] = str(_run_dir(config, choices, sorted({*changed, *chosen})))
     return _at_home(config)
-
-
-def parse(arguments: Sequence[str], sweep: bool = False) -> list[Override]:
-    """Hydra's own overrides, with quotes put round what its grammar cannot read, so that a path needs none.
-
-    Args:
-        arguments: `key=value`, `+key=value`, `++key=value` or `~key`.
-        sweep: whether a value may stand for several.
-    """
-    overrides = [_parsed(argument, sweep) for argument in _nested(arguments)]
-    for override in overrides:
-        for folder in override.value() if override.key_or_group == "hydra.searchpath" else ():
-            if not (str(folder).startswith("pkg://") or Path(str(folder).removeprefix("file://")).is_dir()):
-                raise UserError(f"{override.input_line}: there is no folder {folder}")
-    return overrides
 
 
 def group_options(group: str, overrides: Sequence[Override] = ()) -> list[str]:
@@ -120,7 +106,10 @@ def overridden(config: Config, arguments: Sequence[str]) -> Config:
             del OmegaConf.select(after, parent)[name]
         else:
             value = override.value()
-            OmegaConf.update(after, key, value, merge=isinstance(value, dict), force_add=True)
+            try:
+                OmegaConf.update(after, key, value, merge=isinstance(value, dict), force_add=True)
+            except (OmegaConfBaseException, TypeError) as error:
+                raise UserError(f"{override.input_line}: this cannot be set ({first_line(error)})") from error
     changed = _resolved(_of_kind(before, after))
     _check_values(changed)
     return _at_home(changed)
@@ -152,22 +141,6 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The known setting that is closest to a word, by its whole and by its last part."""
-    known = list(known)
-    tail = word.rsplit(".", 1)[-1]
-    same = [k for k in known if k.rsplit(".", 1)[-1] == tail]
-    close = difflib.get_close_matches(word, same, n=1) or difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if not close or "." not in word and "." in close[0]:
-        tails = {k.rsplit(".", 1)[-1]: k for k in reversed(known)}
-        close = [tails[t] for t in difflib.get_close_matches(tail, tails, n=1, cutoff=0.8)] or close
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
 @functools.cache
 def _loader() -> ConfigLoader:
     """Hydra's reader of configs/. It is made once; a running `hydra.main` keeps its own."""
@@ -181,7 +154,7 @@ def _loader() -> ConfigLoader:
 
 
 @functools.lru_cache(maxsize=64)  # the jobs of a sweep mostly share their files
-def _load(overrides: tuple[str, ...]) -> tuple[DictConfig, dict[str, str]]:
+def load(overrides: tuple[str, ...]) -> tuple[DictConfig, dict[str, str]]:
     """What Hydra composes, nothing resolved, and which file each group is."""
     try:
         config = _loader().load_configuration("train", list(overrides), RunMode.RUN, from_shell=False)
@@ -205,70 +178,6 @@ def _missing(error: MissingConfigException) -> str:
         return first_line(error) + ("; pip install 'tdaf[slurm]' brings SLURM's" if group == "hydra/launcher" else "")
     hint = did_you_mean(name, error.options) or "."
     return f"{group}={name}: there is no such {group}{hint} Choose from {', '.join(sorted(error.options))}"
-
-
-def _parsed(text: str, sweep: bool) -> Override:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{text!r} is not UTF-8 text; rename the file or folder, or make a link to it") from None
-    key, equals, written = text.partition("=")
-    if not re.fullmatch(r"(\+\+?|~)?[^=+~\-][^=+~]*", key) or not (equals or key.startswith("~")):
-        raise UserError(f"{text!r} is not a setting: write key=value; --help lists what there is")
-    parser = OverridesParser.create(_loader())
-    try:
-        override = parser.parse_override(text)
-        number = not override.is_sweep_override() and isinstance(override.value(), (bool, int, float))
-        if not (number and TEXTS.fullmatch(key)):
-            _check_sweep(override, sweep)
-            return override
-    except HydraException as error:
-        if written.lstrip().startswith(("[", "{", "'", '"')):
-            raise UserError(f"{text}: the value cannot be read; look at its brackets and quotes") from error
-    try:
-        return parser.parse_override(f"{key}={QuotedString(written, Quote.single).with_quotes()}")
-    except HydraException as error:
-        raise UserError(f"{text}: this is not a setting ({first_line(error)})") from error
-
-
-def _nested(arguments: Sequence[str]) -> list[str]:
-    """a.1crop.size=3 as a={1crop:{size:3}}, those of one `a` together: no part of a key may begin with a digit in
-    Hydra's grammar, and sweepers know an override by its key."""
-    plain: list[str] = []
-    nested: dict[str, dict[str, Any]] = {}
-    for argument in arguments:
-        key, equals, written = argument.partition("=")
-        parts = key.split(".")
-        first = next((i for i, part in enumerate(parts) if part[:1].isdigit()), 0)
-        if not (first and equals) or key.startswith("~"):
-            plain.append(argument)
-        elif _is_sweep(written):
-            opening, closing = "".join(f"{{{part}:" for part in parts[first:]), "}" * len(parts[first:])
-            values = OverridesParser.create().parse_override(f"key={written}").sweep_string_iterator()
-            plain.append(f"{'.'.join(parts[:first])}={','.join(opening + value + closing for value in values)}")
-        else:
-            node = nested.setdefault(".".join(parts[:first]), {})
-            for part in parts[first:-1]:
-                node = node.setdefault(part, {})
-            node[parts[-1]] = written
-    return [*plain, *(f"{key}={_written(tree)}" for key, tree in nested.items())]
-
-
-def _written(tree: dict[str, Any] | str) -> str:
-    return tree if isinstance(tree, str) else "{" + ",".join(f"{k}:{_written(v)}" for k, v in tree.items()) + "}"
-
-
-def _is_sweep(written: str) -> bool:
-    try:
-        return OverridesParser.create().parse_override(f"key={written}").is_discrete_sweep()
-    except HydraException:
-        return False
-
-
-def _check_sweep(override: Override, sweep: bool) -> None:
-    if not sweep and override.is_sweep_override():
-        hint = "a list is [1,2], a text with a comma '\"a,b\"'"
-        raise UserError(f"{override.input_line}: several values are a sweep, which needs -m; {hint}")
 
 
 def _chooses_file(override: Override, overrides: Sequence[Override]) -> bool:
@@ -319,7 +228,10 @@ def _of_kind(before: DictConfig, after: DictConfig) -> DictConfig:
     """`after`, whole numbers made floats where floats stand in `before`. UserError for a value of another kind; null
     and ${...} are judged where the setting is used."""
     old, new = OmegaConf.to_container(before), OmegaConf.to_container(after)
-    known, groups = flat(old), {name.rsplit(".", depth)[0] for name in flat(old) for depth in range(1, name.count(".") + 1)}
+    known, groups = (
+        flat(old),
+        {name.rsplit(".", depth)[0] for name in flat(old) for depth in range(1, name.count(".") + 1)},
+    )
     for key, value in flat(new).items():
         now = {} if key in groups else known.get(key)
         if now is None or value == now and type(value) is type(now) or (value is None and key not in NODES):
@@ -329,8 +241,14 @@ def _of_kind(before: DictConfig, after: DictConfig) -> DictConfig:
         for kind, name in KINDS.items():
             if isinstance(now, kind):
                 if not isinstance(value, kind) or kind is not bool and isinstance(value, bool):
-                    child = "root" if key == "data" else next((k[len(key) + 1 :] for k in known if k.startswith(key + ".")), "")
-                    shown = f", as {key}.{child}=..." if kind is dict else f" (it is {str(now).lower().replace(' ', '')})"
+                    child = (
+                        "root"
+                        if key == "data"
+                        else next((k[len(key) + 1 :] for k in known if k.startswith(key + ".")), "")
+                    )
+                    shown = (
+                        f", as {key}.{child}=..." if kind is dict else f" (it is {str(now).lower().replace(' ', '')})"
+                    )
                     name = "a whole number" if type(now) is int else name
                     raise UserError(f"{key}={_text(value)}: give {name}{shown}")
                 if isinstance(now, float):
@@ -367,12 +285,17 @@ def _check_values(config: Config) -> None:
         ("dims", _whole(config["dims"]) and config["dims"] in (2, 3), "give 2 or 3"),
         ("stem", config["stem"] in ("imagenet", "small", "cifar"), "give imagenet, small or cifar"),
         ("seed", _whole(config["seed"]), "give a whole number, 0 or more"),
-        ("run_dir", config["run_dir"] is None or isinstance(config["run_dir"], str) and config["run_dir"], "give a folder"),
+        (
+            "run_dir",
+            config["run_dir"] is None or isinstance(config["run_dir"], str) and config["run_dir"],
+            "give a folder",
+        ),
         ("pretrained", isinstance(config["pretrained"], str | None), "give null, imagenet or a checkpoint"),
     )
     for key, right, hint in rules:
         if not right:
             raise UserError(f"{key}={_text(flat(config).get(key, '...'))}: {hint}")
+    check_ranges(config)
 
 
 def _at_home(node: Any) -> Any:

@@ -88,14 +88,17 @@ def sweep(arguments: Sequence[str]) -> int:
     Raises:
         UserError: a job that cannot work, before any has started. One that fails later leaves the others be.
     """
-    from tdaf.cli.compose import compose, parse
+    from tdaf.cli.compose import compose
+    from tdaf.cli.overrides import parse
 
     overrides = parse(arguments, sweep=True)
     hydras = [o.input_line for o in overrides if o.key_or_group.startswith(("hydra.", "hydra/"))]
     check_launcher(hydras)
     if any(text.startswith(("hydra/sweeper=", "hydra.sweeper")) for text in hydras):
         del _codes[:]
-        compose([*hydras, *(o.input_line for o in overrides if not o.is_sweep_override() and o.input_line not in hydras)])
+        compose(
+            [*hydras, *(o.input_line for o in overrides if not o.is_sweep_override() and o.input_line not in hydras)]
+        )
         hydra_main(_swept, ["-m", *(o.input_line for o in overrides)])
         return max(_codes, default=0)
     jobs = [Job(compose(words), " ".join(words)) for words in combinations(arguments)]
@@ -108,7 +111,8 @@ def combinations(arguments: Sequence[str]) -> list[list[str]]:
 
     from hydra.core.override_parser.types import Glob
 
-    from tdaf.cli.compose import group_options, parse
+    from tdaf.cli.compose import group_options
+    from tdaf.cli.overrides import parse
 
     overrides = parse(arguments, sweep=True)
     options = []
@@ -123,7 +127,9 @@ def combinations(arguments: Sequence[str]) -> list[list[str]]:
             options.append([f"{key}={value}" for value in override.sweep_string_iterator()])
         else:
             text = override.input_line
-            raise UserError(f"{text}: give the values one by one, or choose a sweeper that draws them (hydra/sweeper=...)")
+            raise UserError(
+                f"{text}: give the values one by one, or choose a sweeper that draws them (hydra/sweeper=...)"
+            )
     return [list(job) for job in itertools.product(*options)]
 
 
@@ -174,16 +180,17 @@ def launch(jobs: Sequence[Job], hydras: Sequence[str] = ()) -> list[int]:
 
 def check_launcher(hydras: Sequence[str]) -> None:
     """Raises UserError where a launcher, sweeper or other choice of Hydra's is not installed or misspelt."""
-    from tdaf.cli.compose import _load
+    from tdaf.cli.compose import load
 
-    _load(tuple(hydras))
+    load(tuple(hydras))
 
 
 def hydra_main(function: Callable[[DictConfig], Any], arguments: Sequence[str]) -> int:
     """`hydra.main` over configs/ with these arguments."""
     import hydra
 
-    from tdaf.cli.compose import FOLDER, first_line
+    from tdaf.cli.compose import FOLDER
+    from tdaf.cli.overrides import first_line
 
     before, sys.argv = sys.argv, [sys.argv[0], *arguments]
     try:
