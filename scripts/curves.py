@@ -47,7 +47,7 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Run:
-    """A run, finished or not. events: the lines of metrics.jsonl, of each split those that it has not taken back."""
+    """A run, finished or not. events: the lines of metrics.jsonl."""
 
     folder: Path
     config: dict[str, Any]
@@ -74,14 +74,14 @@ class Run:
 
 def curves(
     *words: str,
-    runs: list[Path] = [],  # noqa: B006
+    runs: list[Path] | None = None,
     out: Path = Path("curves.png"),
-    what: list[str] = [],  # noqa: B006
+    what: list[str] | None = None,
     x: Literal["epoch", "step"] = "epoch",
     smooth: Share = 0.0,
     title: str = "",
 ) -> int:
-    folders = [*(Path(word).expanduser() for word in words), *runs]
+    folders = [*(Path(word).expanduser() for word in words), *(runs or [])]
     if not folders:
         raise UserError("give run folders, or folders with runs below them; --help says more")
     if out.suffix.lower() not in ENDINGS:
@@ -89,7 +89,7 @@ def curves(
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError("curves needs matplotlib: pip install -e '.[plots]'")
     found = read(folders)
-    names = numbers(found, what)
+    names = numbers(found, what or [])
     for name, run in product(names, found):
         if not run.curve(name, x):
             print(f"{run.folder} has no {name} yet", file=sys.stderr)
@@ -110,7 +110,7 @@ def read(folders: Sequence[Path]) -> list[Run]:
         if not below:
             raise UserError(f"{folder}: neither a run folder nor one with runs below it (metrics.jsonl, config.yaml)")
         places |= dict.fromkeys(below)
-    runs = [Run(place, from_folder(place), _events(place / "metrics.jsonl")) for place in places]
+    runs = [Run(place, from_folder(place), events(place / "metrics.jsonl")) for place in places]
     tasks = {run.config.get("name"): run.folder for run in runs}
     if len(tasks) > 1:
         which = ", ".join(f"{folder} is of {task}" for task, folder in tasks.items())
@@ -131,30 +131,23 @@ def numbers(runs: Sequence[Run], what: Sequence[str] = ()) -> list[str]:
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """As few settings as tell the runs apart, the same for runs that differ in the seed or the place of their data alone,
-    "" where there are no others. What more than half of the runs have in common is left out where a run differs from
-    it in something else."""
+    """The settings in which the runs differ; the same for runs that differ in the seed or the place of their data
+    alone, and the folder's name for other runs that no short list of settings tells apart."""
     from results.ablation import ABSENT, differing
     from results.runs import key
 
-    alike = [key(run.config) for run in runs]
-    firsts = {alike[place]: place for place in reversed(range(len(runs)))}  # of runs that are alike, the first speaks
-    settings, _ = differing([runs[firsts[one]].config for one in alike])
-    chosen: list[list[str]] = []
-    # settings that only some runs have say little
-    for name, values in sorted(settings.items(), key=lambda column: ABSENT in column[1]):
-        texts = ["" if value == ABSENT else _label(name, value) for value in values]
-        if len({*zip(*chosen, texts)}) > len({*zip(*chosen)}):
-            chosen.append(texts)
-    usual = [next((text for text in texts if texts.count(text) > len(runs) / 2), None) for texts in chosen]
-    found = []
-    for own in zip(*chosen, strict=True) if chosen else [()] * len(runs):
-        special = [text for text, common in zip(own, usual, strict=True) if text and text != common]
-        found.append(", ".join(special or filter(None, own)))
-    # runs of one label that are not alike get the folder's name of the first that is like them
-    kinds = {label: {one for other, one in zip(found, alike, strict=True) if other == label} for label in found}
-    names = [runs[firsts[one]].folder.name if len(kinds[label]) > 1 else "" for label, one in zip(found, alike)]
-    return [", ".join(filter(None, pair)) for pair in zip(found, names, strict=True)]
+    alike: dict[str, list[Run]] = {}
+    for run in runs:
+        alike.setdefault(key(run.config), []).append(run)
+    settings, _ = differing([same[0].config for same in alike.values()])
+    texts = {}
+    for one, *values in zip(alike, *settings.values(), strict=True):
+        pairs = zip(settings, values, strict=True)
+        texts[one] = ", ".join(_label(name, value) for name, value in pairs if value != ABSENT)
+    for one, text in list(texts.items()):
+        if list(texts.values()).count(text) > 1:
+            texts[one] = ", ".join(filter(None, [text, alike[one][0].folder.name]))
+    return [texts[key(run.config)] for run in runs]
 
 
 def smoothed(values: Sequence[float], factor: float) -> list[float]:
@@ -173,7 +166,7 @@ def figure(runs: Sequence[tuple[str, Run]], names: Sequence[str], x: str, smooth
     from matplotlib.figure import Figure
 
     labels = list(dict.fromkeys(label for label, _ in runs))
-    looks = dict(zip(labels, ((colour, dash) for dash, colour in product(DASHES, COLOURS))))
+    looks = dict(zip(labels, ((colour, dash) for dash, colour in product(DASHES, COLOURS)), strict=False))
     longest, aside = max(map(len, labels)), len(labels) > ASIDE
     width, height = 0.6 + 4.6 * len(names), 3.6  # inches
     size = (width + (10 + longest) / 16, max(height, 0.4 + 0.18 * len(labels))) if aside else (width, height)
@@ -183,7 +176,10 @@ def figure(runs: Sequence[tuple[str, Run]], names: Sequence[str], x: str, smooth
         for axes, name in zip(plots, names, strict=True):
             for label, run in runs:
                 colour, dash = looks.get(label, ("#888888", "-"))
-                xs, ys = zip(*run.curve(name, x) or [((), ())], strict=True)
+                curve = run.curve(name, x)
+                if not curve:
+                    continue
+                xs, ys = zip(*curve, strict=True)
                 if smooth and name.startswith("train/"):
                     axes.plot(xs, ys, color=colour, linewidth=0.8, alpha=0.3)
                     ys = smoothed(ys, smooth)
@@ -200,7 +196,7 @@ def figure(runs: Sequence[tuple[str, Run]], names: Sequence[str], x: str, smooth
         if labels != [""] and aside:
             page.legend(loc="outside right upper", frameon=False, fontsize=8)
         elif labels != [""]:
-            columns = max(1, min(len(looks), int(width * 13 / (longest + 6))))  # 13 letters of a legend in an inch
+            columns = max(1, min(len(looks), int(width * 13 / (longest + 12))))  # 13 letters of a legend in an inch
             page.legend(loc="outside lower center", ncols=columns, frameon=False)
         page.suptitle(title or None)
     return page
@@ -218,20 +214,16 @@ def save(page: Figure, out: Path) -> None:
         raise UserError(f"out={out} cannot be written: {error.strerror or error}") from error
 
 
-def _events(path: Path) -> list[dict[str, Any]]:
-    """A run that was killed and went on has no line twice; one whose lines were joined by hand may: then the later
-    line counts, and what came after it before does not. A line that cannot be read is one that a kill cut off."""
-    kept: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+def events(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, without one that a kill cut off."""
+    found = []
     for line in path.read_text(errors="replace").splitlines():
         try:
             event = json.loads(line)
-            lines, step = kept[event["split"]], event["step"]
-            while lines and lines[-1]["step"] >= step:
-                lines.pop()
-            lines.append({**event, "epoch": event["epoch"]})
+            found += [event] if event["split"] in SPLITS and event["step"] >= 0 and event["epoch"] >= 0 else []
         except (ValueError, KeyError, TypeError):
             continue
-    return [event for lines in kept.values() for event in lines]
+    return found
 
 
 def _is_number(event: dict[str, Any], key: str) -> bool:

@@ -37,7 +37,7 @@ def table(
     *words: str,
     format_: Literal["terminal", "markdown", "csv", "latex"] | None = None,
     out: Path | None = None,
-    seeds: list[Natural] = [],  # noqa: B006
+    seeds: list[Natural] | None = None,
     runs: Path = Path("runs"),
     run: bool = False,
     protocol: str | None = None,
@@ -51,7 +51,7 @@ def table(
         raise UserError("give a table (1, 2, 3a, ... or all) or a folder of runs; --help says more")
     if out:
         _check_writable(out)
-    seeds, code, width = sorted({*seeds}), 0, None
+    seeds, code, width = sorted({*(seeds or [])}), 0, None
     names = [name for word in words for name in ([word] if Path(word).is_dir() else word.split(","))]
     if Path(names[0]).is_dir() and names[0] not in paper.names():
         if rest or seeds or run or len(names) > 1:
@@ -67,7 +67,7 @@ def table(
         more = [text for text in rest if text not in hydra]
         chosen = [paper.read(name) for name in dict.fromkeys(paper.names() if "all" in names else names)]
         # a mistake is told before torch, which takes seconds, is imported
-        folders = [runs, *(Path(config["run_dir"]) for one in chosen for config in paper.check(one, more))]
+        folders = [runs, *(Path(config["run_dir"]) for one in chosen for config in paper.configs(one, more, seeds))]
         if run:
             trained = [one for one in chosen if one.samples]
             if not trained:

@@ -7,12 +7,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from omegaconf import OmegaConf
-from results.runs import SEED, Result, Run, by_key, comparable, composed, find, key, result, results
+from results.runs import SEED, Result, Run, by_key, composed, find, key, protocols, result, results
 from results.tabular import TextTable, mean_and_deviation
 
 from tdaf.cli.compose import Config, from_folder, identity
@@ -28,11 +29,10 @@ ABSENT = "-"
 
 
 class _Row(NamedTuple):
-    """The runs of one setting. results: those that are averaged. note: on those that are not."""
+    """The runs of one setting, and what they measured."""
 
     runs: list[Run]
     results: list[Result]
-    note: str
 
     @property
     def config(self) -> Config:
@@ -52,8 +52,9 @@ def folder_tables(folder: Path, evaluate: Sequence[str] = ()) -> list[TextTable]
     runs, unfinished = find([folder]), {}
     known = {run.folder for run in runs}
     for path in sorted(folder.rglob("config.yaml")):
-        if path.parent not in known and "trainer" in path.read_text(errors="replace"):
-            unfinished[path.parent] = from_folder(path.parent).get("name")
+        with suppress(UserError):  # another program's, or damaged
+            if path.parent not in known:
+                unfinished[path.parent] = from_folder(path.parent)["name"]
     if not runs and not unfinished:
         raise UserError(f"{folder} has no runs in it; python train.py makes them, with -m several at once")
     tables = []
@@ -65,7 +66,7 @@ def folder_tables(folder: Path, evaluate: Sequence[str] = ()) -> list[TextTable]
 
 
 def _table(title: str, runs: Sequence[Run], unfinished: Sequence[Path], evaluate: Sequence[str]) -> TextTable:
-    rows = [_Row(same, *comparable(results(same, evaluate))) for same in by_key(runs, (SEED,)).values()]
+    rows = [_Row(same, results(same, evaluate)) for same in by_key(runs, (SEED,)).values()]
     rows = [row for row in rows if row.results]
     settings, notes = differing([row.config for row in rows])
     order = sorted(range(len(rows)), key=lambda place: [sorting(values[place]) for values in settings.values()])
@@ -84,13 +85,11 @@ def _table(title: str, runs: Sequence[Run], unfinished: Sequence[Path], evaluate
         gains = [_gain(row, rows, metric) for row in rows]
         if metric == metrics[0] and any(gain is not None for gain in gains):
             columns["to plain"] = ["-" if gain is None else f"{gain:+.{digits}f}" for gain in gains]
-    columns["Protocol"] = [row.results[0].protocol for row in rows]
-    columns["Samples"] = [str(row.results[0].samples) for row in rows]
+    columns["Protocol"] = [protocols(row.results) for row in rows]
     seconds = [[run.summary["seconds"] for run in row.runs if "seconds" in run.summary] for row in rows]
     columns["Seconds"] = [f"{np.mean(own):.0f}" if own else "-" for own in seconds]
     if len(metrics) > METRICS:
         notes.append(f"further numbers are in summary.json: {', '.join(metrics[METRICS:])}")
-    notes += [row.note for row in rows if row.note]
     notes += [f"not evaluated with {evaluate[0]}: {run.folder}" for run in runs if not result(run, evaluate)]
     notes += [f"unfinished: {path}" for path in unfinished]
     cells = [list(row) for row in zip(*columns.values(), strict=True)]
@@ -99,14 +98,12 @@ def _table(title: str, runs: Sequence[Run], unfinished: Sequence[Path], evaluate
 
 def _gain(row: _Row, rows: Sequence[_Row], metric: str) -> float | None:
     """Over the plain backbone that was trained and evaluated alike; None for that itself, and where there is none."""
-    but = (SEED, *OF_GATES)
-    alike = [
-        other
-        for other in rows
-        if other.config["flows"] == 1 and key(other.config, but) == key(row.config, but)
-        and other.results[0].protocol == row.results[0].protocol and other.results[0].samples == row.results[0].samples
-    ]  # fmt: skip
-    plain = [value for other in alike for value in other.values(metric)]
+
+    def alike(row: _Row) -> tuple[str, str]:
+        return key(row.config, (SEED, *OF_GATES)), protocols(row.results)
+
+    plain = [other for other in rows if other.config["flows"] == 1 and alike(other) == alike(row)]
+    plain = [value for other in plain for value in other.values(metric)]
     if row.config["flows"] == 1 or not plain or not row.values(metric):
         return None
     return float(np.mean(row.values(metric)) - np.mean(plain))
@@ -117,7 +114,7 @@ def differing(configs: Sequence[Config]) -> tuple[dict[str, list[Any]], list[str
     told by the name of that; a setting that one does not have is "-"."""
     named = [_named(config) for config in configs]
     implied = [_implied(*(str(own.get(name)) for name in ("name", "recipe", "backbone", "tdaf"))) for own in named]
-    values = {name: [own.get(name, ABSENT) for own in named] for name in sorted({*().union(*named)})}
+    values = {name: [own.get(name, ABSENT) for own in named] for name in sorted(set().union(*named))}
     names = [name for name, own in values.items() if len({*map(repr, own)}) > 1]
     # without those of which every run has what its files of configs/ say, and tdaf.flows, which says what flows says
     names = [n for n in names if n in FIRST or [own.get(n, ABSENT) for own in implied] != values[n] or not all(implied)]

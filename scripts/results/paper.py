@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
-from results.runs import Request, Result, Run, comparable, composed, key
+from results.runs import Request, Result, Run, composed, key, protocols
 from results.runs import results as results_of
 from results.tabular import Printed, TextTable, mean_and_deviation
 
@@ -163,10 +163,16 @@ def _without(settings: Sequence[str], later: Sequence[str]) -> list[str]:
     return [text for text in settings if not any(f"{text.partition('=')[0]}.".startswith(f"{key}.") for key in keys)]
 
 
-def check(table: PaperTable, more: Sequence[str]) -> list[Config]:
-    """The settings of every row. Raises UserError for one that it does not take, as far as that shows without torch."""
+def configs(table: PaperTable, more: Sequence[str], seeds: Sequence[int] = ()) -> list[Config]:
+    """The settings of every row and seed. Raises UserError for one that there is not, as far as that shows without
+    torch."""
     more, table = _of_table(table, more), adapted(table, more)
-    return [composed(*table.overrides(row, more)) for row in table.rows if not row.dash]
+    rows = [table.overrides(row, more) for row in table.rows if not row.dash]
+    return [composed(*settings, *seed) for settings in rows for seed in _seeds(seeds)]
+
+
+def _seeds(seeds: Sequence[int]) -> list[list[str]]:
+    return [[f"seed={seed}"] for seed in seeds] or [[]]
 
 
 def requests(table: PaperTable, more: Sequence[str], seeds: Sequence[int]) -> list[Request]:
@@ -179,7 +185,7 @@ def requests(table: PaperTable, more: Sequence[str], seeds: Sequence[int]) -> li
         if problem:
             print(f"left out: table {table.key}, {row}: {problem}", file=sys.stderr, flush=True)
             continue
-        for seed in [[f"seed={seed}"] for seed in seeds] or [[]]:
+        for seed in _seeds(seeds):
             name = " ".join([f"table {table.key}: {row}", *seed])
             needed.append(Request([name], [*table.overrides(row, more), *seed], evaluations))
     if not needed:
@@ -189,15 +195,13 @@ def requests(table: PaperTable, more: Sequence[str], seeds: Sequence[int]) -> li
 
 @dataclass(frozen=True)
 class _Filled:
-    """A row with what is known of it. problem: the reason for its dashes. config: its settings; counts: see
-    `counts`. note: on results that are not in its mean."""
+    """A row with what is known of it. problem: the reason for its dashes. counts: see `counts`."""
 
     row: Row
     problem: str = ""
     config: Config | None = None
     counts: dict[str, float] = field(default_factory=dict)
     results: Sequence[Result] = ()
-    note: str = ""
 
 
 def _filled(
@@ -208,7 +212,7 @@ def _filled(
     settings = table.overrides(row, more)
     config = composed(*settings)
     measured = results_of(runs.get(key(config), []), table.evaluate) if table.samples else []
-    measured, note = comparable([one for one in measured if not seeds or one.seed in seeds])
+    measured = [one for one in measured if not seeds or one.seed in seeds]
     try:
         counted = counts(tuple(settings), tuple(row.input or table.input), row.classes or table.classes)
         if other := table.published:
@@ -216,8 +220,8 @@ def _filled(
             published = counts(network, tuple(other["input"]), other["classes"])["params"]
             counted = {**counted, "params_published": published}
     except UserError as error:
-        return _Filled(row, str(error), config, {}, measured, note)
-    return _Filled(row, "", config, counted, measured, note)
+        return _Filled(row, str(error), config, {}, measured)
+    return _Filled(row, "", config, counted, measured)
 
 
 @functools.cache  # rows of several tables are the same network
@@ -392,8 +396,8 @@ def _notes(table: PaperTable, more: Sequence[str], rows: Sequence[_Filled]) -> l
     notes += [f"All rows have {own}, which the paper's numbers were not made with."] if own else []
     notes += table.notes
     for row in rows:
-        ran = [f"{one.protocol}, {one.samples:,} samples" for one in row.results[:1]]
-        ran = [f"{ran[0]}: {', '.join(str(one.folder) for one in row.results)}"] if ran else []
-        said = (row.row.note, f"no counts: {row.problem}" if row.problem else "", row.note, *ran)
-        notes += [f"{row.row}: {text}" for text in said if text]
+        notes += [f"{row.row}: {row.row.note}"] if row.row.note else []
+        notes += [f"{row.row}: no counts: {row.problem}"] if row.problem else []
+        folders = ", ".join(str(one.folder) for one in row.results)
+        notes += [f"{row.row}: {protocols(row.results)}: {folders}"] if folders else []
     return notes

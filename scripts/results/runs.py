@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,16 +99,9 @@ def result(run: Run, evaluate: Sequence[str] = ()) -> Result | None:
     return next(filter(None, (_evaluation(path, run, {PROTOCOL, *asked}) for path in paths)), None)
 
 
-def comparable(measured: Sequence[Result]) -> tuple[list[Result], str]:
-    """(the results whose mean means something: those of the most frequent protocol and number of samples; a note that
-    names the others, "" where there are none)."""
-    kinds = Counter((one.protocol, one.samples) for one in measured)
-    if len(kinds) < 2:
-        return list(measured), ""
-    usual = max(kinds, key=lambda kind: (kinds[kind], kind[1]))
-    same = [one for one in measured if (one.protocol, one.samples) == usual]
-    others = [f"{one.folder} ({one.protocol}, {one.samples} samples)" for one in measured if one not in same]
-    return same, f"not in the mean, which is of {usual[0]} on {usual[1]} samples: {', '.join(others)}"
+def protocols(measured: Iterable[Result]) -> str:
+    """How results were measured, as "10crop, 50,000 samples"; several ways where they differ."""
+    return " and ".join(sorted({f"{one.protocol}, {one.samples:,} samples" for one in measured}))
 
 
 def run_missing(requests: Sequence[Request], folders: Sequence[Path], hydra: Sequence[str] = ()) -> int:
@@ -136,6 +128,18 @@ def run_missing(requests: Sequence[Request], folders: Sequence[Path], hydra: Seq
         if code:
             print(f"failed with exit code {code}: {', '.join(request.names)}", file=sys.stderr, flush=True)
     return max(codes)
+
+
+def is_missing(config: Config, check: bool = True) -> bool:
+    """Whether a run is not finished. check: whether one that is not is built once without data. Raises UserError for
+    settings that cannot work, and for a folder that holds a run of other settings."""
+    from tdaf.cli import rehearsal  # torch
+    from tdaf.cli.run import finished
+
+    missing = not finished(config)
+    if missing and check:
+        rehearsal.settings(config)
+    return missing
 
 
 def _job(request: Request, finished: Sequence[Run]) -> sweep.Job | None:

@@ -119,10 +119,8 @@ def markdown(table: TextTable) -> str:
     def escape(text: str) -> str:
         return re.sub(r"([\\*_`<\[\]])", r"\\\1", text)
 
-    parts = [f"### {escape(table.title)}"]
-    parts += [
-        markdown_table([*map(escape, table.columns)], [[*map(escape, row)] for row in table.rows], table.numeric())
-    ]
+    header, *rows = ([escape(text) for text in row] for row in (table.columns, *table.rows))
+    parts = [f"### {escape(table.title)}", markdown_table(header, rows, table.numeric())]
     parts += ["\n".join(f"- {escape(note)}" for note in table.notes)] if table.notes else []
     if table.commands:
         block = [line for name, command in table.commands if command for line in (f"# {name}", command)]
