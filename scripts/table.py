@@ -65,16 +65,17 @@ def table(
             raise UserError(f"protocol={protocol}: a table of the paper has its own; protocol is for a folder")
         hydra = [text for text in rest if text.startswith(("hydra.", "hydra/"))]
         more = [text for text in rest if text not in hydra]
-        chosen = [paper.read(name) for name in dict.fromkeys(paper.names() if "all" in names else names)]
+        keys = dict.fromkeys(paper.names() if "all" in names else names)
+        chosen = [paper.adapted(paper.read(name), more) for name in keys]
         # a mistake is told before torch, which takes seconds, is imported
-        folders = [runs, *(Path(config["run_dir"]) for one in chosen for config in paper.configs(one, more, seeds))]
+        folders = [runs, *(Path(config["run_dir"]) for one in chosen for config in paper.configs(one, seeds))]
         if run:
             trained = [one for one in chosen if one.samples]
             if not trained:
                 raise UserError(f"table {', '.join(names)}: there is nothing to train in it")
-            code = run_missing([need for one in trained for need in paper.requests(one, more, seeds)], [runs], hydra)
+            code = run_missing([need for one in trained for need in paper.requests(one, seeds)], [runs], hydra)
         finished = by_key(find(folders))
-        tables = [paper.text_table(one, more, seeds, finished) for one in chosen]
+        tables = [paper.text_table(one, seeds, finished) for one in chosen]
     if out is None:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     form = format_ or (SUFFIXES.get(out.suffix, "terminal") if out else "terminal")

@@ -42,8 +42,9 @@ TEXTS = TextTable(
 
 def shown(key: str, more: list[str] = [], folder: Path | None = None, seeds: list[int] = []) -> list[dict[str, str]]:  # noqa: B006
     finished = runs.by_key(runs.find([folder] if folder else []))
-    table = paper.text_table(paper.read(key) if isinstance(key, str) else key, more, seeds, finished)
-    return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    table = paper.adapted(paper.read(key) if isinstance(key, str) else key, more)
+    texts = paper.text_table(table, seeds, finished)
+    return [dict(zip(texts.columns, row, strict=True)) for row in texts.rows]
 
 
 def test_every_table_of_the_paper_is_there() -> None:
@@ -172,7 +173,7 @@ def test_in_miniature_rows_that_are_the_same_run_are_one() -> None:
     assert [row.name for row in small.rows] == names.split("; ")
     assert not any(row.paper for row in small.rows) and "Res152, ANAR-3, 3 flows" in small.rows[3].note
     for key in (key for key in KEYS if paper.read(key).samples):
-        configs = paper.configs(paper.read(key), ["recipe=demo"])
+        configs = paper.configs(paper.adapted(paper.read(key), ["recipe=demo"]))
         assert all(config["backbone"]["depth"] == 18 and config["pretrained"] is None for config in configs), key
         # CBAM is a rival of SE and a baseline, so it stands there twice
         assert len({config["run_dir"] for config in configs}) == len(configs) - (2 if key == "3b" else 0), key
@@ -186,10 +187,10 @@ def test_a_setting_for_all_rows_replaces_the_rows_own() -> None:
     changed = paper.adapted(table, more)
     assert [row.name for row in changed.rows][1:] == ["flows=1", "anar=3 flows=3", "anar=5 flows=3", "anar=3 flows=4"]
     assert changed.rows[1].note == "stands for Res50, No attention, 2x, multi-scale; Res101, No attention"
-    assert changed.overrides(changed.rows[1], more) == ["task=coco_fcos", "flows=1", *more]
+    assert changed.overrides(changed.rows[1]) == ["task=coco_fcos", "flows=1", *more]
     kept = paper.adapted(table, ["eta=0.7"])
     assert [row.paper for row in kept.rows] == [row.paper for row in table.rows]
-    assert table.command(table.rows[2], ["eta=0.7"], [0, 1]) == (
+    assert kept.command(kept.rows[2], [0, 1]) == (
         "python train.py -m task=coco_fcos backbone=res50 anar=3 flows=3 eta=0.7 seed=0,1 data.root=PATH"
     )
 
@@ -213,7 +214,7 @@ def test_accuracies_are_those_of_finished_runs_by_the_tables_own_protocol(tmp_pa
     assert rows[0]["Top-1"] == "76.5 ± 0.7 (n=2)" and rows[0]["Top-1 difference"] == "-0.6"
     assert rows[1]["Top-1"] == rows[1]["Top-1 difference"] == "-"
     assert shown("multiscale", folder=tmp_path, seeds=[1])[0]["Top-1"] == "77.0"
-    notes = paper.text_table(table, [], [1], runs.by_key(runs.find([tmp_path]))).notes
+    notes = paper.text_table(table, [1], runs.by_key(runs.find([tmp_path]))).notes
     assert any("10crop, 50,000 samples" in note and "run1" in note and "run0" not in note for note in notes)
 
 
@@ -266,7 +267,7 @@ def test_a_table_in_markdown_csv_and_latex() -> None:
 
 
 def test_a_real_table_in_every_form() -> None:
-    table = paper.text_table(paper.read("4"), [], [], {})
+    table = paper.text_table(paper.read("4"), [], {})
     for form in tabular.FORMATS:
         text = tabular.written([table], form)
         assert "32.462M" in text and "39.6" in text, form

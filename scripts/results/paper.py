@@ -71,7 +71,8 @@ class PaperTable:
     over the first row of the group, in percent), of the evaluator's numbers, and of Row.benchmark with a device. scale:
     from the evaluator's numbers to the paper's. relative: metrics are gains over the first row of the group. reference:
     whose the printed numbers are. samples: of one training epoch; 0: nothing is trained. published: {settings, input,
-    classes} of the network whose parameters the paper prints, where another is trained."""
+    classes} of the network whose parameters the paper prints, where another is trained. more: the command line's
+    overrides of every row, see `adapted`."""
 
     key: str
     title: str
@@ -92,17 +93,18 @@ class PaperTable:
     samples: int = 0
     published: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
+    more: list[str] = field(default_factory=list)
 
-    def overrides(self, row: Row, more: Sequence[str] = ()) -> list[str]:
+    def overrides(self, row: Row) -> list[str]:
         """Of train.py: the table's, the row's and `more`. Of one setting given twice the later one holds; with
         recipe=demo what belongs to the size of the published run is left out, its backbone among it."""
-        return [*_without([*_without(self.settings, row.settings), *row.settings], more), *more]
+        return [*_without([*_without(self.settings, row.settings), *row.settings], self.more), *self.more]
 
-    def command(self, row: Row, more: Sequence[str] = (), seeds: Sequence[int] = ()) -> str:
+    def command(self, row: Row, seeds: Sequence[int] = ()) -> str:
         """What makes the row on the command line, with data.root=PATH where it needs data; "" where nothing does."""
         if row.dash or row.command is not None:
             return row.command or ""
-        settings = self.overrides(row, more)
+        settings = self.overrides(row)
         seed = [f"seed={','.join(map(str, seeds))}"] if seeds else []
         has_data = DEMO in settings or any(text.startswith("data.root=") for text in settings)
         data = ["data.root=PATH"] if self.samples and not has_data else []
@@ -126,9 +128,10 @@ def read(name: str) -> PaperTable:
 def adapted(table: PaperTable, more: Sequence[str]) -> PaperTable:
     """The table with `more`, overrides of all its rows. With recipe=demo it is in miniature. Rows that `more` makes
     equal, such as those that differ in the backbone alone, are one, under their settings and without the paper's
-    numbers; where numbers are relative, only those of one baseline. What nothing is trained of keeps its rows."""
-    more = _of_table(table, more)
-    rows = []
+    numbers; where numbers are relative, only those of one baseline. What nothing is trained of keeps its rows, and is
+    its own miniature."""
+    more = [text for text in more if table.samples or text != DEMO]
+    table, rows = replace(table, more=more), []
     for row in table.rows:
         settings = _without(row.settings, more)
         rows.append(row if settings == row.settings else replace(row, settings=settings, paper={}))
@@ -152,22 +155,15 @@ def _merged(same: Sequence[Row], group: str) -> Row:
     return row if row.dash else replace(row, name=" ".join(row.settings) or "as set", note=note)
 
 
-def _of_table(table: PaperTable, more: Sequence[str]) -> list[str]:
-    """What of `more` means something to a table: the miniature of what is not trained is itself."""
-    return [text for text in more if table.samples or text != DEMO]
-
-
 def _without(settings: Sequence[str], later: Sequence[str]) -> list[str]:
     """The settings but for those that `later` sets again."""
     keys = [setting.lstrip("+~").partition("=")[0] for setting in later] + list(SIZE if DEMO in later else ())
     return [text for text in settings if not any(f"{text.partition('=')[0]}.".startswith(f"{key}.") for key in keys)]
 
 
-def configs(table: PaperTable, more: Sequence[str], seeds: Sequence[int] = ()) -> list[Config]:
-    """The settings of every row and seed. Raises UserError for one that there is not, as far as that shows without
-    torch."""
-    more, table = _of_table(table, more), adapted(table, more)
-    rows = [table.overrides(row, more) for row in table.rows if not row.dash]
+def configs(table: PaperTable, seeds: Sequence[int] = ()) -> list[Config]:
+    """The settings of every row and seed. Raises UserError for a mistake, as far as one shows without torch."""
+    rows = [table.overrides(row) for row in table.rows if not row.dash]
     return [composed(*settings, *seed) for settings in rows for seed in _seeds(seeds)]
 
 
@@ -175,19 +171,17 @@ def _seeds(seeds: Sequence[int]) -> list[list[str]]:
     return [[f"seed={seed}"] for seed in seeds] or [[]]
 
 
-def requests(table: PaperTable, more: Sequence[str], seeds: Sequence[int]) -> list[Request]:
+def requests(table: PaperTable, seeds: Sequence[int]) -> list[Request]:
     """The runs that a table is made of. Raises UserError where no row can be built; one that cannot is left out with a
     line that says why."""
-    table, needed = adapted(table, more), []
-    evaluations = [table.evaluate] if table.evaluate else []
+    needed = []
     for row in table.rows:
-        problem = _filled(table, row, more, [], {}).problem
-        if problem:
+        if problem := _filled(table, row, [], {}).problem:
             print(f"left out: table {table.key}, {row}: {problem}", file=sys.stderr, flush=True)
             continue
         for seed in _seeds(seeds):
             name = " ".join([f"table {table.key}: {row}", *seed])
-            needed.append(Request([name], [*table.overrides(row, more), *seed], evaluations))
+            needed.append(Request([name], [*table.overrides(row), *seed], [table.evaluate] * bool(table.evaluate)))
     if not needed:
         raise UserError(f"table {table.key}: none of its rows can be built")
     return needed
@@ -204,20 +198,18 @@ class _Filled:
     results: Sequence[Result] = ()
 
 
-def _filled(
-    table: PaperTable, row: Row, more: Sequence[str], seeds: Sequence[int], runs: dict[str, list[Run]]
-) -> _Filled:
+def _filled(table: PaperTable, row: Row, seeds: Sequence[int], runs: dict[str, list[Run]]) -> _Filled:
     if row.dash:
         return _Filled(row, row.dash)
-    settings = table.overrides(row, more)
+    settings = table.overrides(row)
     config = composed(*settings)
     measured = results_of(runs.get(key(config), []), table.evaluate) if table.samples else []
     measured = [one for one in measured if not seeds or one.seed in seeds]
     try:
         counted = counts(tuple(settings), tuple(row.input or table.input), row.classes or table.classes)
         if other := table.published:
-            network = tuple(table.overrides(row, [*other["settings"], *more]))
-            published = counts(network, tuple(other["input"]), other["classes"])["params"]
+            network = replace(table, more=[*other["settings"], *table.more]).overrides(row)
+            published = counts(tuple(network), tuple(other["input"]), other["classes"])["params"]
             counted = {**counted, "params_published": published}
     except UserError as error:
         return _Filled(row, str(error), config, {}, measured)
@@ -259,14 +251,13 @@ def counts(settings: tuple[str, ...], size: tuple[int, ...], classes: int) -> di
     return {**sizes, **dict(zip(names, flops, strict=True))}
 
 
-def text_table(table: PaperTable, more: Sequence[str], seeds: Sequence[int], runs: dict[str, list[Run]]) -> TextTable:
-    """Ours, the paper's, the difference. more: overrides of every row. seeds: of the runs that count; [] for all.
-    runs: by their `key`. Raises UserError where none of the rows can be built."""
-    groups, more, table = table.groups, _of_table(table, more), adapted(table, more)
-    rows = [_filled(table, row, more, seeds, runs) for row in table.rows]
+def text_table(table: PaperTable, seeds: Sequence[int], runs: dict[str, list[Run]]) -> TextTable:
+    """Ours, the paper's, the difference. seeds: of the runs that count; [] for all. runs: by their `key`. Raises
+    UserError where none of the rows can be built."""
+    rows = [_filled(table, row, seeds, runs) for row in table.rows]
     if all(row.problem for row in rows):
         raise UserError(next(row.problem for row in rows if not row.row.dash))
-    columns = {groups: [row.row.group for row in rows]} if any(row.row.group for row in rows) else {}
+    columns = {table.groups: [row.row.group for row in rows]} if any(row.row.group for row in rows) else {}
     columns["Row"] = [row.row.name for row in rows]
     labels = len(columns)
     columns |= {title: [row.row.paper.get(name, "-") for row in rows] for name, title in table.texts.items()}
@@ -274,13 +265,13 @@ def text_table(table: PaperTable, more: Sequence[str], seeds: Sequence[int], run
         if any(name.removesuffix(INCREASE) in row.counts for row in rows):
             columns |= _compared(table, name, title, rows)
     columns |= {title: [_benchmarked(row.row, name) for row in rows] for name, title in table.measured.items()}
-    if table.samples and DEMO not in more:
+    if table.samples and DEMO not in table.more:
         columns["GPU-hours (estimate)"] = [_hours(table, row) for row in rows]
     for name, title in table.metrics.items():
         columns |= _compared(table, name, title, rows)
     cells = [list(row) for row in zip(*columns.values(), strict=True)]
-    commands = [(str(row.row), table.command(row.row, more, seeds)) for row in rows]
-    return TextTable(table.title, list(columns), cells, _notes(table, more, rows), commands, labels)
+    commands = [(str(row.row), table.command(row.row, seeds)) for row in rows]
+    return TextTable(table.title, list(columns), cells, _notes(table, rows), commands, labels)
 
 
 def _compared(table: PaperTable, name: str, title: str, rows: Sequence[_Filled]) -> dict[str, list[str]]:
@@ -374,7 +365,7 @@ def _benchmarks() -> dict[str, Any]:
     return json.loads(BENCHMARKS.read_text()) if BENCHMARKS.is_file() else {}
 
 
-def _notes(table: PaperTable, more: Sequence[str], rows: Sequence[_Filled]) -> list[str]:
+def _notes(table: PaperTable, rows: Sequence[_Filled]) -> list[str]:
     def shape(size: Sequence[int]) -> str:
         return " x ".join(map(str, size))
 
@@ -387,12 +378,12 @@ def _notes(table: PaperTable, more: Sequence[str], rows: Sequence[_Filled]) -> l
         how = f"python scripts/evaluate.py checkpoint=RUN_FOLDER {' '.join(table.evaluate)}"
         how = f"evaluated with {how}" if table.evaluate else "of their last evaluation"
         notes.append(f"{', '.join(table.metrics.values())}: of finished runs, {how}; - where there is none.")
-    if table.samples and DEMO not in more:
+    if table.samples and DEMO not in table.more:
         notes.append(
             "GPU-hours are an estimate, not a measurement: 3 x GFLOPs x samples seen in training, at an assumed "
             f"{THROUGHPUT:g} x 10^12 multiply-adds a second (one H100, bf16); without reading and evaluation."
         )
-    own = " ".join(text for text in more if text != DEMO and not text.startswith(OF_MACHINE))
+    own = " ".join(text for text in table.more if text != DEMO and not text.startswith(OF_MACHINE))
     notes += [f"All rows have {own}, which the paper's numbers were not made with."] if own else []
     notes += table.notes
     for row in rows:
