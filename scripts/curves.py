@@ -88,13 +88,13 @@ def curves(
         raise UserError(f"out={out}: give a name that ends in {', '.join(ENDINGS)}")
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError("curves needs matplotlib: pip install -e '.[plots]'")
-    found = read(folders)
-    names = numbers(found, what or [])
-    for name, run in product(names, found):
+    loaded = read(folders)
+    names = numbers(loaded, what or [])
+    for name, run in product(names, loaded):
         if not run.curve(name, x):
             print(f"{run.folder} has no {name} yet", file=sys.stderr)
-    save(figure(list(zip(labels(found), found, strict=True)), names, x, smooth, title), out)
-    print(f"{out}: {', '.join(names)} of {len(found)} runs")
+    save(figure(list(zip(labels(loaded), loaded, strict=True)), names, x, smooth, title), out)
+    print(f"{out}: {', '.join(names)} of {len(loaded)} runs")
     return 0
 
 
@@ -216,14 +216,14 @@ def save(page: Figure, out: Path) -> None:
 
 def events(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, without one that a kill cut off."""
-    found = []
+    events = []
     for line in path.read_text(errors="replace").splitlines():
         try:
             event = json.loads(line)
-            found += [event] if event["split"] in SPLITS and event["step"] >= 0 and event["epoch"] >= 0 else []
+            events += [event] if event["split"] in SPLITS and event["step"] >= 0 and event["epoch"] >= 0 else []
         except (ValueError, KeyError, TypeError):
             continue
-    return found
+    return events
 
 
 def _is_number(event: dict[str, Any], key: str) -> bool:

@@ -94,14 +94,14 @@ def study(
         if name not in [group.name for group in plan]:
             raise UserError(f"groups={name}: the study has {', '.join(group.name for group in plan)}")
     processes = processes or os.cpu_count() or 1
-    asked = trials([group for group in plan if not groups or group.name in groups], runs, rest, seeds)
-    waiting = missing(asked)
+    planned = trials([group for group in plan if not groups or group.name in groups], runs, rest, seeds)
+    unfinished = missing(planned)
 
     from results import evidence
 
-    print(f"{len(asked)} runs, {len(waiting)} of them to train, {processes} at a time; {runs}", flush=True)
+    print(f"{len(planned)} runs, {len(unfinished)} of them to train, {processes} at a time; {runs}", flush=True)
     try:
-        failed = run(waiting, processes, threads)
+        failed = run(unfinished, processes, threads)
     except Stopped as stopped:
         print("stopped: the same command goes on", file=sys.stderr)
         return stopped.code
@@ -149,12 +149,12 @@ def missing(trials: Sequence[Trial]) -> list[Trial]:
     """Those that are not finished. Raises UserError for settings that cannot work, or a folder of other settings."""
     from results.runs import composed, is_missing
 
-    found: list[Trial] = []
+    unfinished: list[Trial] = []
     for trial in trials:
-        known = any(trial.row.name == other.row.name for other in found)  # seeds change nothing of what can be built
-        if is_missing(composed(*trial.command), check=not known):
-            found.append(trial)
-    return found
+        built = any(trial.row.name == other.row.name for other in unfinished)  # seeds change nothing of the network
+        if is_missing(composed(*trial.command), check=not built):
+            unfinished.append(trial)
+    return unfinished
 
 
 class Stopped(Exception):

@@ -98,8 +98,8 @@ def test_damaged_and_other_figures_are_measured_again(text: str, tmp_path: Path)
     path = tmp_path / "runs" / "costs.json"
     path.parent.mkdir()
     path.write_text(text)
-    assert evidence.kept(path, 1, lambda: {"plain": (1.0,)}) == {"plain": [1.0]}
-    assert evidence.kept(path, 1, lambda: pytest.fail("it is known")) == {"plain": [1.0]}
+    assert evidence.cached(path, 1, lambda: {"plain": (1.0,)}) == {"plain": [1.0]}
+    assert evidence.cached(path, 1, lambda: pytest.fail("it is known")) == {"plain": [1.0]}
     assert [file.name for file in path.parent.iterdir()] == ["costs.json"]
 
 

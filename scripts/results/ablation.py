@@ -16,8 +16,7 @@ from omegaconf import OmegaConf
 from results.runs import SEED, Result, Run, by_key, composed, find, key, protocols, result, results
 from results.tabular import TextTable, mean_and_deviation
 
-from tdaf.cli.compose import Config, from_folder, identity
-from tdaf.cli.overrides import FOLDER, flat
+from tdaf.cli.compose import FOLDER, Config, flat, from_folder, identity
 from tdaf.errors import UserError
 
 METRICS = 6  # columns of the evaluator's first numbers; COCO's AP without its AR

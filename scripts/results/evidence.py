@@ -6,6 +6,7 @@ import datetime
 import json
 import math
 import os
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -91,9 +92,9 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def kept(path: Path, key: Any, measure: Callable[[], Any]) -> Any:
-    """What `measure` gives, as JSON has it. A file keeps it for the next call of the same `key`; it is written whole or
-    not at all, and a damaged one is measured again."""
+def cached(path: Path, key: Any, measure: Callable[[], Any]) -> Any:
+    """What `measure` gives, as JSON has it, from a file where that has it for the same `key`; the file is written whole
+    or not at all, and a damaged one is measured again."""
     try:
         content = json.loads(path.read_text())
         if content["key"] == key:
@@ -147,11 +148,15 @@ def masks(folder: Path) -> dict[str, Any]:
     samples = [dataset[i] for i in order]
     inputs = torch.stack([sample["input"] for sample in samples]).split(BATCH)
     labels = torch.tensor([sample["label"] for sample in samples])
-    sums: dict[nn.Module, Tensor] = {}
-    with _exchanged(network, lambda gate, mask: sums.update({gate: sums.get(gate, 0) + mask.sum(0, True)}) or mask):
+    means: dict[nn.Module, Tensor] = defaultdict(lambda: torch.zeros(()))  # (1, 1, h, w)
+
+    def add(gate: nn.Module, mask: Tensor) -> Tensor:
+        means[gate] = means[gate] + mask.sum(0, keepdim=True) / len(samples)
+        return mask
+
+    with _exchanged(network, add):
         for part in inputs:
             network(part)
-    means = {gate: total / len(samples) for gate, total in sums.items()}  # (1, 1, h, w)
     changes: tuple[Change, ...] = (
         lambda gate, mask: mask,
         lambda gate, mask: mask.mean((2, 3), keepdim=True).expand_as(mask),
@@ -215,18 +220,18 @@ def write_page(
 
     more: settings of every run. rounds: of the timing. Raises RunError where no run is finished.
     """
-    found: dict[str, dict[int, Run]] = defaultdict(dict)
+    by_slug: dict[str, dict[int, Run]] = defaultdict(dict)
     for run in find([runs]):
-        slug, _, seed = run.folder.name.rpartition("-seed")
-        found[slug][int(seed)] = run
-    by_name = {row.name: found[row.slug] for group in groups for row in group.rows if row.slug in found}
+        if match := re.fullmatch(r"(.+)-seed(\d+)", run.folder.name):
+            by_slug[match[1]][int(match[2])] = run
+    by_name = {row.name: by_slug[row.slug] for group in groups for row in group.rows if row.slug in by_slug}
     values = {name: {s: run.summary["metric"]["last"] for s, run in own.items()} for name, own in by_name.items()}
     groups = [group for group in groups if any(row.name in values for row in group.rows)]
     if not groups:
         raise RunError(f"{runs}: no run of the study is finished, so there is nothing to write")
     timed = [row for group in groups for row in group.rows if group.timed and row.name in values]
     names = [row.name for row in timed]
-    costs = kept(runs / "costs.json", names, lambda: step_times(timed, more, rounds)) if timed else {}
+    costs = cached(runs / "costs.json", names, lambda: step_times(timed, more, rounds)) if timed else {}
     counted = sorted({run.summary["samples"] for own in by_name.values() for run in own.values()})
     software = ", ".join(f"{name} {version}" for name, version in versions().items())
     parts = [
@@ -246,7 +251,7 @@ def write_page(
     for name in MASKED:
         if own := [run.folder for _, run in sorted(by_name.get(name, {}).items())]:
             cache = runs / f"masks-{own[0].name.rpartition('-seed')[0]}.json"
-            parts.append(_masks(name, kept(cache, [*map(str, own)], lambda own=own: [*map(masks, own)])))
+            parts.append(_masks(name, cached(cache, [*map(str, own)], lambda own=own: [*map(masks, own)])))
     write_section(out, BEGIN, END, "\n\n".join(filter(None, parts)), NEW)
 
 

@@ -17,8 +17,7 @@ from results.runs import Request, Result, Run, composed, key, protocols
 from results.runs import results as results_of
 from results.tabular import Printed, TextTable, mean_and_deviation
 
-from tdaf.cli.compose import Config
-from tdaf.cli.overrides import FOLDER
+from tdaf.cli.compose import FOLDER, Config
 from tdaf.cli.script import hint
 from tdaf.errors import UserError
 

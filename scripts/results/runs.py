@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tdaf.cli import sweep
 from tdaf.cli.compose import Config, compose, identity
+from tdaf.cli.sweep import Job, launched
 
 SEED, PROTOCOL = "seed", "task.protocol"
 ROOTS = ("data.root", "demo.root")  # where a disk is mounted makes no other run
@@ -94,9 +94,9 @@ def result(run: Run, evaluate: Sequence[str] = ()) -> Result | None:
     if not evaluate:
         summary = run.summary
         return Result(run.folder, run.config[SEED], summary["metrics"], summary["samples"], summary["protocol"])
-    asked = dict(_of_task(setting).split("=", 1) for setting in evaluate)
-    paths = sorted(run.folder.glob(f"evaluation-{asked.get(PROTOCOL, '*')}.json"), key=_time, reverse=True)
-    return next(filter(None, (_evaluation(path, run, {PROTOCOL, *asked}) for path in paths)), None)
+    settings = dict(_of_task(setting).split("=", 1) for setting in evaluate)
+    paths = sorted(run.folder.glob(f"evaluation-{settings.get(PROTOCOL, '*')}.json"), key=_time, reverse=True)
+    return next(filter(None, (_evaluation(path, run, {PROTOCOL, *settings}) for path in paths)), None)
 
 
 def protocols(measured: Iterable[Result]) -> str:
@@ -117,13 +117,13 @@ def run_missing(requests: Sequence[Request], folders: Sequence[Path], hydra: Seq
         one.names += request.names
         one.evaluations += [evaluate for evaluate in request.evaluations if evaluate not in one.evaluations]
     finished = by_key(find([*folders, *(Path(request.config["run_dir"]) for request in merged.values())]), ROOTS)
-    jobs: list[tuple[Request, sweep.Job]] = []
+    jobs: list[tuple[Request, Job]] = []
     for request in merged.values():
         job = _job(request, finished.get(key(request.config, ROOTS), []))
         jobs += [(request, job)] if job else []
     if not jobs:
         return 0
-    codes = sweep.launched([job for _, job in jobs], list(hydra))
+    codes = launched([job for _, job in jobs], list(hydra))
     for (request, _), code in zip(jobs, codes, strict=True):
         if code:
             print(f"failed with exit code {code}: {', '.join(request.names)}", file=sys.stderr, flush=True)
@@ -142,7 +142,7 @@ def is_missing(config: Config, check: bool = True) -> bool:
     return missing
 
 
-def _job(request: Request, finished: Sequence[Run]) -> sweep.Job | None:
+def _job(request: Request, finished: Sequence[Run]) -> Job | None:
     """None where everything is there."""
     names, config, then = ", ".join(request.names), request.config, None
     lacking = [evaluate for evaluate in request.evaluations if not results(finished, evaluate)]
@@ -158,7 +158,7 @@ def _job(request: Request, finished: Sequence[Run]) -> sweep.Job | None:
         machine = [*filter(_of_machine, request.settings)]
         overrides = [[*map(_of_task, evaluate), *machine] for evaluate in lacking]
         then = functools.partial(evaluate_in_turn, config["run_dir"], overrides)
-    return sweep.Job(config, f"{names}: {' '.join(request.settings)}", then)
+    return Job(config, f"{names}: {' '.join(request.settings)}", then)
 
 
 def _of_task(setting: str) -> str:
@@ -189,8 +189,8 @@ def _run(path: Path) -> Run | None:
     return _left_out(path, "is damaged, or not of a finished run")
 
 
-def _evaluation(path: Path, run: Run, asked: set[str]) -> Result | None:
-    """asked: the settings that it may have been made with."""
+def _evaluation(path: Path, run: Run, allowed: set[str]) -> Result | None:
+    """allowed: the settings that it may have been made with."""
     try:
         content = json.loads(path.read_text())
         settings = [str(setting) for setting in content.get("settings", [])]
@@ -199,7 +199,7 @@ def _evaluation(path: Path, run: Run, asked: set[str]) -> Result | None:
         measured = Result(run.folder, run.config[SEED], content["values"], content["samples"], content["protocol"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return _left_out(path, "is damaged, or not of an evaluation")
-    other = [s for s in settings if s.partition("=")[0].lstrip("+~") not in asked and not _of_machine(s)]
+    other = [s for s in settings if s.partition("=")[0].lstrip("+~") not in allowed and not _of_machine(s)]
     return _left_out(path, f"was made with {' '.join(other)}") if other else measured
 
 
