@@ -254,7 +254,7 @@ def test_the_table_of_a_sweep(demo: Path, tmp_path: Path, monkeypatch) -> None:
     assert call(monkeypatch, ["-m", *TINY, f"demo.root={demo}", "anar=2,3", "flows=1,2"]) == 0
     (table,) = folder_tables(Path("runs/imagenet"))
     assert table.title == "imagenet: 4 finished runs in runs/imagenet" and table.notes == []
-    columns = "anar, flows, Params, GFLOPs, top1, to plain, top5, loss, Protocol, Seconds"
+    columns = "anar, flows, Params, GFLOPs, top1, to plain, top5, loss, Protocol, Samples, Seconds"
     assert ", ".join(table.columns) == columns
     assert [row[:2] for row in table.rows] == [["2", "1"], ["2", "2"], ["3", "1"], ["3", "2"]]
     by_setting = {}
@@ -266,7 +266,7 @@ def test_the_table_of_a_sweep(demo: Path, tmp_path: Path, monkeypatch) -> None:
         cells = dict(zip(table.columns, row, strict=True))
         assert cells["Params"] == f"{summary['params'] / 1e6:.3f}M"
         assert float(cells["top1"]) == pytest.approx(summary["metrics"]["top1"], abs=0.006)
-        assert cells["Protocol"] == "1crop, 21 samples"
+        assert (cells["Protocol"], cells["Samples"]) == ("1crop", "21")
         gain = summary["metrics"]["top1"] - by_setting[row[0], "1"]["metrics"]["top1"]
         assert cells["to plain"] == ("-" if row[1] == "1" else f"{gain:+.2f}")
 
@@ -295,7 +295,7 @@ def test_each_task_has_its_table_and_unfinished_runs_are_named(pretend: Pretend,
     cifar, coco = folder_tables(tmp_path / "runs")
     assert cifar.title.startswith("cifar10: 0 finished runs in ") and cifar.rows == []
     assert cifar.notes == [f"unfinished: {tmp_path}/runs/b"]
-    assert coco.rows == [["25.557M", "4.089", *["0.300"] * 6, "coco, 5,000 samples", "100"]]
+    assert coco.rows == [["25.557M", "4.089", *["0.300"] * 6, "coco", "5000", "100"]]
     assert coco.notes == ["further numbers are in summary.json: AR1, AR10"]
     (_, other) = folder_tables(tmp_path / "runs", ["protocol=other"])
     assert other.rows == [] and other.notes == [f"not evaluated with protocol=other: {tmp_path}/runs/a"]

@@ -84,7 +84,8 @@ def _table(title: str, runs: Sequence[Run], unfinished: Sequence[Path], evaluate
         gains = [_gain(row, rows, metric) for row in rows]
         if metric == metrics[0] and any(gain is not None for gain in gains):
             columns["to plain"] = ["-" if gain is None else f"{gain:+.{digits}f}" for gain in gains]
-    columns["Protocol"] = [protocols(row.results) for row in rows]
+    columns["Protocol"] = [" and ".join(sorted({one.protocol for one in row.results})) for row in rows]
+    columns["Samples"] = [" and ".join(sorted({str(one.samples) for one in row.results})) for row in rows]
     seconds = [[run.summary["seconds"] for run in row.runs if "seconds" in run.summary] for row in rows]
     columns["Seconds"] = [f"{np.mean(own):.0f}" if own else "-" for own in seconds]
     if len(metrics) > METRICS:

@@ -82,7 +82,7 @@ class Printed:
 
 
 def mean_and_deviation(values: Sequence[float], digits: int = 1) -> str:
-    """ "78.4" of one value; "78.4 ± 0.2 (n=3)", mean and sample standard deviation, of several; "-" of none."""
+    """One value as "78.4", several as "78.4 ± 0.2 (n=3)", mean and sample standard deviation, none as "-"."""
     if len(values) < 2:
         return f"{values[0]:.{digits}f}" if values else "-"
     return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f} (n={len(values)})"
