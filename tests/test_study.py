@@ -85,9 +85,8 @@ def test_statistics_are_the_textbooks() -> None:
     assert holm([math.nan, 0.02]) == pytest.approx([math.nan, 0.02], nan_ok=True)
 
 
-def test_the_scene_is_the_picture_and_its_outline_lies_on_the_shape() -> None:
+def test_the_outline_of_a_scene_lies_on_the_shape() -> None:
     image, points = classification.imagenet_scene(0, "val", 3, 88)
-    assert image.tobytes() == classification.imagenet_picture(0, "val", 3, 88).tobytes()
     x, y = points.T
     area = abs((x * np.roll(y, -1) - y * np.roll(x, -1)).sum()) / 2
     assert 0.11 < area / min(image.size) ** 2 < 0.25

@@ -107,7 +107,7 @@ def test_rows_of_two_tables_are_one_run_with_an_evaluation_for_each(
     demo: Path, again: Path, monkeypatch, capsys
 ) -> None:
     evaluated: list[list[str]] = []
-    monkeypatch.setattr("tdaf.cli.evaluation.evaluate_checkpoint", lambda path, words: evaluated.append(words) or 0)
+    monkeypatch.setattr("tdaf.cli.evaluation.evaluate_checkpoint", lambda path, words, *_: evaluated.append(words) or 0)
     one, other = requests(demo, "loader.prefetch=3"), requests(demo, evaluate=["protocol=1crop"])
     (of(one[2].settings)[0].folder / "evaluation-10crop.json").unlink()
     assert run_missing([one[2], other[2], other[0]], RUNS) == 0

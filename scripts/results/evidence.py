@@ -29,10 +29,10 @@ from torch.nn import functional as F
 
 from tdaf.cli import build
 from tdaf.cli.summary import commit, versions
-from tdaf.cli.trained import read
 from tdaf.demo.classification import imagenet_scene
 from tdaf.engine.log import RunFolder
 from tdaf.engine.precision import Precision
+from tdaf.engine.trained import load_checkpoint
 from tdaf.errors import RunError
 from tdaf.model.anar import ANAR
 from tdaf.model.maps import attention_maps
@@ -140,9 +140,9 @@ def masks(folder: Path) -> dict[str, Any]:
     scales a stage can be exchanged for one number. Returns "top1": in percent, by what stands in the place of the masks
     (`EXCHANGES`); "places": (flow, stage, *`COLUMNS`) of each.
     """
-    trained = read(str(folder), [])
-    task = build.task(trained.config)
-    network, dataset = trained.network(task), task.dataset("val")
+    run = load_checkpoint(folder)
+    task = run.task(data=True)
+    network, dataset = run.network(task), task.dataset("val")
     # the files lie class by class: a batch is to hold all classes, and "another image" mostly one of another class
     order = [int(i) for i in np.random.default_rng(0).permutation(len(dataset))]
     samples = [dataset[i] for i in order]
@@ -163,14 +163,14 @@ def masks(folder: Path) -> dict[str, Any]:
         lambda gate, mask: mask.roll(1, 0),
         lambda gate, mask: means[gate].expand_as(mask),
         lambda gate, mask: means[gate].mean().expand_as(mask),
-        lambda gate, mask: torch.full_like(mask, 1 - trained.config["eta"]),
+        lambda gate, mask: torch.full_like(mask, 1 - run.settings["eta"]),
     )
     top1 = {}
     for name, change in zip(EXCHANGES, changes, strict=True):
         with _exchanged(network, change):
             classes = torch.cat([network(part).argmax(1) for part in inputs])
         top1[name] = 100 * (classes == labels).float().mean().item()
-    outlines = torch.stack([_outline(trained.config, dataset.name(i), inputs[0].shape[-1]) for i in order])
+    outlines = torch.stack([_outline(run.settings, dataset.name(i), inputs[0].shape[-1]) for i in order])
     return {"top1": top1, "places": _places(network, inputs, outlines[:, None].split(BATCH))}
 
 

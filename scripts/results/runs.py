@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tdaf.cli.compose import Config, compose, identity
-from tdaf.cli.sweep import Job, launched
+from tdaf.cli.main import Job, launch
 
 SEED, PROTOCOL = "seed", "task.protocol"
 ROOTS = ("data.root", "demo.root")  # where a disk is mounted makes no other run
@@ -123,7 +123,7 @@ def run_missing(requests: Sequence[Request], folders: Sequence[Path], hydra: Seq
         jobs += [(request, job)] if job else []
     if not jobs:
         return 0
-    codes = launched([job for _, job in jobs], list(hydra))
+    codes = launch([job for _, job in jobs], list(hydra))
     for (request, _), code in zip(jobs, codes, strict=True):
         if code:
             print(f"failed with exit code {code}: {', '.join(request.names)}", file=sys.stderr, flush=True)
@@ -154,10 +154,11 @@ def _job(request: Request, finished: Sequence[Run]) -> Job | None:
         config = {**newest.config, "run_dir": str(newest.folder), "gpus": 0}
     if lacking:
         from tdaf.cli.evaluation import evaluate_in_turn  # torch
+        from tdaf.settings import named_modules
 
         machine = [*filter(_of_machine, request.settings)]
         overrides = [[*map(_of_task, evaluate), *machine] for evaluate in lacking]
-        then = functools.partial(evaluate_in_turn, config["run_dir"], overrides)
+        then = functools.partial(evaluate_in_turn, config["run_dir"], overrides, named_modules(config))
     return Job(config, f"{names}: {' '.join(request.settings)}", then)
 
 
