@@ -15,70 +15,87 @@ hydra/launcher=submitit_slurm. What is finished is not repeated, what is unfinis
 for each; mean and standard deviation are shown. recipe=demo: the table in miniature, without data.
 format: terminal, markdown, csv, latex; by default that of out's ending, else terminal. out: a file to write to.
 Other settings are overrides of every row's training: data.root=PATH, gpus=8, trainer.epochs=30.
---run, --recipe demo, --format csv and so on mean run=true, recipe=demo, format=csv. Exit codes as train.py's.
+Exit codes as train.py's.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
-from tdaf.cli.arguments import main
+from tdaf.cli.script import Natural, main
 from tdaf.errors import UserError
 
-if TYPE_CHECKING:
-    from tables.asked import Asked
-    from tables.render import Grid
+SUFFIXES = {".md": "markdown", ".csv": "csv", ".tex": "latex"}
 
 
-def table(arguments: list[str]) -> int:
-    from tables import rows
-    from tables.asked import asked
+def table(
+    *words: str,
+    format_: Literal["terminal", "markdown", "csv", "latex"] | None = None,
+    out: Path | None = None,
+    seeds: list[Natural] | None = None,
+    runs: Path = Path("runs"),
+    run: bool = False,
+    protocol: str | None = None,
+    rest: Sequence[str] = (),
+) -> int:
+    from results import paper, tabular
+    from results.ablation import folder_tables
+    from results.runs import by_key, find, run_missing
 
-    given = asked(arguments)
-    names = rows.names()
-    if given.what[0] not in ("all", *names) and Path(given.what[0]).is_dir():
-        return _folder(given)
-    if given.protocol:
-        raise UserError(f"protocol={given.protocol}: a table of the paper has its own; protocol is for a folder")
-    keys = names if "all" in given.what else given.what
-    tables = [rows.read(key) for key in dict.fromkeys(keys)]
-    if given.run and not any(one.samples for one in tables):
-        raise UserError(f"table {', '.join(one.key for one in tables)}: there is nothing to train in it")
-    rows.check(tables, given.more)  # a mistake is told before torch, which takes seconds, is imported
-    from tables import show, wanted
-
-    code = wanted.run(tables, given) if given.run else 0
-    _write([show.grid(one, given.more, given.seeds, [given.runs]) for one in tables], given)
+    if not words:
+        raise UserError("give a table (1, 2, 3a, ... or all) or a folder of runs; --help says more")
+    if out:
+        _check_writable(out)
+    seeds, code, width = sorted({*(seeds or [])}), 0, None
+    names = [name for word in words for name in ([word] if Path(word).is_dir() else word.split(","))]
+    if Path(names[0]).is_dir() and names[0] not in paper.names():
+        if rest or seeds or run or len(names) > 1:
+            raise UserError(f"{names[0]}: a folder's table shows what is there; it takes protocol, format and out")
+        tables = folder_tables(Path(names[0]), [f"protocol={protocol}"] if protocol else [])
+    else:
+        for text in rest:
+            if text.startswith(("seed=", "run_dir=", "resume=")):
+                raise UserError(f"{text}: a table has many runs; seeds=0,1,2 are their seeds, runs=FOLDER has them all")
+        if protocol:
+            raise UserError(f"protocol={protocol}: a table of the paper has its own; protocol is for a folder")
+        hydra = [text for text in rest if text.startswith(("hydra.", "hydra/"))]
+        more = [text for text in rest if text not in hydra]
+        keys = dict.fromkeys(paper.names() if "all" in names else names)
+        chosen = [paper.adapted(paper.read(name), more) for name in keys]
+        # a mistake is told before torch, which takes seconds, is imported
+        folders = [runs, *(Path(config["run_dir"]) for one in chosen for config in paper.configs(one, seeds))]
+        if run:
+            trained = [one for one in chosen if one.samples]
+            if not trained:
+                raise UserError(f"table {', '.join(names)}: there is nothing to train in it")
+            code = run_missing([need for one in trained for need in paper.requests(one, seeds)], [runs], hydra)
+        finished = by_key(find(folders))
+        tables = [paper.text_table(one, seeds, finished) for one in chosen]
+    if out is None:
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    form = format_ or (SUFFIXES.get(out.suffix, "terminal") if out else "terminal")
+    text = tabular.written(tables, form, width)
+    if out is None:
+        print(text, end="")
+    else:
+        out.write_text(text)
+        print(f"written: {out}", file=sys.stderr)
     return code
 
 
-def _folder(given: Asked) -> int:
-    if given.more or given.hydra or given.seeds or given.run or len(given.what) > 1:
-        raise UserError(f"{given.what[0]}: a folder's table shows what is there; it takes protocol, format and out")
-    from tables.folder import of_folder
-
-    protocol = [f"protocol={given.protocol}"] if given.protocol else []
-    _write(of_folder(Path(given.what[0]), protocol), given)
-    return 0
-
-
-def _write(grids: list[Grid], given: Asked) -> None:
-    from tables import render
-
-    if given.out is None and given.form == "terminal":
-        text = "\n\n".join(map(render.on_screen, grids))
-    else:
-        text = "\n".join(map(render.FORMATS[given.form], grids))
-    if given.out is None:
-        print(text, end="")
-        return
+def _check_writable(out: Path) -> None:
+    """Refuses a file that cannot be written before the work and not after it."""
     try:
-        given.out.write_text(text)
+        out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"out={given.out} cannot be written: {error.strerror}") from error
-    print(f"written: {given.out}", file=sys.stderr)
+        raise UserError(f"out={out} cannot be written: {error.strerror}") from error
+    if out.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
+        raise UserError(f"out={out} cannot be written: {'it is a folder' if out.is_dir() else 'permission denied'}")
 
 
 if __name__ == "__main__":

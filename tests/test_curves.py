@@ -10,18 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import call
+from commands import ROOT, call
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
+from tdaf.cli.compose import compose, to_yaml
+from tdaf.cli.script import main
+
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from figures import plot, runs  # noqa: E402
-
-from tdaf.cli.arguments import main  # noqa: E402
-from tdaf.cli.compose import compose, to_yaml  # noqa: E402
-from scripts.curves import curves  # noqa: E402
-from tdaf.errors import UserError  # noqa: E402
+import curves  # noqa: E402
 
 
 def event(step: int, split: str = "train", **values: Any) -> dict[str, Any]:
@@ -41,122 +38,118 @@ def run(folder: Path, *settings: str, task: str = "imagenet", events: list[dict[
 
 
 def test_numbers_over_steps_and_epochs(tmp_path: Path) -> None:
-    (found,) = runs.read([run(tmp_path / "a")])
+    folder = run(tmp_path / "a")
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 20, "epoch": 2.0, "split": "tra')  # a kill
+    (found,) = curves.read([folder])
     assert found.curve("train/loss", "step") == [(5, 1.95), (10, 1.9), (15, 1.85), (20, 1.8)]
     assert found.curve("val/top1", "epoch") == [(1.0, 10.0), (2.0, 20.0)]
     assert found.curve("val/top5", "step") == []
-    assert runs.numbers([found], None) == ["train/loss", "val/top1"]
-    assert runs.numbers([found], "val/loss") == ["val/loss"]
+    assert curves.numbers([found]) == ["train/loss", "val/top1"]
+    assert curves.numbers([found], ["val/loss"]) == ["val/loss"]
+    (folder / "summary.json").write_text(json.dumps({"metric": {"name": "loss"}}))  # the task's own, once it is known
+    assert curves.numbers([found]) == ["train/loss", "val/loss"]
 
 
-def test_the_metric_is_what_the_summary_says(tmp_path: Path) -> None:
-    folder = run(tmp_path / "a", events=[event(5), {"step": 5, "epoch": 1, "split": "val", "loss": 1.0, "AP": 0.5}])
-    assert runs.numbers(runs.read([folder]), None) == ["train/loss", "val/loss"]
-    (folder / "summary.json").write_text(json.dumps({"metric": {"name": "AP"}}))
-    assert runs.numbers(runs.read([folder]), None) == ["train/loss", "val/AP"]
-
-
-def test_lines_of_a_run_that_was_cut_and_went_on(tmp_path: Path) -> None:
-    first = [event(10), event(10, "val"), event(15)]
-    again = [event(10, loss=7.0), event(10, "val"), event(15, loss=6.0)]
-    folder = run(tmp_path / "a", events=[event(5), *first, *again])
-    with open(folder / "metrics.jsonl", "a") as file:
-        file.write('{"step": 20, "epoch": 2.0, "split": "tra')
-    (found,) = runs.read([folder])
-    assert found.curve("train/loss", "step") == [(5, 1.95), (10, 7.0), (15, 6.0)]
-    assert found.curve("val/top1", "step") == [(10, 10.0)]
-
-
-def test_labels_say_what_differs_and_no_more(tmp_path: Path) -> None:
-    def labels(*settings: list[str]) -> list[str]:
-        base = tmp_path / str(len(list(tmp_path.iterdir())))
-        return runs.labels(runs.read([run(base / f"run{k}", *own) for k, own in enumerate(settings)]))
-
-    assert labels(["flows=3"]) == [""]
-    assert labels(["flows=1"], ["flows=3"]) == ["flows 1", "flows 3"]
-    seeds = labels(["flows=1", "seed=0"], ["flows=1", "seed=1"], ["flows=2", "seed=0"], ["flows=2", "demo.root=else"])
-    assert seeds == ["flows 1", "flows 1", "flows 2", "flows 2"]
-    assert labels(["tdaf=multiscale"], ["tdaf=tdaf"]) == ["multiscale", "tdaf"]
-    four = labels(["anar=2", "flows=2"], ["anar=2", "flows=3"], ["anar=3", "flows=2"], ["anar=3", "flows=3"])
-    assert four == ["anar 2, flows 2", "anar 2, flows 3", "anar 3, flows 2", "anar 3, flows 3"]
-    common = labels(["flows=1"], ["flows=3"], ["flows=3", "eta=0"], ["flows=3", "eta=1"], ["flows=3", "anar=5"])
-    assert common == ["flows 1", "anar 3, flows 3, eta 0.5", "eta 0.0", "eta 1.0", "anar 5"]
+@pytest.mark.parametrize(
+    ("settings", "labels"),
+    [
+        (["flows=3"], [""]),
+        (["flows=1", "flows=3"], ["flows 1", "flows 3"]),
+        (["flows=1 seed=0", "flows=1 seed=1", "flows=2", "flows=2 demo.root=else"], ["flows 1"] * 2 + ["flows 2"] * 2),
+        (["tdaf=multiscale", "tdaf=tdaf"], ["multiscale", "tdaf"]),
+        (["anar=2 flows=2", "anar=3 flows=3 eta=0"], ["anar 2, flows 2, eta 0.5", "anar 3, flows 3, eta 0.0"]),
+    ],
+)
+def test_labels_say_what_differs(settings: list[str], labels: list[str], tmp_path: Path) -> None:
+    folders = [run(tmp_path / str(number), *words.split()) for number, words in enumerate(settings)]
+    assert curves.labels(curves.read(folders)) == labels
 
 
 def test_smoothing_is_a_weighted_mean_of_what_came_before() -> None:
-    assert plot.smoothed([4.0, 1.0, 7.0], 0.0) == [4, 1, 7]
-    assert plot.smoothed([4.0, 1.0, 7.0], 0.5) == pytest.approx([4, 2, (4 / 4 + 1 / 2 + 7) / 1.75])
-    assert plot.smoothed([3.0] * 5, 0.9) == pytest.approx([3] * 5)
+    assert curves.smoothed([4.0, 1.0, 7.0], 0.0) == [4, 1, 7]
+    assert curves.smoothed([4.0, 1.0, 7.0], 0.5) == pytest.approx([4, 2, (4 / 4 + 1 / 2 + 7) / 1.75])
+    assert curves.smoothed([3.0] * 5, 0.9) == pytest.approx([3] * 5)
 
 
 def test_the_plot_has_every_curve_and_its_units(tmp_path: Path) -> None:
-    found = runs.read([run(tmp_path / "a", "flows=1"), run(tmp_path / "b", "flows=3", "seed=1"), run(tmp_path / "c")])
-    labels = runs.labels(found)
-    figure = plot.drawn(list(zip(labels, found, strict=True)), ["train/loss", "val/top1"], "epoch", 0.5, "a title")
-    left, right = figure.axes
+    found = curves.read([run(tmp_path / "a", "flows=1"), run(tmp_path / "b", "flows=3", "seed=1"), run(tmp_path / "c")])
+    labelled = list(zip(curves.labels(found), found, strict=True))
+    left, right = curves.figure(labelled, ["train/loss", "val/top1"], "epoch", 0.5, "a title").axes
     assert (left.get_xlabel(), left.get_ylabel()) == ("epoch", "training loss")
     assert (right.get_xlabel(), right.get_ylabel()) == ("epoch", "validation top-1 (%)")
-    curves = [line for line in right.lines if len(line.get_xdata())]
-    assert len(curves) == 3 and list(curves[0].get_xdata()) == [1, 2] and list(curves[0].get_ydata()) == [10, 20]
-    assert curves[1].get_color() == curves[2].get_color() != curves[0].get_color()  # two seeds of flows=3
+    lines = [line for line in right.lines if len(line.get_xdata())]
+    assert len(lines) == 3 and list(lines[0].get_xdata()) == [1, 2] and list(lines[0].get_ydata()) == [10, 20]
+    assert lines[1].get_color() == lines[2].get_color() != lines[0].get_color()  # two seeds of flows=3
     assert sum(len(line.get_xdata()) > 0 for line in left.lines) == 6  # the numbers, pale, and their mean
-    (legend,) = figure.legends
+    (legend,) = left.figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["flows 1", "flows 3 (2 runs)"]
 
 
-def test_many_labels_stand_beside_the_plots() -> None:
-    labels = [f"a long name of a run, number {place}" for place in range(30)]
-    found = [runs.Run(Path(), {}, [event(5), event(10)]) for _ in labels]
-    figure = plot.drawn(list(zip(labels, found, strict=True)), ["train/loss"], "step", 0.0, "")
-    figure.canvas.draw()
+@pytest.mark.parametrize("many", [5, 30])
+def test_a_legend_has_room(many: int) -> None:
+    """Below the plots; that of many labels beside them."""
+    labelled = [
+        (f"a long name of a run, number {n}", curves.Run(Path(), {}, [event(5), event(10)])) for n in range(many)
+    ]
+    figure = curves.figure(labelled, ["train/loss"], "step", 0.0, "")
+    figure.draw_without_rendering()
     (legend,), (axes,) = figure.legends, figure.axes
     box, plotted = legend.get_window_extent(), axes.get_window_extent()
-    assert box.x0 > plotted.x1 and box.x1 <= figure.bbox.x1 and box.y0 >= 0
+    assert box.x0 > plotted.x1 if many > 6 else box.y1 < plotted.y0
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0
     looks = {(line.get_color(), line.get_linestyle()) for line in axes.lines if len(line.get_xdata())}
-    assert len(looks) >= 28
+    assert len(looks) >= min(many, 28)
 
 
-def test_the_command_writes_a_picture(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    return call(monkeypatch, [*map(str, arguments)], lambda: main(curves.curves, curves.__doc__))
+
+
+def test_the_command_writes_a_picture(tmp_path: Path, monkeypatch, capsys) -> None:
     sweep, odd = tmp_path / "sweep", tmp_path / "c,d=1"
     for flows in (1, 2):
         run(sweep / str(flows), f"flows={flows}")
     run(odd, "flows=3", events=[event(5)])
     (sweep / "notes").mkdir()
     for out in ("a.png", "deep/b.svg"):
-        arguments = [str(odd), f"runs={sweep}", f"out={tmp_path / out}", "smooth=0.5", "x=step"]
-        assert call(monkeypatch, arguments, lambda: main(curves, "")) == 0
-    said = capsys.readouterr()
-    assert "train/loss, val/top1 of 3 runs" in said.out and said.err == f"{odd} has no val/top1 yet\n" * 2
+        assert command(monkeypatch, odd, f"runs={sweep}", f"out={tmp_path / out}", "smooth=0.5", "x=step") == 0
+    printed = capsys.readouterr()
+    assert "train/loss, val/top1 of 3 runs" in printed.out and printed.err == f"{odd} has no val/top1 yet\n" * 2
     pixels = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).reshape(-1, 3)
-    for colour in plot.COLOURS[:3]:
+    for colour in curves.COLOURS[:3]:
         assert (np.abs(pixels - np.array([int(colour[k : k + 2], 16) for k in (1, 3, 5)])).max(1) < 3).any()
     text = (tmp_path / "deep" / "b.svg").read_text()
     assert all(word in text for word in ("flows 1", "flows 2", "flows 3", "training loss", ">step<"))
     again = f"runs={sweep / '1'},{sweep / '2'}"
-    assert curves([again, f"out={tmp_path / 'c.png'}", "what=val/loss"]) == 0
+    assert command(monkeypatch, again, f"out={tmp_path / 'c.png'}", "--what", "val/loss") == 0
 
 
-def test_mistakes_are_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one, other = run(tmp_path / "one"), run(tmp_path / "other", task="cifar10")
-    bare = run(tmp_path / "bare", events=[])
-    (tmp_path / "empty").mkdir()
-    for arguments, said in (
-        ([], "give run folders"),
-        ([str(tmp_path / "no")], "no: no such folder"),
-        ([str(tmp_path / "empty")], "neither a run folder nor one with runs below it"),
-        ([str(one), str(other)], "runs of different tasks: .*one is of imagenet, .*other is of cifar10"),
-        ([str(bare)], "not one number"),
-        ([str(one), "what=val/top2"], "what=val/top2: no run has this number; did you mean val/top1"),
-        ([str(one), "out=a.jpg"], "ends in .png, .svg, .pdf"),
-        ([str(one), "x=hours"], "x=hours: give epoch or step"),
-        ([str(one), "smooth=1"], "smooth=1: give a number from 0 to below 1"),
-        ([str(one), "smoth=1"], "did you mean smooth"),
-        ([str(one), f"out={one / 'config.yaml' / 'a.png'}"], "cannot be written"),
-    ):
-        with pytest.raises(UserError, match=said):
-            curves(arguments)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"needs matplotlib: pip install -e '\.\[plots\]'"):
-        curves([str(one)])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("", "give run folders"),
+        ("no", "neither a run folder nor one with runs below it"),
+        ("one other", "different tasks"),
+        ("bare", "not one number"),
+        ("one what=val/top2", "did you mean val/top1"),
+        ("one out=a.jpg", "ends in .png, .svg, .pdf"),
+        ("one x=hours", "x=hours: give epoch or step"),
+        ("one smooth=1.5", "smooth=1.5"),
+        ("one smoth=1", "did you mean smooth"),
+        ("one seed=1", "no setting seed"),
+        ("one gpus=1", "no setting gpus"),
+        ("one out=one/config.yaml/a.png", "cannot be written"),
+        ("one matplotlib", "pip install -e '.[plots]'"),
+    ],
+)
+def test_a_mistake_is_a_line(arguments: str, words: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(Path("one"))
+    run(Path("other"), task="cifar10")
+    run(Path("bare"), events=[])
+    if "matplotlib" in arguments:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert command(monkeypatch, *arguments.split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and words in error and error.count("\n") == 1

@@ -1,1 +1,0 @@
-"""The parts of scripts/curves.py: the numbers of runs, and the picture of them."""

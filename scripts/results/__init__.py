@@ -1,0 +1,1 @@
+"""What finished runs say: the parts of scripts/table.py, curves.py and study.py."""
