@@ -17,7 +17,7 @@ import curves
 import matplotlib
 import numpy as np
 import torch
-from benchmarks.machine import processor
+from tdaf.env import processor
 from benchmarks.timing import interleaved
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
