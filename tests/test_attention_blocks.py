@@ -14,7 +14,7 @@ from tdaf.model.attention.placement import NAMES, branch
 from tdaf.model.backbones.mobilenet import mobilenet
 from tdaf.model.backbones.resnet import resnet
 from tdaf.model.flows import TDAF
-from tdaf.model.init import initialise
+from tdaf.model.staged import initialise
 
 torch.set_num_threads(1)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tdaf.errors import UserError
 from tdaf.model.flows import TDAF, MultiScale
-from tdaf.model.pyramid import halve
+from tdaf.model.flows import halve
 
 torch.set_num_threads(1)
 SIZES = {2: (43, 37), 3: (17, 35, 30)}

@@ -8,7 +8,7 @@ from literal import assert_near
 from tiny import tiny
 
 from tdaf.model.flows import TDAF
-from tdaf.model.gate import relu_gate
+from tdaf.model.flows import relu_gate
 
 torch.set_num_threads(1)
 

@@ -77,7 +77,7 @@ COMMAND = {
     "eta=2": "eta=2: give a number between 0 and 1", "eta=-1": "eta=-1: give a number between 0 and 1",
     "eta=nan": "eta=nan: give a number between 0 and 1",
     "eta=high": "eta=high: give a number (it is 0.5)",
-    "attention=foo": "give none, se, cbam, nonlocal,", "stem=wrong": "stem=wrong: give imagenet",
+    "attention=foo": "there is no such attention", "stem=wrong": "stem=wrong: give imagenet",
     "dims=4": "dims=4: give 2 or 3", "flows=0": "flows=0: give a whole number, 1 or more",
     "seed=abc": "seed=abc: give a whole number", "seed=-1": "seed=-1: give a whole number, 0 or more",
     "gpus=-1": "gpus=-1: give auto", "loader.prefetch=0": "give a whole number above 0",

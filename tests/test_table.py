@@ -19,7 +19,7 @@ from tasks.action.evaluator import VideoAccuracy
 from tasks.classification.evaluator import Accuracy
 from tasks.coco.scoring import BOX_NUMBERS, POINT_NUMBERS
 from tdaf.errors import UserError
-from tdaf.model.attention.placement import NAMES
+from mechanisms import NAMES
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))

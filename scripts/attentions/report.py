@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tdaf.cli.prediction import writing
 from tdaf.errors import UnreadableSample
-from tdaf.model.statistics import FlowStatistics, GateStatistics, flow_statistics, gate_statistics
+from tdaf.model.maps import FlowStatistics, GateStatistics, flow_statistics, gate_statistics
 
 LEGEND = (
     "within, between: deviation inside a mask, and of the masks' means. fixed, varying: deviation over the places of "

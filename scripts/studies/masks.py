@@ -24,7 +24,7 @@ from tdaf.cli.trained import read
 from tdaf.demo.classification import imagenet_scene
 from tdaf.model.anar import ANAR
 from tdaf.model.maps import attention_maps
-from tdaf.model.statistics import gate_statistics
+from tdaf.model.maps import gate_statistics
 
 BATCH = 100
 EXCHANGES = ("its own", "even over the places", "of another image", "the mean of all images", "one number", "1 - eta")
@@ -34,7 +34,7 @@ Change = Callable[[nn.Module, Tensor], Tensor]
 @dataclass(frozen=True)
 class Evidence:
     """top1: in percent, by what stands in the place of the masks. places: by (flow, stage), over all images: the mean
-    mask, on the object and beside it, and what tdaf/model/statistics.py says: the shares of saturated values, closed
+    mask, on the object and beside it, and what tdaf/model/maps.py says: the shares of saturated values, closed
     and open, and the deviations within a mask, of the mean mask, and over the images at a place."""
 
     top1: dict[str, float]

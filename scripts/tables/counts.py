@@ -21,12 +21,12 @@ from tdaf.cli.overrides import first_line
 from tdaf import measure
 from tdaf.errors import UserError
 from tdaf.model.anar import ANAR
-from tdaf.model.freeze import FrozenBatchNorm2d
+from tdaf.model.freeze import FixedBatchNorm2d, FrozenBatchNorm2d
 
 OF_NETWORK = ("backbone", "tdaf", "task", "pretrained", "eta")  # the settings that build.network reads
 DRAWN = (init.kaiming_normal_, init.kaiming_uniform_, init.normal_, init.uniform_, init.constant_)
 DRAWN += (Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_)
-NORMS = (_NormBase, FrozenBatchNorm2d)
+NORMS = (_NormBase, FixedBatchNorm2d, FrozenBatchNorm2d)
 THROUGHPUT = 30.0  # 10^12 multiply-adds a second that a GPU sustains in training: assumed, not measured
 
 

@@ -56,8 +56,10 @@ def _titles(keys: Sequence[str]) -> dict[str, str]:
 
 
 def _named(config: Config) -> dict[str, Any]:
-    """The settings by their dotted names, and under "backbone" and "tdaf" which file of configs/ was chosen."""
-    values = identity(config, ("seed",))
+    """The settings by their dotted names, and under "backbone", "attention" and "tdaf" which file of configs/ was chosen."""
+    values = identity(config, ("seed", "attention._target_", "attention._partial_", "backbone.attention"))
+    mechanism = config.get("attention") or {"_target_": "none"}
+    values["attention"] = _choice("attention", mechanism) or str(mechanism["_target_"]).rpartition(".")[2]
     for group in ("backbone", "tdaf"):
         target = str(values.get(group + TARGET, "-")).rpartition(".")[2]
         values[group] = _choice(group, config.get(group)) or target
@@ -68,7 +70,13 @@ def _choice(group: str, node: Any) -> str | None:
     """The file of configs/ that these settings are from; None for a network of the user's own."""
     for path in sorted((FOLDER / group).glob("*.yaml")):
         file = OmegaConf.to_container(OmegaConf.load(path))
-        own, given = flat(file.get(group, file)), flat(node)
+        # a backbone is the same one with another mechanism in it
+        own, given = (
+            {key: value for key, value in flat(settings).items() if not key.startswith("attention")}
+            for settings in (file.get(group, file), node)
+        )
+        if not isinstance(given.get("_target_"), str) or "_target_" not in own:
+            continue
         fixed = [key for key, value in own.items() if group == "backbone" and "${" not in str(value)]
         if own.keys() == given.keys() and all(own[key] == given[key] for key in ["_target_", *fixed]):
             return path.stem

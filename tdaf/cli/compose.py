@@ -21,8 +21,6 @@ from tdaf.errors import UserError
 # where a run takes place and how it is watched: what may change between a run and its continuation
 VOLATILE = ("run_dir", "resume", "gpus", "loader", "trainer.log_every", "trainer.pictures", "trainer.hang_timeout")
 NAMED = ("task", "backbone", "tdaf", "recipe", "anar", "flows", "eta", "seed")  # what a run folder's name always says
-# those of tdaf/model/attention, where a test compares; here no torch is imported
-ATTENTION = ("none", "se", "cbam", "nonlocal", "a2", "cgnl", "aa", "sasa", "abn", "resatt", "tdam")
 
 Config = dict[str, Any]
 
@@ -43,7 +41,9 @@ def compose(arguments: list[str]) -> Config:
     _check(resolved)
     if resolved["run_dir"] is None:
         changed = _changed(before, OmegaConf.to_container(config), resolved)
-        chosen = [o.text for o in files if o.key not in NAMED and not o.key.startswith("hydra")]
+        # no mechanism is no change, whether or not the command says so
+        said = [o for o in files if o.key not in NAMED and o.text != "attention=none"]
+        chosen = [o.text for o in said if not o.key.startswith("hydra")]
         resolved["run_dir"] = str(_run_dir(resolved, choices, sorted({*changed, *chosen})))
     return resolved
 
@@ -131,7 +131,6 @@ def _check(config: Config) -> None:
         ("data.max_bad", _whole(data["max_bad"]), "give a whole number, 0 or more"),
         ("dims", _whole(config["dims"]) and config["dims"] in (2, 3), "give 2 or 3"),
         ("stem", config["stem"] in ("imagenet", "small", "cifar"), "give imagenet, small or cifar"),
-        ("attention", config["attention"] in ATTENTION, f"give {', '.join(ATTENTION[:-1])} or {ATTENTION[-1]}"),
         ("seed", _whole(config["seed"]), "give a whole number, 0 or more"),
         ("run_dir", config["run_dir"] != "", "give a folder"),
     )

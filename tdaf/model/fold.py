@@ -10,8 +10,8 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.ops import FrozenBatchNorm2d
 
+from tdaf.model.flows import Flows, GatedModule, GatedSequential
 from tdaf.model.freeze import FixedBatchNorm2d
-from tdaf.model.sharing import untie
 
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 _DECONVOLUTIONS = (nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -19,16 +19,22 @@ _NORMS = (nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, FrozenBatchNorm2d, F
 
 
 def fold(network: nn.Module) -> nn.Module:
-    """A copy for inference (eval mode, no gradients) with every batch norm that follows a convolution folded into it.
+    """Batch norm folded into the convolution before it, for inference.
 
     TDAF's flows have statistics of their own, so the copy's flows have weights of their own: it is larger, and faster.
     Pairs are found by symbolic tracing (torch.fx) of the largest modules that allow it; what cannot be traced is left
-    as it is and its children are tried. Names stay: a folded norm becomes nn.Identity. Outputs agree to rounding.
+    as it is and its children are tried. Names stay: a folded norm becomes nn.Identity.
+
+    Args:
+        network: any module; it is left as it is.
+
+    Returns:
+        A copy in eval mode and without gradients, whose outputs agree with the network's in eval mode to rounding.
     """
     network = copy.deepcopy(network).eval().requires_grad_(False)
     for module in network.modules():
-        if hasattr(module, "earlier") and hasattr(module, "tied"):
-            untie(module)
+        if isinstance(module, Flows):
+            module.tied = False
     _fold(network)
     return network
 
@@ -51,8 +57,9 @@ class _Tracer(fx.Tracer):
 
 
 def _trace(module: nn.Module) -> fx.Graph | None:
+    without_gate = {"gate": None} if isinstance(module, (GatedSequential, GatedModule)) else None
     try:
-        return _Tracer().trace(module)
+        return _Tracer().trace(module, without_gate)
     except Exception:  # tracing runs a user's own code on symbols, which may fail in any way
         return None
 
