@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-
 import pytest
 import torch
+from mechanisms import count, gigas, mechanism, on_meta
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tdaf import measure
 from tdaf.errors import UserError
 from tdaf.model.attention.resatt import Residual, Unit, Widths
 from tdaf.model.backbones.resnet import resnet
@@ -18,10 +17,6 @@ from tests.tiny import settle
 torch.set_num_threads(1)
 
 BOTTLENECK, BASIC = Widths(32, 8, 1), Widths(16, None, 1)
-
-
-def count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
 
 
 def activated(x: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
@@ -108,10 +103,8 @@ def test_a_mask_of_any_size() -> None:
 
 def test_resnet_50_becomes_attention_56() -> None:
     """31,810,728 is the number of weights that the authors' Attention-56-deploy.prototxt adds up to."""
-    with torch.device("meta"):
-        staged = resnet(50, attention="resatt")
-        flops = measure.gflops(staged, torch.empty(1, 3, 224, 224)).total + 2048 * 1000 / 1e9
-        plain = measure.gflops(resnet(50), torch.empty(1, 3, 224, 224)).total + 2048 * 1000 / 1e9
+    staged = on_meta(50, "resatt")
+    flops, plain = gigas(staged) + 2048 * 1000 / 1e9, gigas(on_meta()) + 2048 * 1000 / 1e9
     bottleneck = lambda c: 2 * c * c // 4 + 9 * (c // 4) ** 2 + 2 * (c + c // 4 + c // 4)  # noqa: E731
     first = lambda i, c: i * c + i * c // 4 + 9 * (c // 4) ** 2 + c * c // 4 + 2 * (c // 4 + c // 4)  # noqa: E731
     total = 3 * 49 * 64 + 2 * 64 + 2 * 64
@@ -129,21 +122,21 @@ def test_the_depth_of_the_trunk() -> None:
     """The convolutions one after the other: Attention-56 and Attention-92 by their names, ResNet-18's own 18."""
     for depth, expected in ((18, 18), (34, 2 + 18 * 2), (50, 56), (101, 92)):
         with torch.device("meta"):
-            modules = resnet(depth, attention="resatt").named_modules()
+            modules = resnet(depth, attention=mechanism("resatt")).named_modules()
         names = [name for name, m in modules if isinstance(m, nn.Conv2d) and ".branch." in name]
         assert len([name for name in names if ".mask." not in name]) + 2 == expected
 
 
 def test_resnext_becomes_attentionnext() -> None:
     with torch.device("meta"):
-        staged = resnet(50, groups=32, width_per_group=4, attention="resatt")
+        staged = resnet(50, groups=32, width_per_group=4, attention=mechanism("resatt"))
     grouped = [m for m in staged.modules() if isinstance(m, nn.Conv2d) and m.groups == 32]
     assert len(grouped) == sum(1 for m in staged.modules() if isinstance(m, Unit)) == 18 + 15
 
 
 @torch.no_grad()
 def test_a_stage_ends_activated_and_the_next_begins_with_it() -> None:
-    staged = settle(resnet(18, width=8, attention="resatt")).eval()
+    staged = settle(resnet(18, width=8, attention=mechanism("resatt"))).eval()
     stage = staged.stages[1]
     assert list(dict(stage.named_children())) == ["layer2", "bn_out", "relu_out"]
     x = torch.rand(1, 8, 9, 9)
@@ -154,11 +147,11 @@ def test_a_stage_ends_activated_and_the_next_begins_with_it() -> None:
 
 
 def test_small_stems_and_clips() -> None:
-    assert "bn_pool" not in dict(resnet(18, width=8, stem="small", attention="resatt").stages[0].named_children())
-    clips = resnet(18, width=8, attention="resatt", dims=3).eval()
+    assert "bn_pool" not in dict(resnet(18, width=8, stem="small", attention=mechanism("resatt")).stages[0].named_children())
+    clips = resnet(18, width=8, attention=mechanism("resatt"), dims=3).eval()
     assert clips(torch.rand(1, 3, 6, 33, 35))[-1].shape == (1, 64, 1, 2, 2)
 
 
 def test_weights_of_a_resnet_are_those_of_another_architecture() -> None:
     with pytest.raises(UserError, match="wrong checkpoint, or one of another architecture"):
-        load(resnet(18, width=8, attention="resatt"), resnet(18, width=8).state_dict())
+        load(resnet(18, width=8, attention=mechanism("resatt")), resnet(18, width=8).state_dict())

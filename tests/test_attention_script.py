@@ -30,7 +30,7 @@ from tdaf.errors import UserError  # noqa: E402
 from tdaf.media.attention_sheet import GLOW, Panel, sheet, spread  # noqa: E402
 from tdaf.media.mask_colours import coloured  # noqa: E402
 from tdaf.media.video import Video  # noqa: E402
-from tdaf.model import statistics  # noqa: E402
+from tdaf.model import maps as statistics  # noqa: E402
 from tdaf.model.flows import TDAF, MultiScale  # noqa: E402
 from tdaf.model.maps import attention_maps, mask_eta, mask_strides  # noqa: E402
 

@@ -16,6 +16,7 @@ from tdaf.engine.optim import optimizer
 from tdaf.engine.syncbn import synchronise
 from tdaf.errors import UserError
 from tdaf.measure import parameters
+from tdaf.model.attention.se_cbam import CBAM
 from tdaf.model.backbones.resnet import resnet
 from tdaf.model.flows import TDAF, MultiScale
 from tdaf.model.fold import fold
@@ -31,7 +32,7 @@ BODIES = {
     "tdaf": lambda staged: TDAF(staged, flows=3, anar=5, anar_width=32),
     "shared": lambda staged: TDAF(staged, flows=3, anar=3, anar_width=32, norm="shared"),
     "multiscale": lambda staged: MultiScale(staged, flows=3),
-    "attended": lambda staged: TDAF(resnet(18, width=8, attention="cbam"), flows=2, anar_width=32),
+    "attended": lambda staged: TDAF(resnet(18, width=8, attention=CBAM), flows=2, anar_width=32),
 }
 NORMS = (_BatchNorm, FrozenBatchNorm2d, FixedBatchNorm2d)
 
