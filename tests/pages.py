@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import shlex
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
 from commands import ROOT
 
-from tdaf.cli import compose, overrides
-
 EXTENDING = ROOT / "docs" / "extending.md"
 # where the page tells users to put what it shows
 FILES = {
     "backbone config": "backbone/mynet.yaml",
     "existing network config": "backbone/regnet.yaml",
+    "attention config": "attention/eca.yaml",
     "data set config": "task/mydata.yaml",
     "task config": "task/myseg.yaml",
 }
@@ -39,17 +36,14 @@ def commands(name: str, **words: object) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in text.splitlines()]
 
 
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy of configs/ with the files of the page in it takes the place of the real one."""
-    folder = tmp_path / "configs"
-    shutil.copytree(ROOT / "configs", folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+def install(tmp_path: Path) -> str:
+    """Puts the files of the page into a folder of the user's own; gives the override by which Hydra finds them."""
+    folder = tmp_path / "mine"
     for name, place in FILES.items():
-        assert not (folder / place).exists()
+        assert not (ROOT / "configs" / place).exists()
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
         (folder / place).write_text(block(name))
-    monkeypatch.setattr(compose, "FOLDER", folder)
-    monkeypatch.setattr(overrides, "FOLDER", folder)
-    monkeypatch.setattr(compose, "_composed", functools.cache(compose._composed.__wrapped__))
-    monkeypatch.setattr(compose, "ATTENTION", (*compose.ATTENTION, "eca"))
+    return f"hydra.searchpath=[file://{folder}]"
 
 
 def module(name: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,9 @@ ADDED = {"se": ".attention.", "cbam": ".attention.", "tdam": ".top_down.", "abn"
 ADDED |= {name: ".after." for name in ("nonlocal", "a2", "cgnl")}
 # a batch norm of each that folding takes away, if torch.fx can follow the mechanism
 FOLDED = {"nonlocal": "stages.2.layer3.0.after.norm", "a2": "stages.2.layer3.0.after.norm"}
-FOLDED |= {name: "stages.2.layer3.4.bn3" for name in ("se", "cgnl", "abn")} | {"cbam": "stages.0.layer1.0.attention.norm"}
+FOLDED |= {name: "stages.2.layer3.4.bn3" for name in ("se", "cgnl", "abn")} | {
+    "cbam": "stages.0.layer1.0.attention.norm"
+}
 FOLDED |= {"aa": "stages.1.layer2.0.bn1", "sasa": "stages.1.layer2.0.bn1", "tdam": "stages.2.layer3.0.bn2"}
 
 

@@ -27,7 +27,9 @@ from tests.tiny import settle
 torch.set_num_threads(1)
 
 
-def task(kind: type[Classification] = AttentionBranchClassification, classes: int = 4, **settings: Any) -> Classification:
+def task(
+    kind: type[Classification] = AttentionBranchClassification, classes: int = 4, **settings: Any
+) -> Classification:
     data = SimpleNamespace(classes=[f"class {k}" for k in range(classes)])
     return kind(data, cifar_val(), {"1crop": cifar_val()}, [0.5] * 3, [0.2] * 3, **settings)
 
@@ -36,8 +38,8 @@ def tdaf(flows: int, **settings: Any) -> Callable[[Staged], TDAF]:
     return lambda staged: TDAF(staged, flows=flows, anar_width=64, **settings)
 
 
-def network(depth: int = 18, body: Callable[[Staged], nn.Module] = tdaf(1), classes: int = 4) -> nn.Module:
-    return task(classes=classes).network(resnet(depth, width=8, attention=mechanism("abn")), body)
+def network(depth: int = 18, body: Callable[[Staged], nn.Module] | None = None, classes: int = 4) -> nn.Module:
+    return task(classes=classes).network(resnet(depth, width=8, attention=mechanism("abn")), body or tdaf(1))
 
 
 def pixels(*shape: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Non-local, double attention and compact generalised non-local blocks: their equations place by place, counts, places."""
+"""Non-local, double attention and CGNL blocks: their equations place by place, counts, places."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ def cgnl(x: Tensor, state: dict[str, Tensor]) -> Tensor:
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(5, 6), (1, 1), (2, 3, 4)])
 @pytest.mark.parametrize(
-    ("kind", "literal", "channels"), [(NonLocal, nonlocal_, 8), (DoubleAttention, double_attention, 8), (CGNL, cgnl, 32)]
+    ("kind", "literal", "channels"),
+    [(NonLocal, nonlocal_, 8), (DoubleAttention, double_attention, 8), (CGNL, cgnl, 32)],
 )
 def test_a_block_is_the_literal_transcription(kind, literal, channels, size) -> None:
     torch.manual_seed(0)

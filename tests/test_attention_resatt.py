@@ -147,7 +147,9 @@ def test_a_stage_ends_activated_and_the_next_begins_with_it() -> None:
 
 
 def test_small_stems_and_clips() -> None:
-    assert "bn_pool" not in dict(resnet(18, width=8, stem="small", attention=mechanism("resatt")).stages[0].named_children())
+    assert "bn_pool" not in dict(
+        resnet(18, width=8, stem="small", attention=mechanism("resatt")).stages[0].named_children()
+    )
     clips = resnet(18, width=8, attention=mechanism("resatt"), dims=3).eval()
     assert clips(torch.rand(1, 3, 6, 33, 35))[-1].shape == (1, 64, 1, 2, 2)
 

@@ -68,7 +68,9 @@ def local(x: Tensor, module: LocalAttention2d) -> Tensor:
                         r = torch.cat([module.rows[h, a - i + 3], module.columns[h, c - j + 3]])
                         logits.append(q @ (w_k @ x[b, :, a, c])[own] + q @ r)
                     weights = torch.stack(logits).softmax(0)
-                    y[b, own, i, j] = sum(w * (w_v @ x[b, :, a, c])[own] for w, (a, c) in zip(weights, near, strict=True))
+                    y[b, own, i, j] = sum(
+                        w * (w_v @ x[b, :, a, c])[own] for w, (a, c) in zip(weights, near, strict=True)
+                    )
     return y
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import call, tiny
+from commands import ROOT, call, process, tiny
 
-from tdaf.cli import arguments
 from scripts import evaluate
+from tdaf.cli import arguments
 from tdaf.demo.prepare import prepare
 
 
@@ -41,6 +41,46 @@ def test_a_sweep_runs_each_job_once(demo: Path, tmp_path: Path, monkeypatch: pyt
     assert {path: path.stat().st_mtime_ns for path in times} == times
     again = torch.load(gone / "checkpoints/last.pt", weights_only=True)["network"]
     assert all(torch.equal(again[name], value) for name, value in expected.items())
+
+
+SWEEPER = """
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+
+
+class Drawing(Sweeper):
+    \"\"\"Draws twice; keeps what the jobs gave it in a file.\"\"\"
+
+    def __init__(self, times):
+        self.times = times
+
+    def setup(self, *, hydra_context, task_function, config):
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments):
+        plain = [argument for argument in arguments if "interval" not in argument]
+        jobs = [[*plain, f"optim.lr={rate}"] for rate in (0.001, 0.002)[: self.times]]
+        results = [result.return_value for result in self.launcher.launch(jobs, initial_job_idx=0)]
+        with open("drawn.txt", "w") as file:
+            print(*results, file=file)
+"""
+
+
+def test_another_sweeper_draws_the_values_and_gets_the_metric(demo: Path, tmp_path: Path) -> None:
+    """A sweeper that a user has installed, as Optuna's or Ax's are: a plug-in of Hydra's."""
+    (tmp_path / "hydra_plugins").mkdir()
+    (tmp_path / "hydra_plugins/drawing.py").write_text(SWEEPER)
+    (tmp_path / "mine/hydra/sweeper").mkdir(parents=True)
+    (tmp_path / "mine/hydra/sweeper/drawing.yaml").write_text("_target_: hydra_plugins.drawing.Drawing\ntimes: 2\n")
+    words = [*tiny(demo), "optim.lr=interval(0.001,0.01)", "hydra/sweeper=drawing", "--config-dir", "mine"]
+    done = process([str(ROOT / "train.py"), "-m", *words], tmp_path, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    summaries = [json.loads(path.read_text()) for path in tmp_path.rglob("summary.json")]
+    assert sorted(summary["config"]["optim"]["lr"] for summary in summaries) == [0.001, 0.002]
+    found = {float(word) for word in (tmp_path / "drawn.txt").read_text().split()}
+    assert found == {summary["metric"]["best"] for summary in summaries}
 
 
 def test_one_failing_job_leaves_the_others(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -10,14 +10,15 @@ import pytest
 import torch
 from commands import ROOT, process
 
-from tdaf.cli import build, help
-from tdaf.cli.compose import compose, differences, from_folder, to_yaml
-from tdaf.cli.sweep import combinations
 from tasks.classification.task import Classification
 from tdaf import measure
+from tdaf.build import checked_tree, make
+from tdaf.cli import build
+from tdaf.cli.compose import FOLDER, compose, differences, from_folder, group_options, to_yaml
+from tdaf.cli.main import combinations
 from tdaf.errors import UserError
 
-CHOICES = help.choices()
+CHOICES = {group: group_options(group) for group in ("task", "recipe", "backbone", "tdaf")}
 
 
 class Names:
@@ -39,10 +40,10 @@ def test_every_combination_composes(task: str, recipe: str, tmp_path: Path) -> N
         (tmp_path / "config.yaml").write_text(to_yaml(config))
         assert from_folder(tmp_path) == config, "the saved settings are not the settings"
         for node, where in ((config["task"], "task"), (config["optim"]["factory"], "optim.factory")):
-            build.checked_tree(node, where, ("data",))
+            checked_tree(node, where, ("data",))
         build.settings(config)
         build.optimizer(config)
-        build.make(config["schedule"], "schedule", steps_per_epoch=10, steps=100)
+        make(config["schedule"], "schedule", steps_per_epoch=10, steps=100)
         folders.add(config["run_dir"])
     assert len(folders) == len(pairs)
 
@@ -69,7 +70,7 @@ def test_every_network_is_built_and_runs(backbone: str) -> None:
     for task, tdaf in itertools.product(tasks, wraps):
         config = compose([f"task={task}", f"backbone={backbone}", f"tdaf={tdaf}"])
         with torch.device("meta"):
-            network = build.network(config, build.make(config["task"], "task", data=Names())).to("meta")
+            network = build.network(config, make(config["task"], "task", data=Names())).to("meta")
             if one_of_a_kind:
                 found = shapes(network(torch.empty(INPUTS[task], dtype=torch.uint8)))
                 levels = [(2, 10, 16, 20), (2, 10, 8, 10), (2, 10, 4, 5), (2, 10, 2, 3), (2, 10, 1, 2)]
@@ -84,7 +85,7 @@ def test_settings_reach_the_network(backbone: str) -> None:
     def built(*overrides: str) -> int:
         config = compose([f"backbone={backbone}", *overrides])
         with torch.device("meta"):
-            network = build.network(config, build.make(config["task"], "task", data=Names()))
+            network = build.network(config, make(config["task"], "task", data=Names()))
         return sum(t.numel() for t in network.state_dict().values())
 
     for other in ("attention=se", "attention=cbam", "anar=7", "tdaf.norm=shared", "tdaf.gated=[1,3]", "flows=1"):
@@ -95,7 +96,7 @@ def test_baseline_has_the_published_parameters() -> None:
     config = compose(["backbone=res50", "flows=1"])
     source = type("Thousand", (), {"classes": [""] * 1000})()
     with torch.device("meta"):
-        network = build.network(config, build.make(config["task"], "task", data=source))
+        network = build.network(config, make(config["task"], "task", data=source))
     assert measure.parameters(network).total == 25_557_032
 
 
@@ -141,7 +142,7 @@ def test_recipes_say_what_their_sources_say() -> None:
         ("data.root='a, b'", "data.root", "a, b"),
         ('data.root="it\'s"', "data.root", "it's"),
         ("data.root=/a (copy)/x=1/b#c", "data.root", "/a (copy)/x=1/b#c"),
-        ("data.root=~/images", "data.root", "~/images"),
+        ("data.root=~/images", "data.root", str(Path.home() / "images")),
         ("data.root=007", "data.root", "007"),
         ("data.root=1.10", "data.root", "1.10"),
         ("data.root=${oc.env:PLACE}/x", "data.root", "/elsewhere/x"),
@@ -212,7 +213,13 @@ def test_sweeps_are_spelt_as_hydras() -> None:
 
 @pytest.mark.parametrize(
     ("words", "code"),
-    [("--help", 0), ("--cfg job task=cifar10 anar=5", 0), ("anar=4", 2), ("-m anar=3,4", 2), ("resume=nowhere", 2)],
+    [
+        ("--help", 0),
+        ("--cfg job --resolve task=cifar10 anar=5", 0),
+        ("anar=4", 2),
+        ("-m anar=3,4", 2),
+        ("resume=nowhere", 2),
+    ],
 )
 def test_torch_is_not_imported_for_that(words: str, code: int, tmp_path: Path) -> None:
     source = f"""
@@ -229,7 +236,11 @@ finally:
     assert not list(tmp_path.iterdir())
     if "--cfg" in words:
         (tmp_path / "config.yaml").write_text(done.stdout)
-        assert from_folder(tmp_path) == compose(["task=cifar10", "anar=5"])
+        expected = compose(["task=cifar10", "anar=5"])
+        # Hydra shows what it composes; a run adds what follows from it
+        assert from_folder(tmp_path) == {k: v for k, v in expected.items() if k not in ("name", "recipe")} | {
+            "run_dir": None
+        }
     if "--help" in words:
         assert all(words in done.stdout for words in ("backbone=mobile|res101", "eta: 0.5", "resume=RUN_FOLDER"))
 
@@ -237,5 +248,44 @@ finally:
 def test_a_setting_is_checked_against_what_it_is_for() -> None:
     config = compose([])
     with pytest.raises(UserError, match="task.mixpu: there is no such setting; did you mean mixup?"):
-        build.make({**config["task"], "mixpu": 1}, "task", data=Names())
-    assert isinstance(build.make(config["task"], "task", data=Names()), Classification)
+        make({**config["task"], "mixpu": 1}, "task", data=Names())
+    assert isinstance(make(config["task"], "task", data=Names()), Classification)
+
+
+def own_files(tmp_path: Path) -> str:
+    """A folder of the user's own with a backbone in it."""
+    (tmp_path / "mine/backbone").mkdir(parents=True)
+    text = (FOLDER / "backbone/res18.yaml").read_text().replace("depth: 18", "depth: 34")
+    (tmp_path / "mine/backbone/mynet.yaml").write_text(text)
+    return f"hydra.searchpath=[file://{tmp_path / 'mine'}]"
+
+
+def test_a_users_own_files_are_found_outside_the_checkout(tmp_path: Path) -> None:
+    search = own_files(tmp_path)
+    config = compose(["backbone=mynet", search])
+    assert config["backbone"]["depth"] == 34
+    assert config["run_dir"] == "runs/imagenet/mynet-anar3-flows3-eta0.5-paper-seed0"
+    with pytest.raises(UserError, match="did you mean mynet"):
+        compose(["backbone=mynte", search])
+    with pytest.raises(UserError, match="no such backbone"):
+        compose(["backbone=mynet"])
+    with pytest.raises(UserError, match="there is no folder file:///nowhere"):
+        compose(["hydra.searchpath=[file:///nowhere]"])
+    assert len(combinations(["backbone=glob(*net)", search])) == 1
+
+
+def test_hydras_own_flags_work_as_it_documents_them(tmp_path: Path) -> None:
+    own_files(tmp_path)
+
+    def said(*words: str) -> str:
+        done = process([str(ROOT / "train.py"), *words], tmp_path, COMP_LINE="train.py backbone=res1", COMP_POINT="22")
+        assert done.returncode == 0 and not done.stderr, done.stderr
+        return done.stdout
+
+    assert "eta: ${eta}" in said("--cfg", "job", "--package", "tdaf") and "eta: 0.25" in said(
+        "--cfg", "job", "--package", "tdaf", "--resolve", "eta=0.25"
+    )
+    assert "depth: 34" in said("--config-dir", "mine", "--cfg", "job", "backbone=mynet")
+    assert "launcher: basic" in said("--cfg", "hydra", "--package", "hydra.runtime.choices").replace("hydra/", "")
+    assert "file://" in said("--info", "searchpath")
+    assert said("-sc", "query=bash").split() == ["backbone=res101", "backbone=res152", "backbone=res18"]

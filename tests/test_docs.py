@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 from collections.abc import Iterator
@@ -12,9 +13,8 @@ import pages
 import pytest
 from commands import ROOT
 
-from tdaf.cli.compose import compose
-from tdaf.cli.overrides import flat, parse
-from tdaf.cli.sweep import combinations
+from tdaf.cli.compose import compose, flat
+from tdaf.cli.main import _flags, combinations
 from tdaf.errors import UserError
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -34,10 +34,11 @@ OWN = {"what", "scan", "out"}  # settings of scripts that are none of a run
 
 
 @pytest.fixture(autouse=True, scope="module")
-def configs_of_the_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Files of configs/ that users are told to write are there."""
+def files_of_the_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The folder `mine` that users are told to write is there."""
     with pytest.MonkeyPatch.context() as patch:
-        pages.install(tmp_path_factory.mktemp("configs"), patch)
+        pages.install(tmp_path_factory.mktemp("mine"))
+        patch.chdir(tmp_path_factory.getbasetemp() / "mine0")
         yield
 
 
@@ -67,7 +68,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_every_file_that_is_named_is_there(page: Path) -> None:
     shown = set(pages.FILES.values())
-    made = {"tdaf/model/attention/eca.py", "configs/recipe/task/myseg_paper.yaml", *(f"configs/{f}" for f in shown)}
+    made = {*(f"mine/{f}" for f in shown)}
     for name in set(PATH.findall(page.read_text(encoding="utf-8"))) - made:
         assert list(ROOT.glob(name)) or list(ROOT.glob(f"{name}.*")), f"{page.name}: {name}"
 
@@ -77,20 +78,19 @@ def train_commands(page: Path) -> Iterator[list[str]]:
     for line in TRAIN.findall(page.read_text(encoding="utf-8").replace("\\\n", " ")):
         words = shlex.split(line.rstrip("'"), comments=True)
         if words and "..." not in words and not words[0].startswith(("--", "and", "resume=")):
-            yield [word for word in words if not word.startswith("hydra")]
+            flags, settings = _flags(words)
+            yield [*flags, *(word for word in settings if not word.startswith(("hydra/", "hydra.launcher")))]
 
 
-def composed(words: list[str]) -> dict[str, Any]:
-    """Choices of files come first and sorted, so that what is composed of them is composed once."""
-    parsed = [parse(word) for word in words]
-    files = sorted(override.text for override in parsed if override.chooses_file)
-    return compose([*files, *(override.text for override in parsed if not override.chooses_file)])
+@functools.cache
+def composed(words: tuple[str, ...]) -> dict[str, Any]:
+    return compose(words)
 
 
 def refusal(words: list[str]) -> str:
     """Why these settings do not compose; empty where they do."""
     try:
-        composed(words)
+        composed(tuple(words))
     except UserError as error:
         return str(error)
     return ""
@@ -119,7 +119,7 @@ def test_every_command_of_check_data_composes(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_every_argument_of_a_script_is_in_its_help(page: Path) -> None:
     lines = re.findall(r"python (scripts/\w+\.py) ([^`\n]*)", page.read_text(encoding="utf-8"))
-    runs = composed([])
+    runs = composed(())
     for script, line in lines:
         known = (ROOT / script).read_text(encoding="utf-8")
         for word in shlex.split(line, comments=True):
@@ -130,7 +130,7 @@ def test_every_argument_of_a_script_is_in_its_help(page: Path) -> None:
 
 def test_every_setting_that_is_named_is_one() -> None:
     jobs = [[f"task={task}"] for task in TASKS] + [["task=imagenet", "recipe=demo"]]
-    known = {name for job in jobs for name in flat(composed(job))}
+    known = {name for job in jobs for name in flat(composed(tuple(job)))}
     known |= {name.rpartition(".")[0] for name in known}
     known |= {"task.train_transform.crop", "task.train_transform.jitter", "task.gamma"}  # shown with a plus
     for page in PAGES:
@@ -142,12 +142,14 @@ def test_every_setting_that_is_named_is_one() -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_every_setting_of_a_task_is_on_its_page(task: str) -> None:
     text = (ROOT / "docs" / TASKS[task]).read_text(encoding="utf-8")
-    config = composed([f"task={task}"])
+    config = composed((f"task={task}",))
     for node in ("task", "data"):
         for name in flat(config[node]):
             if "_target_" in name or name.startswith("val_transforms."):
                 continue
-            assert f"`{name}`" in text or f"`{node}.{name}`" in text, f"{TASKS[task]} does not say what {node}.{name} is"
+            assert f"`{name}`" in text or f"`{node}.{name}`" in text, (
+                f"{TASKS[task]} does not say what {node}.{name} is"
+            )
 
 
 def test_readme_is_short() -> None:

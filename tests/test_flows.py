@@ -8,14 +8,16 @@ import pickle
 import pytest
 import torch
 from literal import assert_near, literal, loss_of, shrink_axis
-from tiny import settle, tiny
+from tiny import Residual, settle, tiny
 from torch import Tensor, nn
 
 from tdaf.errors import UserError
 from tdaf.model.backbones.resnet import resnet
 from tdaf.model.backbones.vgg import vgg
 from tdaf.model.flows import TDAF, MultiScale, halve, relu_gate
+from tdaf.model.fold import fold
 from tdaf.model.maps import attention_maps
+from tdaf.model.staged import Staged
 
 torch.set_num_threads(1)
 SIZES = {2: (43, 37), 3: (17, 35, 30)}
@@ -230,10 +232,10 @@ def test_rematerialise_changes_nothing(kind, flows, momentum):
     assert again.stages[0].norm.num_batches_tracked == 2
 
 
-@pytest.mark.parametrize("rematerialise", [False, True])
-def test_compiles_in_one_graph(rematerialise):
+@pytest.mark.parametrize(("build", "rematerialise"), [("tiny", False), ("tiny", True), ("own", False)])
+def test_compiles_in_one_graph(build, rematerialise):
     torch.manual_seed(0)
-    network = TDAF(tiny(), flows=2, anar_width=64, rematerialise=rematerialise)
+    network = TDAF(BODIES[build][0](), flows=2, anar_width=64, rematerialise=rematerialise)
     again = copy.deepcopy(network)
     x = torch.randn(2, 3, 33, 40)
     eager, compiled = network(x), torch.compile(again, backend="aot_eager", fullgraph=True)(x)
@@ -248,7 +250,18 @@ def test_compiles_in_one_graph(rematerialise):
         assert_near(q.double(), p.double(), 1e-6)
 
 
-BODIES = {"tiny": (tiny, 40), "resnet": (lambda: resnet(18, width=8), 64), "vgg": (lambda: vgg(11), 32)}
+def own() -> Staged:
+    """Stages of a class of their own alone."""
+    stages = [Residual(3, 32, 2), Residual(32, 64, 2), Residual(64, 32, 2)]
+    return Staged(stages, [32, 64, 32], [2, 4, 8])
+
+
+BODIES = {
+    "own": (own, 40),
+    "tiny": (tiny, 40),
+    "resnet": (lambda: resnet(18, width=8), 64),
+    "vgg": (lambda: vgg(11), 32),
+}
 
 
 @pytest.mark.parametrize("norm", ["mfbn", "shared"])
@@ -285,9 +298,12 @@ def test_a_hook_may_change_a_gated_map_and_stages_stay_what_they_were() -> None:
     assert isinstance(stages[0], nn.Sequential) and isinstance(stages[3], type(tiny().stages[3]))
     network.stages[1].register_forward_hook(lambda stage, args, output: output * 0)
     assert not network(torch.rand(2, 3, 40, 40))[1].any()
-    network = settle(TDAF(tiny(), flows=4, gated=[3])).eval()
-    x = torch.rand(1, 3, 40, 40)
-    assert torch.equal(pickle.loads(pickle.dumps(network))(x)[-1], network(x)[-1])
+    network, x = settle(TDAF(own(), flows=3)).eval(), torch.rand(1, 3, 40, 40)
+    for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        assert torch.equal(twin(x)[-1], network(x)[-1]) and isinstance(twin.stages[0], Residual)
+    folded = fold(network)
+    assert isinstance(folded.stages[0].norm, nn.Identity)
+    torch.testing.assert_close(folded(x)[-1], network(x)[-1])
 
 
 @pytest.mark.parametrize("norm", ["mfbn", "shared"])

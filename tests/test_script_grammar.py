@@ -11,7 +11,9 @@ from tdaf.cli.script import Natural, Positive, Share, parse
 from tdaf.errors import UserError
 
 
-def small(*words: str, out: Path = Path("x"), x: Literal["epoch", "step"] = "epoch", class_: str | None = None) -> int: ...
+def small(
+    *words: str, out: Path = Path("x"), x: Literal["epoch", "step"] = "epoch", class_: str | None = None
+) -> int: ...
 
 
 def large(
@@ -31,14 +33,18 @@ def test_words_and_types() -> None:
         ["a", "b"],
         {"out": Path.home() / "b", "x": "step", "class_": "person"},
     )
-    words, settings = parse("checkpoint=c batch=3 seeds=[0,1] score=1 gpus=2 data.root=q ~a.b +c=1 link=1".split(), large)
+    words, settings = parse(
+        "checkpoint=c batch=3 seeds=[0,1] score=1 gpus=2 data.root=q ~a.b +c=1 link=1".split(), large
+    )
     rest = ["data.root=q", "~a.b", "+c=1"]
     values = {"checkpoint": "c", "batch": 3, "seeds": [0, 1], "score": 1.0, "gpus": 2, "link": True}
     assert (words, settings) == ([], {**values, "rest": rest})
 
 
 def test_dashes_are_the_same_grammar() -> None:
-    assert parse(["--checkpoint", "c", "--batch=2", "--link"], large) == parse("checkpoint=c batch=2 link=true".split(), large)
+    assert parse(["--checkpoint", "c", "--batch=2", "--link"], large) == parse(
+        "checkpoint=c batch=2 link=true".split(), large
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,55 +1,85 @@
-"""The command line: overrides in, one resolved plain dictionary out, or a one-line UserError. No torch in here."""
+"""The command line as settings: Hydra's own compose, held to one line where something is wrong. No torch in here."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra import compose as hydra_compose
+import yaml
 from hydra import initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tdaf.cli.overrides import FOLDER, Override, first_line, flat, parse, put
+import tdaf
+from tdaf.cli.overrides import TEXTS, did_you_mean, first_line, parse
+from tdaf.cli.ranges import check_ranges
 from tdaf.errors import UserError
-
-# where a run takes place and how it is watched: what may change between a run and its continuation
-VOLATILE = ("run_dir", "resume", "gpus", "loader", "trainer.log_every", "trainer.pictures", "trainer.hang_timeout")
-NAMED = ("task", "backbone", "tdaf", "recipe", "anar", "flows", "eta", "seed")  # what a run folder's name always says
 
 Config = dict[str, Any]
 
+_HOMES = (Path(tdaf.__file__).parent / "configs", Path(tdaf.__file__).parents[1] / "configs")
+FOLDER = next(folder for folder in _HOMES if folder.is_dir())  # installed, or in the checkout
 
-def compose(arguments: list[str]) -> Config:
-    """The resolved configuration of one run, with its task's name under "name" and its folder under "run_dir"."""
-    overrides = [parse(argument) for argument in arguments]
-    files = [override for override in overrides if override.chooses_file]
-    before, choices = _composed(tuple(override.text for override in files))
-    config = OmegaConf.create(before)
-    for override in overrides:
-        if not override.chooses_file:
-            put(config, override)
-    resolved = _resolved(config)
-    if resolved["resume"]:
-        return _resumed(Path(resolved["resume"]), overrides)
-    resolved = {"name": choices["task"], "recipe": choices["recipe"], **resolved}
-    _check(resolved)
-    if resolved["run_dir"] is None:
-        changed = _changed(before, OmegaConf.to_container(config), resolved)
+# where a run takes place and how it is watched: what may change between a run and its continuation
+VOLATILE = ("run_dir", "resume", "gpus", "loader", "trainer.log_every", "trainer.pictures", "trainer.hang_timeout")
+KNOBS = ("milestones",)  # settings that only say what another one is
+NAMED = ("task", "backbone", "tdaf", "recipe", "anar", "flows", "eta", "seed")  # what a run folder's name always says
+NODES = ("task", "data", "backbone", "tdaf", "optim", "schedule", "trainer", "loader")  # what every run is made of
+# arguments of classes that have defaults, and so can be left out; but not what is read by more than the class
+REMOVABLE = re.compile(
+    r"(task|data|backbone|tdaf|schedule|optim\.factory)\.(?!root$|max_bad$)(.*\.)?(?!_target_$)[^.]+"
+)
+KINDS = {bool: "true or false", (int, float): "a number", list: "a list, as [1,2]", dict: "its settings"}
+
+
+def compose(arguments: Sequence[str]) -> Config:
+    """The resolved settings of one run, as plain data, with its task's name under "name", its folder under "run_dir".
+
+    Args:
+        arguments: Hydra's overrides, `key=value`; a value that its grammar cannot read is taken as text.
+
+    Raises:
+        UserError: one line: an unknown setting or file, a value of another kind or out of range.
+    """
+    overrides = parse(arguments)
+    resume = next((o.value() for o in overrides if o.key_or_group == "resume" and not o.is_delete()), None)
+    if resume:
+        return _resumed(Path(str(resume)), overrides)
+    before, _ = load(tuple(o.input_line for o in overrides if _chooses_file(o, overrides)))
+    names = [o for o in overrides if not _chooses_file(o, overrides)]
+    _check_names(names, OmegaConf.to_container(before))
+    after, choices = load(tuple(o.input_line for o in overrides))
+    config = {"name": choices["task"], "recipe": choices["recipe"], **_resolved(_of_kind(before, after))}
+    _check_values(config)
+    if config["run_dir"] is None:
+        changed = _changed(OmegaConf.to_container(before), OmegaConf.to_container(after), config)
+        chosen = [o.input_line for o in overrides if _chooses_file(o, overrides) and o.key_or_group not in NAMED]
         # no mechanism is no change, whether or not the command says so
-        said = [o for o in files if o.key not in NAMED and o.text != "attention=none"]
-        chosen = [o.text for o in said if not o.key.startswith("hydra")]
-        resolved["run_dir"] = str(_run_dir(resolved, choices, sorted({*changed, *chosen})))
-    return resolved
+        chosen = [text for text in chosen if not text.startswith("hydra") and text != "attention=none"]
+        config["run_dir"] = str(_run_dir(config, choices, sorted({*changed, *chosen})))
+    return _at_home(config)
+
+
+def group_options(group: str, overrides: Sequence[Override] = ()) -> list[str]:
+    """The files that a group has, a user's own of `hydra.searchpath` among them; none for what is no group."""
+    search = [o.input_line for o in overrides if o.key_or_group == "hydra.searchpath"]
+    try:
+        return _loader().get_group_options(group, config_name="train", overrides=search)
+    except HydraException as error:
+        raise UserError(first_line(error)) from error
 
 
 def from_folder(folder: Path) -> Config:
-    """The configuration that a run folder holds."""
+    """The settings that a run folder holds."""
     path = folder / "config.yaml"
     try:
         config = OmegaConf.to_container(OmegaConf.load(path))
@@ -62,17 +92,28 @@ def from_folder(folder: Path) -> Config:
     return config
 
 
-def overridden(config: Config, arguments: list[str]) -> Config:
-    """A resolved configuration with `key=value` overrides of its settings."""
-    typed = OmegaConf.create(config)
-    for argument in arguments:
-        override = parse(argument)
-        if override.chooses_file:
-            raise UserError(f"{argument}: a run keeps its {override.key}")
-        put(typed, override)
-    changed = _resolved(typed)
-    _check(changed)
-    return changed
+def overridden(config: Config, arguments: Sequence[str]) -> Config:
+    """Resolved settings with `key=value` overrides; the files that they were composed of stay. Raises UserError."""
+    overrides = parse(arguments)
+    for override in overrides:
+        if _chooses_file(override, overrides):
+            raise UserError(f"{override.input_line}: a run keeps its {override.key_or_group}")
+    _check_names(overrides, config)
+    before, after = OmegaConf.create(config), OmegaConf.create(config)
+    for override in overrides:
+        key = override.key_or_group
+        if override.is_delete():
+            parent, _, name = key.rpartition(".")
+            del OmegaConf.select(after, parent)[name]
+        else:
+            value = override.value()
+            try:
+                OmegaConf.update(after, key, value, merge=isinstance(value, dict), force_add=True)
+            except (OmegaConfBaseException, TypeError) as error:
+                raise UserError(f"{override.input_line}: this cannot be set ({first_line(error)})") from error
+    changed = _resolved(_of_kind(before, after))
+    _check_values(changed)
+    return _at_home(changed)
 
 
 def to_yaml(config: Config) -> str:
@@ -81,7 +122,7 @@ def to_yaml(config: Config) -> str:
 
 def identity(config: Config, but: tuple[str, ...] = ()) -> dict[str, Any]:
     """The settings that make a run what it is, by their dotted names: all but VOLATILE ones and those of `but`."""
-    return {key: value for key, value in flat(config).items() if not _among(key, (*VOLATILE, *but))}
+    return {key: value for key, value in flat(_at_home(config)).items() if not _among(key, (*VOLATILE, *KNOBS, *but))}
 
 
 def differences(old: Config, new: Config, but: tuple[str, ...] = ()) -> list[str]:
@@ -91,19 +132,129 @@ def differences(old: Config, new: Config, but: tuple[str, ...] = ()) -> list[str
     return [f"{k}: {a.get(k, 'absent')} there, {b.get(k, 'absent')} here" for k in keys if a.get(k) != b.get(k)]
 
 
-@functools.lru_cache(maxsize=64)  # the jobs of a sweep mostly differ in values, which are set afterwards
-def _composed(choices: tuple[str, ...]) -> tuple[Config, dict[str, str]]:
-    """The files of configs/ put together, nothing resolved, and which file each group is."""
-    GlobalHydra.instance().clear()
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Every leaf of nested dictionaries by its dotted name."""
+    if not isinstance(config, dict):
+        return {prefix: config}
+    leaves = {}
+    for name, child in config.items():
+        leaves.update(flat(child, f"{prefix}.{name}" if prefix else str(name)))
+    return leaves
+
+
+@functools.cache
+def _loader() -> ConfigLoader:
+    """Hydra's reader of configs/. It is made once; a running `hydra.main` keeps its own."""
+    state = GlobalHydra.instance()
+    running, state.hydra = state.hydra, None
     try:
         with initialize_config_dir(str(FOLDER), version_base="1.3"):
-            config = hydra_compose("train", list(choices), return_hydra_config=True)
+            return GlobalHydra.instance().config_loader()
+    finally:
+        GlobalHydra.instance().hydra = running
+
+
+@functools.lru_cache(maxsize=64)  # the jobs of a sweep mostly share their files
+def load(overrides: tuple[str, ...]) -> tuple[DictConfig, dict[str, str]]:
+    """What Hydra composes, nothing resolved, and which file each group is."""
+    try:
+        config = _loader().load_configuration("train", list(overrides), RunMode.RUN, from_shell=False)
+    except MissingConfigException as error:
+        raise UserError(_missing(error)) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(first_line(error)) from error
-    chosen = dict(config.hydra.runtime.choices)
+    except yaml.MarkedYAMLError as error:
+        raise UserError(f"{' '.join(str(error.problem_mark).split())}: {error.problem}") from error
+    choices = dict(config.hydra.runtime.choices)
     OmegaConf.set_struct(config, False)
     config.pop("hydra")
-    return OmegaConf.to_container(config), chosen
+    return config, choices
+
+
+def _missing(error: MissingConfigException) -> str:
+    group, _, name = str(error.missing_cfg_file).rpartition("/")
+    if error.options is None or not group:
+        return first_line(error)
+    if group.startswith("hydra/"):
+        return first_line(error) + ("; pip install 'tdaf[slurm]' brings SLURM's" if group == "hydra/launcher" else "")
+    hint = did_you_mean(name, error.options) or "."
+    return f"{group}={name}: there is no such {group}{hint} Choose from {', '.join(sorted(error.options))}"
+
+
+def _chooses_file(override: Override, overrides: Sequence[Override]) -> bool:
+    """Whether it picks files, or is Hydra's own setting, rather than a value."""
+    key = override.key_or_group
+    if key.startswith(("hydra.", "hydra/")):
+        return True
+    if not _is_group(key, overrides):
+        return False
+    if override.is_delete():
+        raise UserError(f"{override.input_line}: {key} cannot be left out; choose another file of it")
+    if override.is_add() and key in NODES:
+        raise UserError(f"{override.input_line}: {key} has a choice already; write {key}={override.value()}")
+    if key in NODES and override.value() in (None, "", "null"):
+        options = ", ".join(group_options(key, overrides))
+        raise UserError(f"{override.input_line}: there is no such {key}. Choose from {options}")
+    return True
+
+
+def _is_group(key: str, overrides: Sequence[Override]) -> bool:
+    return "." not in key and bool(group_options(key, overrides))
+
+
+def _check_names(overrides: Sequence[Override], config: Config) -> None:
+    """Raises UserError for a setting that is not there, and for one that must be."""
+    known = [*flat(config), *config]
+    for override in overrides:
+        key, text = override.key_or_group, override.input_line
+        exists = key in known or any(name.startswith(key + ".") for name in known)
+        if override.is_delete():
+            if not exists:
+                raise UserError(f"{text}: there is no setting {key}{did_you_mean(key, known)}")
+            if not REMOVABLE.fullmatch(key):
+                raise UserError(f"{text}: {key} cannot be left out; give it another value")
+        elif exists and override.is_add():
+            raise UserError(f"{text}: {key} is there already; leave the + out")
+        elif not exists and not (override.is_add() or override.is_force_add()):
+            raise UserError(f"{text}: there is no setting {key}{did_you_mean(key, known) or '; --cfg job lists all'}")
+        elif not exists and "." not in key:
+            raise UserError(f"{text}: nothing reads a new setting {key}{did_you_mean(key, known)}")
+        elif exists and isinstance(override.value(), dict) and not override.is_force_add():
+            for name in flat(override.value(), key):
+                if name not in known:
+                    raise UserError(f"{name}: there is no such setting{did_you_mean(name, known)}")
+
+
+def _of_kind(before: DictConfig, after: DictConfig) -> DictConfig:
+    """`after`, whole numbers made floats where floats stand in `before`. UserError for a value of another kind; null
+    and ${...} are judged where the setting is used."""
+    old, new = OmegaConf.to_container(before), OmegaConf.to_container(after)
+    known, groups = (
+        flat(old),
+        {name.rsplit(".", depth)[0] for name in flat(old) for depth in range(1, name.count(".") + 1)},
+    )
+    for key, value in flat(new).items():
+        now = {} if key in groups else known.get(key)
+        if now is None or value == now and type(value) is type(now) or (value is None and key not in NODES):
+            continue
+        if any(isinstance(v, str) and "${" in v for v in (now, value)):
+            continue
+        for kind, name in KINDS.items():
+            if isinstance(now, kind):
+                if not isinstance(value, kind) or kind is not bool and isinstance(value, bool):
+                    child = (
+                        "root"
+                        if key == "data"
+                        else next((k[len(key) + 1 :] for k in known if k.startswith(key + ".")), "")
+                    )
+                    shown = (
+                        f", as {key}.{child}=..." if kind is dict else f" (it is {str(now).lower().replace(' ', '')})"
+                    )
+                    name = "a whole number" if type(now) is int else name
+                    raise UserError(f"{key}={_text(value)}: give {name}{shown}")
+                if isinstance(now, float):
+                    OmegaConf.update(after, key, float(value))
+    return after
 
 
 def _resolved(config: DictConfig) -> Config:
@@ -113,32 +264,54 @@ def _resolved(config: DictConfig) -> Config:
         raise UserError(f"{error.full_key or 'settings'}: {first_line(error)}") from error
 
 
-def _check(config: Config) -> None:
+def _check_values(config: Config) -> None:
     """What can be refused without importing what it is for."""
+    for node in NODES:
+        if not isinstance(config.get(node), dict):
+            raise UserError(f"{node}: this cannot be left out; choose another file of it")
     data, loader = config["data"], config["loader"]
+    whole_or_auto = "give auto, or a whole number, 0 for"
+    for key, value in flat(config).items():
+        if TEXTS.fullmatch(key) and isinstance(value, str) and value != value.strip():
+            raise UserError(f"{key}={value!r}: there is a blank at one end of it")
     rules = (
         ("anar", _whole(config["anar"]) and config["anar"] in (2, 3, 5, 7), "give 2, 3, 5 or 7"),
         ("flows", _whole(config["flows"]) and config["flows"] >= 1, "give a whole number, 1 or more"),
         ("eta", _number(config["eta"]) and 0 <= config["eta"] <= 1, "give a number between 0 and 1"),
-        ("gpus", config["gpus"] == "auto" or _whole(config["gpus"]), "give auto, or a whole number, 0 for the CPU"),
-        (
-            "loader.workers",
-            loader["workers"] == "auto" or _whole(loader["workers"]),
-            "give auto, or a whole number, 0 for none",
-        ),
-        ("loader.prefetch", _whole(loader["prefetch"]) and loader["prefetch"] > 0, "give a whole number above 0"),
-        ("loader.timeout", _number(loader["timeout"]) and loader["timeout"] > 0, "give seconds, above 0"),
-        ("data.max_bad", _whole(data["max_bad"]), "give a whole number, 0 or more"),
+        ("gpus", config["gpus"] == "auto" or _whole(config["gpus"]), f"{whole_or_auto} the CPU"),
+        ("loader.workers", loader.get("workers") == "auto" or _whole(loader.get("workers")), f"{whole_or_auto} none"),
+        ("loader.prefetch", _whole(loader.get("prefetch")) and loader["prefetch"] > 0, "give a whole number above 0"),
+        ("loader.timeout", _number(loader.get("timeout")) and loader["timeout"] > 0, "give seconds, above 0"),
+        ("data.max_bad", _whole(data.get("max_bad", 0)), "give a whole number, 0 or more"),
         ("dims", _whole(config["dims"]) and config["dims"] in (2, 3), "give 2 or 3"),
         ("stem", config["stem"] in ("imagenet", "small", "cifar"), "give imagenet, small or cifar"),
         ("seed", _whole(config["seed"]), "give a whole number, 0 or more"),
-        ("run_dir", config["run_dir"] != "", "give a folder"),
+        (
+            "run_dir",
+            config["run_dir"] is None or isinstance(config["run_dir"], str) and config["run_dir"],
+            "give a folder",
+        ),
+        ("pretrained", isinstance(config["pretrained"], str | None), "give null, imagenet or a checkpoint"),
     )
     for key, right, hint in rules:
         if not right:
-            value = flat(config).get(key, "...")
-            shown = f"{value:g}" if isinstance(value, float) else "null" if value is None else value
-            raise UserError(f"{key}={shown}: {hint}")
+            raise UserError(f"{key}={_text(flat(config).get(key, '...'))}: {hint}")
+    check_ranges(config)
+
+
+def _at_home(node: Any) -> Any:
+    """Settings with the user's home folder in place of each leading ~."""
+    if isinstance(node, dict):
+        return {key: _at_home(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_at_home(value) for value in node]
+    return str(Path(node).expanduser()) if isinstance(node, str) and node.startswith("~/") else node
+
+
+def _text(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _whole(value: Any) -> bool:
@@ -177,9 +350,10 @@ def _run_dir(config: Config, choices: dict[str, str], others: list[str]) -> Path
 
 def _resumed(folder: Path, overrides: list[Override]) -> Config:
     config = from_folder(folder)
-    rest = [o for o in overrides if o.key != "resume"]
+    rest = [o for o in overrides if o.key_or_group != "resume"]
     for override in rest:
-        if not _among(override.key) or override.key == "run_dir":
+        if not _among(override.key_or_group) or override.key_or_group == "run_dir":
             may = ", ".join(name for name in VOLATILE if name not in ("run_dir", "resume"))
-            raise UserError(f"{override.text}: a run goes on with its own settings; resume takes only {may} beside it")
-    return {**overridden(config, [o.text for o in rest]), "run_dir": str(folder), "resume": None}
+            text = override.input_line
+            raise UserError(f"{text}: a run goes on with its own settings; resume takes only {may} beside it")
+    return {**overridden(config, [o.input_line for o in rest]), "run_dir": str(folder), "resume": None}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tdaf.cli import build
 from tdaf.cli.compose import Config
-from tdaf.cli.overrides import first_line
+from tdaf.cli.compose import first_line
 from tdaf.engine import dist
 from tdaf.errors import UnreadableSample, UserError
 from tdaf.task import Dataset

@@ -1,4 +1,4 @@
-"""The one grammar of all scripts: `key=value`, checked against the keyword arguments of the function that does the work.
+"""The one grammar of all scripts: `key=value`, held against the keyword arguments of the function that does the work.
 
 A script is a function whose keyword-only arguments are its settings; their annotations are the types that the command
 line is held to, their defaults what holds where nothing is said:
@@ -74,7 +74,9 @@ def parse(arguments: list[str], script: Callable[..., Any]) -> tuple[list[str], 
     for name, parameter in parameters.items():
         required = parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty
         if required and name != "rest" and name not in settings:
-            raise UserError(f"give {name.rstrip('_')}={_described(types_[name]).upper().replace(' ', '_')}; --help says more")
+            raise UserError(
+                f"give {name.rstrip('_')}={_described(types_[name]).upper().replace(' ', '_')}; --help says more"
+            )
     return words, {**settings, **({"rest": rest} if "rest" in parameters else {})}
 
 

@@ -59,10 +59,12 @@ class ANAR(nn.Module):
             7: ([c // 8, c // 8], [c // 16, c // 16], c // 32),
         }[layers]
         widths = [trans, *downs]
-        self.down = nn.ModuleList(_layer(a, b, 3, dims, depthwise) for a, b in zip(widths, downs))
+        self.down = nn.ModuleList(_layer(a, b, 3, dims, depthwise) for a, b in zip(widths, downs, strict=False))
         sources = [widths[-1], *joins]
-        self.up = nn.ModuleList(_layer(a, b, 4, dims, depthwise, relu=False) for a, b in zip(sources, joins))
-        self.skip = nn.ModuleList(_layer(a, b, 1, dims, relu=False) for a, b in zip(widths[-2::-1], joins))
+        self.up = nn.ModuleList(
+            _layer(a, b, 4, dims, depthwise, relu=False) for a, b in zip(sources, joins, strict=False)
+        )
+        self.skip = nn.ModuleList(_layer(a, b, 1, dims, relu=False) for a, b in zip(widths[-2::-1], joins, strict=True))
         self.last = _layer(sources[-1], last, 4, dims, depthwise) if layers > 2 else None
         self.mask = _conv(dims)(last, 1, 1)
         initialise(self)
@@ -80,7 +82,7 @@ class ANAR(nn.Module):
         for down in self.down:
             skips.append(x)
             x = down(x)
-        for up, skip in zip(self.up, self.skip):
+        for up, skip in zip(self.up, self.skip, strict=True):
             above = skips.pop()
             x = F.relu(_resize(up(x), above.shape[2:]) + skip(above), inplace=True)
         if self.last is None:

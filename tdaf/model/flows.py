@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import Any
 
@@ -43,9 +43,9 @@ class Flows(nn.Module):
 
     def __init__(self, staged: Staged, flows: int, downsample: str, norm: str, rematerialise: bool) -> None:
         super().__init__()
-        if isinstance(flows, bool) or not isinstance(flows, int) or not 1 <= flows <= len(staged.stages):
-            stages = len(staged.stages)
-            raise UserError(f"flows={flows}: this backbone has {stages} stages, so flows must be between 1 and {stages}")
+        most = len(staged.stages)
+        if isinstance(flows, bool) or not isinstance(flows, int) or not 1 <= flows <= most:
+            raise UserError(f"flows={flows}: this backbone has {most} stages, so flows must be between 1 and {most}")
         for name, value, choices in (("downsample", downsample, DOWNSAMPLE), ("norm", norm, NORM)):
             if value not in choices:
                 raise UserError(f"{name}={value}: must be one of {', '.join(choices)}")
@@ -57,12 +57,11 @@ class Flows(nn.Module):
 
     def _share(self, norm: str) -> None:
         """Makes the earlier flows, and sharing survive loading (assign=True too). The last thing a constructor does."""
-        clones = clone_flows(self.stages, self.gates, self.flows) if norm == "mfbn" else []
-        self.earlier = nn.ModuleList(clones)
+        self.earlier = nn.ModuleList(clone_flows(self.stages, self.gates, self.flows) if norm == "mfbn" else [])
         self.tied = True
         self.register_state_dict_post_hook(_drop_shared)
         self.register_load_state_dict_pre_hook(_expect_shared)
-        self.register_load_state_dict_post_hook(_tie_loaded)
+        self.register_load_state_dict_post_hook(tie)
 
     def flow_modules(self, flow: int) -> tuple[list[nn.Module], Mapping[str, nn.Module]]:
         """The S(n) stages of flow n (1-based), and the gates by stage number that it may run."""
@@ -70,9 +69,6 @@ class Flows(nn.Module):
             modules = self.earlier[flow - 1]
             return list(modules["stages"]), modules["gates"]
         return list(self.stages)[: depth(flow, self.flows, len(self.stages))], self.gates
-
-    def _inputs(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
-        return enumerate(pyramid(x, self.flows, self.dims, self.downsample), start=1)
 
     def _run(self, run: Callable[..., Tensor], modules: tuple[nn.Module, ...], *inputs: object) -> Tensor:
         return rematerialised(run, modules, *inputs) if self.rematerialise else run(*inputs)
@@ -133,8 +129,8 @@ class TDAF(Flows):
     def forward(self, x: Tensor) -> list[Tensor]:
         """x (B, C, [T,] H, W) -> the L maps of the last flow, the last one last."""
         maps: list[Tensor] = []
-        for flow, x in self._inputs(x):
-            maps = self._flow(flow, x, maps)
+        for flow, smaller in enumerate(pyramid(x, self.flows, self.dims, self.downsample), start=1):
+            maps = self._flow(flow, smaller, maps)
         return maps
 
     def _flow(self, flow: int, x: Tensor, above: list[Tensor]) -> list[Tensor]:
@@ -182,11 +178,11 @@ class MultiScale(Flows):
         """x (B, C, [T,] H, W) -> L maps; the last one has the channels of all flows."""
         pooled: list[Tensor] = []
         maps: list[Tensor] = []
-        for flow, x in self._inputs(x):
+        for flow, y in enumerate(pyramid(x, self.flows, self.dims, self.downsample), start=1):
             maps = []
             for stage in self.flow_modules(flow)[0]:
-                x = self._run(stage, (stage,), x)
-                maps.append(x)
+                y = self._run(stage, (stage,), y)
+                maps.append(y)
             if flow < self.flows:
                 pooled.insert(0, maps[-1].flatten(2).mean(2))
         size = maps[-1].shape[2:]
@@ -233,7 +229,7 @@ def mask(h: Tensor, gate: nn.Module, above: Tensor, eta: float) -> Tensor:
 
 
 def _gated(stage: nn.Module, x: Tensor, gate: nn.Module, above: Tensor, eta: float) -> Tensor:
-    """h_l[x] * (g_l[above] + eta), in one call of the stage."""
+    # h_l[x] * (g_l[above] + eta), in one call of the stage
     return stage(x, gate=functools.partial(mask, gate=gate, above=above, eta=eta))
 
 
@@ -265,7 +261,7 @@ class GatedModule:
 
 
 def take_gate(stage: nn.Module) -> None:
-    """Lets the stage be called with a gate, and so its hooks see the gated map. It keeps its names, hooks and type."""
+    """Lets the stage be called with a gate, so that its hooks see the gated map. It keeps its names, hooks and type."""
     if type(stage) is nn.Sequential:
         stage.__class__ = GatedSequential
     elif not isinstance(stage, (GatedSequential, GatedModule)):
@@ -320,8 +316,7 @@ class _ReluGate(torch.autograd.Function):
 def clone_flows(stages: nn.ModuleList, gates: nn.ModuleDict, flows: int) -> list[nn.ModuleDict]:
     """Flows 1..N-1, each cut to its S(n) stages and to the gates it reads: those of stages that flow n-1 has too.
 
-    A flow is a deep copy that holds the very same Parameters: only buffers are copied (Eq. 4). So any kind of
-    normalisation becomes multi-flow without a class of ours.
+    A flow is a deep copy with the very same Parameters: only buffers are copied (Eq. 4). So any norm is multi-flow.
     """
     shared = {id(p): p for p in chain(stages.parameters(), gates.parameters())}
     earlier = []
@@ -329,12 +324,12 @@ def clone_flows(stages: nn.ModuleList, gates: nn.ModuleDict, flows: int) -> list
         own = depth(flow, flows, len(stages))
         read = own - 1 if flow > 1 else 0
         flow_gates = nn.ModuleDict({key: gate for key, gate in gates.items() if int(key) <= read})
-        modules = nn.ModuleDict({"stages": nn.ModuleList(list(stages)[:own]), "gates": flow_gates})
-        earlier.append(copy.deepcopy(modules, dict(shared)))
+        flow_modules = nn.ModuleDict({"stages": nn.ModuleList(list(stages)[:own]), "gates": flow_gates})
+        earlier.append(copy.deepcopy(flow_modules, dict(shared)))
     return earlier
 
 
-def tie(network: Flows) -> None:
+def tie(network: Flows, *unused: Any) -> None:
     """Puts the network's Parameters back into every earlier flow."""
     for flow in network.earlier if network.tied else ():
         for name, module in flow.named_modules():
@@ -358,11 +353,7 @@ def _expect_shared(network: Flows, state: dict[str, Any], prefix: str, *unused: 
     state.update(_shared(network, prefix))
 
 
-def _tie_loaded(network: Flows, incompatible: Any) -> None:
-    tie(network)
-
-
-def rematerialised(run: Callable[..., Tensor], modules: Iterable[nn.Module], *inputs: Any) -> Tensor:
+def rematerialised(run: Callable[..., Tensor], modules: Sequence[nn.Module], *inputs: Any) -> Tensor:
     """run(*inputs), of which backward keeps the inputs alone and computes the rest again.
 
     modules: what `run` calls. They update their running statistics the first time only, so statistics and gradients
@@ -373,16 +364,11 @@ def rematerialised(run: Callable[..., Tensor], modules: Iterable[nn.Module], *in
     if torch.compiler.is_compiling():
         # A compiler records the forward pass once and repeats pure operations only, so statistics are safe.
         return checkpoint(run, *inputs, use_reentrant=False)
-    contexts = functools.partial(_contexts, list(modules))
-    return checkpoint(run, *inputs, use_reentrant=False, context_fn=contexts)
-
-
-def _contexts(modules: list[nn.Module]) -> tuple[AbstractContextManager, AbstractContextManager]:
-    return nullcontext(), _statistics_kept(modules)
+    return checkpoint(run, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(modules)))
 
 
 @contextmanager
-def _statistics_kept(modules: list[nn.Module]) -> Iterator[None]:
+def _statistics_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
     # Layers get buffers to spoil. Switching track_running_stats off instead would change what batch norm saves for
     # backward, which checkpoint compares with the first run.
     layers = [layer for root in modules for layer in root.modules() if layer.training]

@@ -15,7 +15,7 @@ class Staged(nn.Module):
 
     Args:
         stages: L modules, each fed with the previous one's map. A stage that ends in its own `nn.ReLU`
-            (`nn.Sequential(..., nn.ReLU())`) lets TDAF fuse that ReLU with the gate, which saves one stored map a stage.
+            (`nn.Sequential(..., nn.ReLU())`) lets TDAF fuse that ReLU with the gate: one stored map a stage less.
         widths: channels after each stage.
         strides: input size / map size after each stage (in space).
         dims: 2 for images (B, C, H, W), 3 for clips (B, C, T, H, W).

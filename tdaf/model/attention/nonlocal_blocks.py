@@ -1,6 +1,7 @@
-"""Blocks that let every place of a map see all others, put between a ResNet's residual blocks: the non-local block (Wang,
-Girshick, Gupta and He 2018, arXiv 1711.07971), double attention (Chen et al. 2018, "A^2-Nets", arXiv 1810.11579) and
-the compact generalised non-local block (Yue et al. 2018, arXiv 1810.13125). Each starts as the identity.
+"""Blocks that let every place of a map see all others, put between a ResNet's residual blocks; each starts as identity.
+
+The non-local block (Wang, Girshick, Gupta and He 2018, arXiv 1711.07971), double attention (Chen et al. 2018,
+"A^2-Nets", arXiv 1810.11579) and the compact generalised non-local block (Yue et al. 2018, arXiv 1810.13125).
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class DoubleAttention(nn.Module):
     The first softmax is over places (Eq. 4), the second over descriptors (Eq. 5).
 
     (B, C, [T,] H, W) -> the same shape: Z has m = C / `reduction` channels, which a last convolution expands to C, and
-    X is added (Sec. 3.3). The product in brackets comes first, m x n numbers whatever the map's size. Without biases, as
+    X is added (Sec. 3.3). The product in brackets comes first, m x n numbers whatever the map's size. No biases, as
     in the equations. Where the paper leaves it open we do as in the non-local block that it compares with: one batch
     norm, after the expansion, which starts at weight 0.
 

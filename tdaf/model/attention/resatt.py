@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -115,8 +116,9 @@ class ResidualAttention:
             widths, inputs, stride = _read(blocks[0])
             made: list[nn.Module] = [Unit(widths, inputs, stride)]
             if number <= len(LEVELS):
+                unit = partial(Unit, widths)
                 for _ in range(modules[number - 1]):
-                    made.append(Residual(lambda: Unit(widths), widths.outside, LEVELS[number - 1], p, t))
+                    made.append(Residual(unit, widths.outside, LEVELS[number - 1], p, t))
             else:
                 made += [Unit(widths) for _ in range(len(blocks) - 1)]
             parts |= {name: nn.Sequential(*made), "bn_out": nn.BatchNorm2d(widths.outside), "relu_out": relu}

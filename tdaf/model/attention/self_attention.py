@@ -177,8 +177,7 @@ class AttentionAugmented:
 
 
 class StandAloneAttention:
-    """Local attention in the place of every 3x3 of the residual blocks (Ramachandran et al., Sec. 3.1); the stem stays a
-    convolution.
+    """Local attention in the place of every 3x3 of the residual blocks (Ramachandran et al., Sec. 3.1); the stem stays.
 
     This is "conv-stem + attention" in the paper's Table 1: 18.0M parameters and 7.0 GFLOPs (2 a multiply-add) for
     ResNet-50's 25.6M and 8.2. Here 18.0M and 7.3 for 8.18: windows have 100 logits a query where the definition has

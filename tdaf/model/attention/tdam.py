@@ -41,7 +41,7 @@ class TopDown(nn.Module):
 
     def forward(self, bottom: Tensor, top: Tensor) -> Tensor:
         """bottom (B, C, [T,] H, W), top (B, D, [T',] H', W') -> the bottom modulated."""
-        # The layers know whether they have been inflated. Asking a map would hide them from torch.fx, which folds norms.
+        # The layers know whether they have been inflated. Asking x would hide them from torch.fx, which folds norms.
         places = tuple(range(2, 2 + len(self.expand.kernel_size)))
         above, below = (x.mean(places, keepdim=True) for x in (top, bottom))
         above, below = self.reduce_top(above), self.reduce_bottom(below)
@@ -67,8 +67,8 @@ class TopDownDeep(Deep):
 
 
 class TopDownAttention:
-    """Every block of layer3 and layer4, two steps: a bottleneck's last convolution runs again or a basic block's two, as
-    the authors' networks have it for ResNet-50 and for ResNet-18 and -34.
+    """Every block of layer3 and layer4, two steps: a bottleneck's last convolution runs again or a basic block's two,
+    as the authors' networks have it for ResNet-50 and for ResNet-18 and -34.
 
     In ResNet-101 and -152 a choice of layer3's blocks (the repository's td_train_and_evaluate.py). ResNeXt is our
     extension: the same as the ResNet of its depth.

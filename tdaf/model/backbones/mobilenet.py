@@ -17,8 +17,9 @@ _BLOCKS = [1, 2, 2, 6, 2]  # depthwise separable blocks a stage
 
 
 def mobilenet(stem: str = "imagenet", attention: Attention | str | None = None, dims: int = 2) -> Staged:
-    """Thirteen depthwise separable blocks after one 3x3 convolution, ReLU throughout. L = 5: a stage begins at each layer
-    of stride 2.
+    """Thirteen depthwise separable blocks after one 3x3 convolution, ReLU throughout.
+
+    L = 5: a stage begins at each layer of stride 2.
 
     Args:
         stem: "imagenet", strides 2, 4, 8, 16, 32, and "small" the same, as there is no pool; "cifar": the first
@@ -36,12 +37,14 @@ def mobilenet(stem: str = "imagenet", attention: Attention | str | None = None, 
     attention = mechanisms.chosen(attention)
     if mechanisms.is_placement(attention):
         name = mechanisms.name(attention)
-        raise UserError(f"attention: {name} is not defined for MobileNet, which takes channels -> module, as SE and CBAM")
+        raise UserError(
+            f"attention: {name} is not defined for MobileNet, which takes channels -> module, as SE and CBAM"
+        )
     conv = nn.Conv2d(3, 32, 3, stride=1 if stem == "cifar" else 2, padding=1, bias=False)
     parts: OrderedDict[str, nn.Module] = OrderedDict(conv=conv, bn=nn.BatchNorm2d(32), relu=nn.ReLU(inplace=True))
     stages: list[nn.Module] = []
     inputs, number = 32, 0
-    for width, count in zip(_WIDTHS, _BLOCKS):
+    for width, count in zip(_WIDTHS, _BLOCKS, strict=True):
         for place in range(count):
             number += 1
             stride = 2 if place == 0 and stages else 1

@@ -92,7 +92,7 @@ def resnet(
 
     Args:
         depth: 18, 34, 50, 101 or 152.
-        width: planes of the first layer, 64 in every published network; the following ones have 2, 4 and 8 times as many.
+        width: planes of the first layer, 64 in every published network; the others have 2, 4 and 8 times as many.
         stem: "imagenet", 7x7 with stride 2 and a pool, strides 4, 8, 16, 32; "small" (inputs of about 64 pixels) and
             "cifar" (32), 3x3 with stride 2 or 1 and no pool, strides from 2 or 1 on.
         attention: None or "none"; or a mechanism, as in tdaf/model/attention: `channels -> module` for the end of every
