@@ -8,10 +8,8 @@ from mechanisms import count, gigas, mechanism, on_meta
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tdaf.errors import UserError
 from tdaf.model.attention.resatt import Residual, Unit, Widths
 from tdaf.model.backbones.resnet import resnet
-from tdaf.model.pretrained import load
 from tests.tiny import settle
 
 torch.set_num_threads(1)
@@ -37,34 +35,15 @@ def unit(x: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
     return x + y
 
 
-def halved(x: Tensor) -> Tensor:
-    """The largest of the up to nine cells around every second one."""
-    y = torch.empty(*x.shape[:2], -(-x.shape[2] // 2), -(-x.shape[3] // 2))
-    for i in range(y.shape[2]):
-        for j in range(y.shape[3]):
-            cells = x[:, :, max(0, 2 * i - 1) : 2 * i + 2, max(0, 2 * j - 1) : 2 * j + 2]
-            y[:, :, i, j] = cells.amax((2, 3))
-    return y
-
-
-def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear between the centres of the cells."""
-    y = torch.empty(*x.shape[:2], *size)
-    for i in range(size[0]):
-        for j in range(size[1]):
-            v = max(0.0, (i + 0.5) * x.shape[2] / size[0] - 0.5)
-            u = max(0.0, (j + 0.5) * x.shape[3] / size[1] - 0.5)
-            top, left = int(v), int(u)
-            low, right = min(top + 1, x.shape[2] - 1), min(left + 1, x.shape[3] - 1)
-            v, u = v - top, u - left
-            upper = x[:, :, top, left] * (1 - u) + x[:, :, top, right] * u
-            lower = x[:, :, low, left] * (1 - u) + x[:, :, low, right] * u
-            y[:, :, i, j] = upper * (1 - v) + lower * v
-    return y
-
-
 def module_of_stage_1(x: Tensor, s: dict[str, Tensor]) -> Tensor:
     """Layer by layer in the order of the authors' Attention-56-deploy.prototxt, AttentionA_1; ours are the names."""
+
+    def halved(y: Tensor) -> Tensor:
+        return F.max_pool2d(y, 3, 2, padding=1)
+
+    def resized(y: Tensor, size: torch.Size) -> Tensor:
+        return F.interpolate(y, size=size, mode="bilinear")
+
     res1 = unit(x, s, "before.0")
     trunk = unit(unit(res1, s, "trunk.0"), s, "trunk.1")
     down1 = unit(halved(res1), s, "mask.down.0")
@@ -152,8 +131,3 @@ def test_small_stems_and_clips() -> None:
     )
     clips = resnet(18, width=8, attention=mechanism("resatt"), dims=3).eval()
     assert clips(torch.rand(1, 3, 6, 33, 35))[-1].shape == (1, 64, 1, 2, 2)
-
-
-def test_weights_of_a_resnet_are_those_of_another_architecture() -> None:
-    with pytest.raises(UserError, match="wrong checkpoint, or one of another architecture"):
-        load(resnet(18, width=8, attention=mechanism("resatt")), resnet(18, width=8).state_dict())

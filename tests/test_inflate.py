@@ -37,7 +37,7 @@ def small() -> Staged:
         nn.Conv2d(12, 4, 1),
     )
     staged = Staged([first, second], [8, 4], [4, 4])
-    for name, tensor in staged.state_dict().items():
+    for tensor in staged.state_dict().values():
         if tensor.is_floating_point():
             tensor.uniform_(-1, 1) if tensor.ndim > 1 else tensor.uniform_(0.5, 1.5)
     return staged.eval()
@@ -50,7 +50,7 @@ def test_still_clip_gives_the_images_maps():
     solid.stages[0].conv.stride = (1, 2, 2)
     x = torch.rand(2, 3, 37, 41)
     clip = x.unsqueeze(2).expand(-1, -1, 31, -1, -1)
-    for ours, theirs in zip(solid(clip), flat(x)):
+    for ours, theirs in zip(solid(clip), flat(x), strict=True):
         torch.testing.assert_close(ours[:, :, ours.shape[2] // 2], theirs, rtol=1e-5, atol=1e-4)
         assert ours.shape[3:] == theirs.shape[2:]
     assert solid.dims == 3 and flat.dims == 2

@@ -102,18 +102,6 @@ def test_load_state_dict(kind, assign, outside):
     assert_trains(target)
 
 
-def test_a_copy_loads_into_itself():
-    source, network = settle(build()), build()
-    twin = copy.deepcopy(network)
-    twin.load_state_dict(source.state_dict(), assign=True)
-    assert_shared(twin)
-    assert_shared(network)
-    assert list(twin.state_dict()) == list(source.state_dict())
-    x = torch.randn(2, 3, 40, 33)
-    assert torch.equal(twin.eval()(x)[-1], source.eval()(x)[-1])
-    assert not torch.equal(network.eval()(x)[-1], source(x)[-1])
-
-
 def test_load_state_dict_reports_each_fault_once():
     state = build().state_dict()
     del state["stages.0.conv.weight"]

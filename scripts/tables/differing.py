@@ -56,7 +56,7 @@ def _titles(keys: Sequence[str]) -> dict[str, str]:
 
 
 def _named(config: Config) -> dict[str, Any]:
-    """The settings by their dotted names, and under "backbone", "attention" and "tdaf" which file of configs/ was chosen."""
+    """The settings by their dotted names; "backbone", "attention" and "tdaf" say which file of configs/ was chosen."""
     values = identity(config, ("seed", "attention._target_", "attention._partial_", "backbone.attention"))
     mechanism = config.get("attention") or {"_target_": "none"}
     values["attention"] = _choice("attention", mechanism) or str(mechanism["_target_"]).rpartition(".")[2]
