@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from torch import Tensor, nn
 
@@ -43,11 +43,7 @@ class Staged(nn.Module):
         self.dims = dims
         self.classifier = classifier
         self.appended = appended
-        if not len(self.stages) == len(self.widths) == len(self.strides):
-            raise ValueError(
-                f"a staged network needs one width and one stride a stage, "
-                f"got {len(self.stages)} stages, {len(self.widths)} widths, {len(self.strides)} strides"
-            )
+        _check_lengths(self.stages, widths, strides)
 
     def append(self, stages: Iterable[nn.Module], widths: list[int], strides: list[int]) -> Staged:
         """A network of these same stages followed by more; it has no `classifier`, which is one for the old last map.
@@ -60,6 +56,7 @@ class Staged(nn.Module):
             ValueError: the lists' lengths differ.
         """
         more = list(stages)
+        _check_lengths(more, widths, strides)
         return Staged(
             [*self.stages, *more],
             [*self.widths, *widths],
@@ -75,6 +72,14 @@ class Staged(nn.Module):
             x = stage(x)
             maps.append(x)
         return maps
+
+
+def _check_lengths(stages: Sequence[nn.Module], widths: list[int], strides: list[int]) -> None:
+    if not len(stages) == len(widths) == len(strides):
+        raise ValueError(
+            f"a staged network needs one width and one stride a stage, "
+            f"got {len(stages)} stages, {len(widths)} widths, {len(strides)} strides"
+        )
 
 
 def initialise(module: nn.Module) -> nn.Module:
