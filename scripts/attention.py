@@ -2,7 +2,7 @@
 
     python scripts/attention.py checkpoint=RUN_FOLDER [input=IMAGE_OR_FOLDER_OR_VIDEO] [out=attention] [style=both]
                                 [scale=full] [tile=320] [moments=4] [video=false] [samples=4] [statistics=64]
-                                [key=value ...]
+                                [trust=MODULE] [key=value ...]
 
 OUT/NAME.png of each input has what the network saw at its left, then a row a flow and a column a stage, each mask in
 its place over the picture; sizes are height x width. Of a video it shows `moments` moments; video=true also draws all
@@ -19,58 +19,255 @@ given as for predict; for poses, boxes=FILE.json. A network without masks is ref
 
 from __future__ import annotations
 
+import json
 import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from tdaf.cli.arguments import apart, flag, given, main, pictures
-from tdaf.errors import RunError, UserError
+from tdaf.cli.evaluation import media_files, open_to_predict, write_pictures, write_text
+from tdaf.cli.script import Positive, main
+from tdaf.errors import RunError, UnreadableSample, UserError
+from tdaf.media.suffixes import is_video
 
-NUMBERS = {"tile": 320, "moments": 4, "samples": 4, "statistics": 64}
-CHOICES = {"style": ("both", "overlay", "mask"), "scale": ("full", "own")}
-OWN = ("checkpoint", "input", "out", "video", *CHOICES, *NUMBERS)
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tdaf.engine.predict import Predictor
+    from tdaf.media.attention_sheet import Panel
+    from tdaf.task import Dataset, PredictDataset
+
+MOST = 8  # samples of one picture that are drawn, such as its persons
+SEVERAL = 0.6  # of a tile's side where a sheet has several panels
+LEGEND = (
+    "closed, open: shares of values below 0.05 and above 0.95. within, between: deviation inside a mask, and of the "
+    "masks' means. fixed, varying: deviation over the places of the mean mask, and from mask to mask at a place; where "
+    "varying is 0, every input has the same mask. mean, variance of a batch norm: of |running mean| and of running "
+    "variance; distances: from the last flow's, relative to it."
+)
 
 
-def attention(arguments: list[str]) -> int:
-    arguments, options = apart(arguments, OWN)
-    own, overrides = given(arguments, OWN, {"protocol": "task.protocol"})
-    numbers = {name: _number(name, own[name], default) for name, default in NUMBERS.items()}
-    choices = {name: _choice(name, own[name], known) for name, known in CHOICES.items()}
-    video = flag("video", own["video"])
-    out = Path(own["out"] or "attention").expanduser()
-    paths, base = pictures(own["input"], out) if own["input"] is not None else ([], Path())
+@dataclass(frozen=True)
+class Subject:
+    """One picture to draw. title: over it. target: its file, below `out`, without an ending. indices: its samples, in
+    their order. fps: of a video."""
 
-    from attentions import drawn, report, source  # torch takes seconds to import; a mistake above needs none of it
+    title: str
+    target: Path
+    indices: Sequence[int]
+    fps: Fraction | None = None
 
-    model = source.opened(own["checkpoint"], overrides)
+
+def attention(
+    *,
+    checkpoint: Path,
+    input: Path | None = None,
+    out: Path = Path("attention"),
+    style: Literal["both", "overlay", "mask"] = "both",
+    scale: Literal["full", "own"] = "full",
+    tile: Positive = 320,
+    moments: Positive = 4,
+    video: bool = False,
+    samples: Positive = 4,
+    statistics: Positive = 64,
+    trust: list[str] | None = None,
+    rest: list[str],
+) -> None:
+    paths, base = media_files(input, out) if input else ([], Path())
+    run, options = open_to_predict(checkpoint, rest, attention, trust or ())
+    from tdaf.engine.predict import Predictor, progress  # torch takes seconds to import; a mistake above needs none
+
+    if options and not paths:
+        name, value = next(iter(options.items()))
+        raise UserError(f"{name}={value}: this goes with input=...; of validation samples there is no such setting")
+    predictor = Predictor(run)
+    drawing = Drawing(predictor, out, {"style": style, "scale": scale}, tile)
     if paths:
-        shots = source.of_files(model, paths, base, options, numbers["moments"])
+        dataset = predictor.task.predict_dataset(paths, **options)
+        subjects = list(_of_files(dataset, base))
+        drawing.left_out |= {str(path): why for path, why in dataset.pictures.faults.items()}
     else:
-        shots = source.of_validation(model, numbers["samples"], options)
-    look = drawn.Look(choices["style"], choices["scale"], numbers["tile"], video)
-    made, bad = drawn.draw(model, shots, out, look)
-    for name, why in bad.items():
+        dataset = run.task(data=True).dataset("val")
+        evenly = _evenly(dataset, samples)
+        subjects = [Subject(f"val: {dataset.name(index)}", Path(f"val-{index:05}"), [index]) for index in evenly]
+    with progress("attention", len(subjects)) as bar:
+        for subject in subjects:
+            drawing.draw(dataset, subject, moments)
+            if video and subject.fps:
+                drawing.film(dataset, subject)
+            bar.advance()
+    for name, why in drawing.left_out.items():
         print(f"left out {name}: {why}", file=sys.stderr)
-    if not made:
-        raise RunError(f"not one of {len(shots.shots)} inputs could be drawn")
-    print(report.reported(model, shots, numbers["statistics"], out))
-    more = f" and {len(made) - 1} more" if made[1:] else ""
-    print(f"drawn in {out}: {made[0].relative_to(out)}{more}; statistics.json")
-    return 0
+    if not drawing.files:
+        raise RunError(f"not one of {len(subjects)} inputs could be drawn")
+    print(_statistics(predictor, dataset, statistics, out))
+    more = f" and {len(drawing.files) - 1} more" if drawing.files[1:] else ""
+    print(f"drawn in {out}: {drawing.files[0].relative_to(out)}{more}; statistics.json")
 
 
-def _number(name: str, value: str | None, default: int) -> int:
-    if value is None:
-        return default
-    if not value.isdigit() or int(value) == 0:
-        raise UserError(f"{name}={value}: give a whole number above 0")
-    return int(value)
+class Drawing:
+    """Draws sheets of attention maps into a folder.
+
+    files: those that were written. left_out: what could not be read, or not to its end, with the reason.
+    """
+
+    def __init__(self, predictor: Predictor, out: Path, look: dict[str, str], tile: int) -> None:
+        from tdaf.model.maps import mask_eta, mask_strides
+
+        self.predictor, self.out, self.look, self.tile = predictor, out, look, tile
+        self.strides, self.eta = mask_strides(predictor.network), mask_eta(predictor.network)
+        if self.eta is None:
+            raise UserError(f"{predictor.run.path} has no attention maps: {_why_none(predictor.run.settings)}")
+        self.files: list[Path] = []
+        self.left_out: dict[str, str] = {}
+
+    def draw(self, dataset: Dataset, subject: Subject, moments: int) -> None:
+        """One picture, on one sheet; of clips and videos `moments` moments."""
+        panels = list(self._panels(dataset, subject, moments))
+        if panels:
+            target = self.out / subject.target.with_name(subject.target.name + ".png")
+            write_pictures(target, [self._sheet(panels, subject, 1.0 if len(panels) == 1 else SEVERAL)])
+            self.files.append(target)
+
+    def film(self, dataset: PredictDataset, subject: Subject) -> None:
+        """All of a video: a sheet a frame that the network saw, at such a rate that it lasts as long as the video."""
+        target = self.out / subject.target.with_name(subject.target.name + ".mp4")
+        frames = sum(len(dataset.shown(index)) for index in subject.indices)
+        fps = subject.fps * len(subject.indices) * (self._length(dataset, subject) or 1) / frames
+        panels = self._panels(dataset, subject, None)
+        write_pictures(target, (self._sheet([panel], subject) for panel in panels), fps)
+        self.files.append(target)
+
+    def _sheet(self, panels: list[Panel], subject: Subject, share: float = 1.0) -> Tensor:
+        from tdaf.media.attention_sheet import sheet
+
+        tile = max(1, round(share * self.tile))
+        return sheet(panels, self.strides, self.eta, subject.title, tile=tile, **self.look)
+
+    def _panels(self, dataset: Dataset, subject: Subject, moments: int | None) -> Iterator[Panel]:
+        """Of `moments` moments of clips and videos, evenly over their time, or (None) of all; of images of all samples.
+        Of a sample that cannot be read there is none."""
+        from tdaf.engine.visualize import attention_panels
+        from tdaf.model.maps import attention_maps
+
+        length = self._length(dataset, subject)
+        total = len(subject.indices) * (length or 1)
+        count = min(moments or total, total) if length or subject.fps else total
+        places = [int((moment + 0.5) / count * total) for moment in range(count)]
+        for sample, group in groupby(places, lambda place: place // (length or 1)):
+            index = subject.indices[sample]
+            try:
+                x = dataset.collate([dataset[index]])["input"]
+            except UnreadableSample as error:
+                self.left_out[dataset.name(index)] = str(error)
+                continue
+            title = Path(dataset.name(index)).name if subject.fps else f"{sample + 1} of {len(subject.indices)}"
+            with self.predictor.precision.autocast():
+                masks = attention_maps(self.predictor.network, x.to(self.predictor.precision.device))
+            frames = [place % length for place in group] if length else None
+            yield from attention_panels(x, masks, 0, frames, title if len(subject.indices) > 1 else "")
+
+    def _length(self, dataset: Dataset, subject: Subject) -> int:
+        """Frames of a clip; 0 of images, and where no sample can be read."""
+        from tdaf.model.flows import TDAF
+
+        tdaf = next(module for module in self.predictor.network.modules() if isinstance(module, TDAF))
+        for index in subject.indices if tdaf.dims == 3 else ():
+            try:
+                return dataset[index]["input"].shape[-3]
+            except UnreadableSample:
+                continue
+        return 0
 
 
-def _choice(name: str, value: str | None, known: tuple[str, ...]) -> str:
-    chosen = (value or known[0]).lower()
-    if chosen not in known:
-        raise UserError(f"{name}={value}: give one of {', '.join(known)}")
-    return chosen
+def _of_files(dataset: PredictDataset, base: Path) -> Iterator[Subject]:
+    """A picture a file."""
+    media = dataset.pictures
+    for path, group in groupby(range(len(dataset)), lambda index: media.file(dataset.shown(index)[0])):
+        indices, name = list(group), path.relative_to(base)
+        if is_video(path):
+            yield Subject(str(name), name, indices, media.fps(path))
+        else:
+            more = f" (the first {MOST} of {len(indices)})" if len(indices) > MOST else ""
+            yield Subject(f"{name}{more}", name, indices[:MOST])
+
+
+def _evenly(dataset: Dataset, count: int) -> list[int]:
+    """At most `count` places, evenly over the data set."""
+    count = min(count, len(dataset))
+    return [place * len(dataset) // count for place in range(count)]
+
+
+def _why_none(settings: dict[str, Any]) -> str:
+    if settings["tdaf"].get("flows") == 1:
+        return "flows=1 is the plain network, which looks once"
+    if settings["tdaf"]["_target_"].endswith("MultiScale"):
+        return "tdaf=multiscale runs its flows without gates"
+    return "no stage has a gate (see tdaf.gated)"
+
+
+def _statistics(predictor: Predictor, dataset: Dataset, count: int, out: Path) -> str:
+    """Markdown tables of at most `count` samples, evenly over the data set; the same in OUT/statistics.json."""
+    from tdaf.model.maps import flow_statistics, gate_statistics
+
+    def inputs() -> Iterator[Tensor]:
+        for index in indices:  # one sample each: those of a batch would be padded to the largest of them
+            try:
+                yield dataset.collate([dataset[index]])["input"].to(predictor.precision.device)
+            except UnreadableSample:
+                continue  # named where it was to be drawn
+
+    indices = _evenly(dataset, count)
+    with predictor.precision.autocast():
+        gates = gate_statistics(predictor.network, inputs())
+    flows = flow_statistics(predictor.network)
+    document = {
+        "checkpoint": str(predictor.run.path),
+        "samples": len(indices),
+        "gates": [{"flow": flow, "stage": stage, **asdict(one)} for (flow, stage), one in gates.items()],
+        "flows": [{"part": part, "flow": flow, **asdict(one)} for (part, flow), one in flows.items()],
+    }
+    write_text(out / "statistics.json", json.dumps(document, indent=2) + "\n")
+    size = {place: "differs" if one.size is None else "x".join(map(str, one.size)) for place, one in gates.items()}
+    gate_rows = [
+        {"gate": f"flow {place[0]}, stage {place[1]}", **asdict(one), "size": size[place]}
+        for place, one in gates.items()
+    ]
+    flow_rows = [{"batch norms": part, "flow": flow, **asdict(one)} for (part, flow), one in flows.items()]
+    return f"{_markdown(gate_rows)}\n\n{_markdown(flow_rows)}\n\n{LEGEND} {_claim(flows)}".rstrip() + "\n"
+
+
+def _claim(flows: dict[tuple[str, int], Any]) -> str:
+    """What the paper says of the flows' means (Sec. 3.1), counted; empty where nothing can be compared."""
+    means = defaultdict(list)
+    for (part, _), one in sorted(flows.items(), key=lambda entry: entry[0][1]):
+        means[part].append(one.mean)
+    compared = [own for part, own in means.items() if part.startswith("stage") and len(own) > 1]
+    if not compared:
+        return ""
+    smaller = sum(own[-1] < own[0] for own in compared)
+    return (
+        f"The last flow's mean of |running mean| is below the first one's in {smaller} of {len(compared)} stages "
+        "(paper, Sec. 3.1: hind flows usually have smaller means)."
+    )
+
+
+def _markdown(rows: list[dict[str, Any]]) -> str:
+    """A table in columns that are also even to the eye."""
+    cells = [list(rows[0]), *([_short(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in cells]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
+def _short(value: Any) -> str:
+    if not isinstance(value, float):
+        return "-" if value is None else str(value)
+    return f"{value:.3g}" if abs(value) >= 1000 else f"{value:.3f}"
 
 
 if __name__ == "__main__":

@@ -15,29 +15,23 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from tdaf.cli.arguments import main
-from tdaf.cli.compose import Config, compose
+from tdaf.cli.evaluation import write_text
+from tdaf.cli.script import main
 from tdaf.errors import UserError
 
 
-def check(arguments: list[str]) -> int:
-    own = dict(a.split("=", 1) for a in arguments if a.startswith(("out=", "scan=")))
-    out, scan = own.get("out") or "skip.txt", own.get("scan", "full")
-    if scan not in ("full", "quick"):
-        raise UserError(f"scan={scan}: give full or quick")
-    config = compose([a for a in arguments if not a.startswith(("out=", "scan="))])
+def check(*, out: Path = Path("skip.txt"), scan: Literal["full", "quick"] = "full", rest: list[str]) -> int:
+    from tdaf.cli.compose import compose
+
+    config = compose(rest)
     bad: dict[str, str] = {}
     sizes: Counter[str] = Counter()
     for split in ("train", "val"):
         bad |= _scan(config, split, scan == "full", sizes)
     known = _listed(config["data"].get("skip_list"))
-    try:
-        text = "".join(f"{name}\n" for name in [*known, *bad])
-        Path(out).write_text(text, encoding="utf-8", errors="surrogateescape")
-    except OSError as error:
-        raise UserError(f"out={out} cannot be written: {error.strerror}") from error
+    write_text(out, "".join(f"{name}\n" for name in [*known, *bad]))
     if not bad:
         print(f"every sample can be read; {len(known)} are listed in {out}")
         return 0
@@ -49,13 +43,13 @@ def check(arguments: list[str]) -> int:
     return 1
 
 
-def _scan(config: Config, split: str, full: bool, sizes: Counter[str]) -> dict[str, str]:
+def _scan(config: dict[str, Any], split: str, full: bool, sizes: Counter[str]) -> dict[str, str]:
     """The unreadable samples of a split: name to reason. sizes: gets the number of samples in each folder."""
     import torch  # takes seconds to import; a misspelt setting needs none of it
 
     from tdaf.cli import build
     from tdaf.cli.run import loading, validation
-    from tdaf.engine.log import Bar
+    from tdaf.engine.predict import progress
 
     dataset: Any = build.task(config).dataset(split)
     batch = 32
@@ -64,10 +58,10 @@ def _scan(config: Config, split: str, full: bool, sizes: Counter[str]) -> dict[s
     elif not full:
         raise UserError("scan=quick: this is for videos; the samples of this task can only be read whole")
     settings = {**loading(config, torch.device("cpu")), "max_bad": len(dataset)}
-    loader, bar = validation(dataset, batch, settings), Bar(split, -(-len(dataset) // batch))
-    for _ in loader:
-        bar.advance()
-    bar.stop()
+    loader = validation(dataset, batch, settings)
+    with progress(split, -(-len(dataset) // batch)) as bar:
+        for _ in loader:
+            bar.advance()
     sizes.update(_folder(dataset.name(index)) for index in range(len(dataset)) if loader.bad)
     print(f"{split}: {len(dataset)} samples read, {len(loader.bad)} cannot be, {dataset.skipped} on the skip list")
     for note, count in dataset.notes.items():

@@ -1,26 +1,35 @@
 """Evaluates a checkpoint, or the best one of a run folder:
 
     python scripts/evaluate.py checkpoint=RUN_FOLDER [protocol=10crop] [boxes=[gt,FILE.json]] [folded=true] [gpus=N]
-                               [data.root=PATH] [key=value ...]
+                               [data.root=PATH] [trust=MODULE] [key=value ...]
 
 Settings are the run's own but for those given here. The numbers go to standard output and, with the protocol and how
 many samples were counted, to evaluation-<protocol>.json in the run folder; what else the task writes (detections in
-COCO's format, say) goes to evaluation-<protocol>/. Exit codes as train.py's.
+COCO's format, say) goes to evaluation-<protocol>/. trust: modules of yours that the run's settings may name, as those
+of a task of your own; without it only tdaf's own parts are imported. Exit codes as train.py's.
 """
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
-from tdaf.cli.arguments import flag, given, main
+from tdaf.cli.evaluation import evaluate_checkpoint
+from tdaf.cli.script import main
 
 
-def evaluate(arguments: list[str]) -> int:
-    own, overrides = given(arguments, ("checkpoint", "folded"), {"protocol": "task.protocol", "boxes": "task.boxes"})
-    folded = flag("folded", own["folded"])
-    from tdaf.cli.evaluation import evaluate_checkpoint
-
-    return evaluate_checkpoint(own["checkpoint"], overrides, folded)
+def evaluate(
+    *,
+    checkpoint: Path,
+    protocol: str | None = None,
+    boxes: str | None = None,
+    folded: bool = False,
+    trust: list[str] | None = None,
+    rest: list[str],
+) -> int:
+    short = {"task.protocol": protocol, "task.boxes": boxes}
+    overrides = [f"{key}={text}" for key, text in short.items() if text is not None]
+    return evaluate_checkpoint(checkpoint, [*overrides, *rest], folded, trust or ())
 
 
 if __name__ == "__main__":

@@ -1,107 +1,127 @@
 """What a trained network sees in pictures and videos of yours:
 
     python scripts/predict.py checkpoint=RUN_FOLDER input=IMAGE_OR_FOLDER_OR_VIDEO [out=predictions] [folded=false]
-                              [batch=16] [key=value ...]
+                              [batch=16] [trust=MODULE] [key=value ...]
 
 Prints a table, and writes OUT/predictions.json and every picture with its prediction drawn on it: OUT/NAME.png of an
 image, OUT/NAME.mp4 of a video (of a folder, all that are in it). What the checkpoint's task takes besides is given
 likewise; for poses, boxes=FILE.json with person=CLASS and box_score=0.3, where a detector's run may stand for the file:
-boxes=FCOS_RUN. Files that cannot be read are named and left out, and of a damaged video the frames before the damage are
-shown. Exit codes: 0; 1 where no file could be read; 2 a mistake in the arguments.
+boxes=FCOS_RUN. Files that cannot be read are named and left out, and of a damaged video the frames before the damage
+are shown. trust: modules of yours that the run's settings may name. Exit codes: 0; 1 where no file could be read; 2 a
+mistake in the arguments.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tdaf.cli.arguments import apart, flag, given, main, pictures
-from tdaf.errors import RunError, UserError
+from tdaf.cli.evaluation import media_files, open_run, open_to_predict, write_pictures, write_text, writing
+from tdaf.cli.script import Positive, main
+from tdaf.errors import RunError, UnreadableSample, UserError
 from tdaf.media.suffixes import is_video
 
 if TYPE_CHECKING:
-    from tdaf.cli.prediction import Found
+    from torch import Tensor
 
-OWN = ("checkpoint", "input", "out", "folded", "batch")
-SHOWN = 30  # lines of the table
+    from tdaf.engine.predict import Predictions
+    from tdaf.task import Task
+
+ROWS = 30  # of the table
+Records = list[tuple[Path, int | None, list[dict[str, Any]]]]  # (file, frame, answers) of every picture drawn
 
 
-def predict(arguments: list[str]) -> int:
-    arguments, options = apart(arguments, OWN)
-    own, overrides = given(arguments, OWN, {"protocol": "task.protocol"})
-    out = Path(own["out"] or "predictions").expanduser()
-    batch, folded = own["batch"] or "16", flag("folded", own["folded"])
-    if not batch.isdigit() or int(batch) == 0:
-        raise UserError(f"batch={batch}: give a whole number above 0")
-    paths, base = _files(own["input"], out)
+def predict(
+    *,
+    checkpoint: Path,
+    input: Path,
+    out: Path = Path("predictions"),
+    folded: bool = False,
+    batch: Positive = 16,
+    trust: list[str] | None = None,
+    rest: list[str],
+) -> None:
+    paths, base = media_files(input, out)
+    targets = {path: out / _target(path.relative_to(base)) for path in paths}
+    overwritten = {target.resolve() for target in targets.values()} & {path.resolve() for path in paths}
+    if overwritten:
+        raise UserError(f"out={out}: what is drawn would be written over {min(overwritten)}; give another folder")
 
-    from tdaf.cli import prediction, trained  # torch takes seconds to import; a mistake above needs none of it
+    run, options = open_to_predict(checkpoint, rest, predict, trust or ())
+    from tdaf.engine.predict import Predictor  # torch takes seconds to import; a mistake above needs none of it
 
-    run = trained.read(own["checkpoint"], overrides)
-    task = run.task()
-    prediction.taken(task, options)  # refuses them before a detector has worked for them
-    if _is_checkpoint(options.get("boxes", "")):
-        options["boxes"] = _detected(options["boxes"], options.get("person", "person"), paths, out, int(batch))
-    inputs = task.predict_dataset(paths, **prediction.taken(task, options))
-    _make(out)
-    said, bad = prediction.answered(run, task, inputs, int(batch), folded)
-    found = prediction.drawn(task, inputs, said, bad, {path: out / _target(path.relative_to(base)) for path in paths})
-    files = {str(path) for path, _, _ in found}
-    for name, why in {**{str(path): why for path, why in inputs.pictures.faults.items()}, **bad}.items():
+    predictor = Predictor(run, folded=folded, batch=batch)
+    missing = [name for name in ("postprocess", "draw", "to_json") if not hasattr(predictor.task, name)]
+    if missing:
+        raise UserError(f"{run.path}: its task does not predict: it has no {', '.join(missing)} (see tdaf/task.py)")
+    detector = options.get("boxes")
+    if isinstance(detector, str) and (detector.endswith(".pt") or os.path.isdir(detector)):
+        person = options.get("person") or "person"
+        options["boxes"] = _detected(Path(detector), person, paths, out / "boxes.json", batch, trust or ())
+    dataset = predictor.task.predict_dataset(paths, **options)
+    with writing(out):  # only once nothing is wrong with what was asked, and before the network has worked for nothing
+        out.mkdir(parents=True, exist_ok=True)
+    predictions = predictor.predict(dataset)
+    records, left_out = _draw(predictor.task, predictions, targets)
+    files = {str(path) for path, _, _ in records}
+    for name, why in left_out.items():
         print(f"{'in part' if name in files else 'left out'} {name}: {why}", file=sys.stderr)
     if not files:
         raise RunError(f"not one of {len(paths)} files could be read")
-    with prediction.writing(out):
-        (out / "predictions.json").write_text(json.dumps(task.to_json(found), indent=2) + "\n")
-    _print(found, base)
+    write_text(out / "predictions.json", json.dumps(predictor.task.to_json(records), indent=2) + "\n")
+    _print(records, base)
     print(f"{out / 'predictions.json'}, and {len(files)} of {len(paths)} files drawn in {out}")
-    return 0
 
 
-def _is_checkpoint(boxes: str) -> bool:
-    return boxes.endswith(".pt") or bool(boxes) and Path(boxes).is_dir()
+def _detected(checkpoint: Path, person: str, paths: list[Path], target: Path, batch: int, trust: list[str]) -> str:
+    """Writes what a detector's run says of the same pictures, and returns the file's path."""
+    from tdaf.engine.predict import Predictor
 
-
-def _make(out: Path) -> None:
-    """Only once nothing is wrong with what was asked, and before the network has worked for nothing."""
-    from tdaf.cli import prediction
-
-    with prediction.writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-
-
-def _detected(checkpoint: str, person: str, paths: list[Path], out: Path, batch: int) -> str:
-    """OUT/boxes.json, what a detector's run says of the same pictures."""
-    from tdaf.cli import prediction, trained
-
-    run = trained.read(checkpoint, [])
-    task = run.task()
-    if person not in task.classes:
-        known = ", ".join(task.classes[:8]) + (", ..." if len(task.classes) > 8 else "")
+    predictor = Predictor(open_run(checkpoint, trust=trust), batch=batch)
+    classes = list(predictor.task.classes)
+    if person not in classes:
+        known = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
         raise UserError(f"boxes={checkpoint}: this run knows no {person}; give person=NAME, one of {known}")
-    inputs = task.predict_dataset(paths)
-    _make(out)
-    said, _ = prediction.answered(run, task, inputs, batch, folded=False)
-    pictures = inputs.pictures
-    found = [(pictures.file(place), pictures.frame(place), said.get(place, [])) for place in range(len(pictures))]
-    target = out / "boxes.json"
-    with prediction.writing(target):
-        target.write_text(json.dumps(task.to_json(found), indent=2) + "\n")
+    dataset = predictor.task.predict_dataset(paths)
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    predictions = predictor.predict(dataset, "detect")
+    document = predictor.task.to_json([predictions.of(picture) for picture in range(len(predictions.media))])
+    write_text(target, json.dumps(document, indent=2) + "\n")
     return str(target)
 
 
-def _files(text: str | None, out: Path) -> tuple[list[Path], Path]:
-    """`pictures`, none of which is to be written over."""
-    if not text:
-        raise UserError("give input=IMAGE, input=VIDEO or input=FOLDER")
-    paths, base = pictures(text, out)
-    taken = {(out / _target(path.relative_to(base))).resolve() for path in paths} & {path.resolve() for path in paths}
-    if taken:
-        raise UserError(f"out={out}: what is drawn would be written over {min(taken)}; give another folder")
-    return paths, base
+def _draw(task: Task, predictions: Predictions, targets: dict[Path, Path]) -> tuple[Records, dict[str, str]]:
+    """Draws every picture that can be read. Returns the pictures drawn, and by name what could not be read, or not to
+    its end, with the reason."""
+    from tdaf.engine.predict import progress
+
+    media = predictions.media
+    left_out = {str(path): why for path, why in media.faults.items()}
+    left_out |= {predictions.name(picture): why for picture, why in predictions.unreadable.items()}
+    records: Records = []
+    with progress("draw", len(media)) as bar:
+
+        def drawn(pictures: Iterable[int]) -> Iterator[Tensor]:
+            for picture in pictures:
+                bar.advance()
+                try:
+                    image = None if picture in predictions.unreadable else media.read(picture)
+                except UnreadableSample as error:
+                    left_out[predictions.name(picture)] = str(error)
+                    continue
+                if image is not None:
+                    records.append(predictions.of(picture))
+                    yield task.draw(image, records[-1][2])
+
+        for path, pictures in groupby(range(len(media)), media.file):
+            write_pictures(targets[path], drawn(pictures), media.fps(path) if is_video(path) else None)
+    return records, left_out
 
 
 def _target(path: Path) -> Path:
@@ -110,22 +130,22 @@ def _target(path: Path) -> Path:
     return path if is_video(path) and path.suffix == ending else path.with_name(path.name + ending)
 
 
-def _print(found: Found, base: Path) -> None:
+def _print(records: Records, base: Path) -> None:
     """One row a file: the texts of its answers, of a video those in its middle."""
     from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
 
     table = Table(Column("file", overflow="fold"), "prediction")
-    files = [list(group) for _, group in groupby(found, lambda entry: entry[0])]
-    for entries in files[:SHOWN]:
-        path, frame, answers = entries[len(entries) // 2]
+    files = [list(group) for _, group in groupby(records, lambda record: record[0])]
+    for of_file in files[:ROWS]:
+        path, frame, answers = of_file[len(of_file) // 2]
         text = "; ".join(answer["text"] for answer in answers if "text" in answer) or f"{len(answers)} found"
-        place = "" if frame is None else f"frame {frame} of {len(entries)}: "
-        table.add_row(Text(str(path.relative_to(base))), Text(place + text))
+        moment = "" if frame is None else f"frame {frame} of {len(of_file)}: "
+        table.add_row(Text(str(path.relative_to(base))), Text(moment + text))
     Console().print(table)
-    if len(files) > SHOWN:
-        print(f"and {len(files) - SHOWN} files more")
+    if len(files) > ROWS:
+        print(f"and {len(files) - ROWS} files more")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,24 @@
 """Brings ImageNet (ILSVRC 2012) as it is delivered into train/<wnid>/ and val/<wnid>/.
 
-    python scripts/prepare_imagenet.py --root DIR --train-tar ILSVRC2012_img_train.tar
-    python scripts/prepare_imagenet.py --root DIR --val-tar ILSVRC2012_img_val.tar --devkit ILSVRC2012_devkit_t12.tar.gz
-    python scripts/prepare_imagenet.py --root DIR --devkit FOLDER         sorts the flat files of DIR/val
+    python scripts/prepare_imagenet.py root=DIR train_tar=ILSVRC2012_img_train.tar
+    python scripts/prepare_imagenet.py root=DIR val_tar=ILSVRC2012_img_val.tar devkit=ILSVRC2012_devkit_t12.tar.gz
+    python scripts/prepare_imagenet.py root=DIR devkit=FOLDER             sorts the flat files of DIR/val
+
+    root            the ImageNet folder, later data.root
+    train_tar       ILSVRC2012_img_train.tar, unpacked into ROOT/train/<wnid>/
+    val_tar         ILSVRC2012_img_val.tar, unpacked into ROOT/val/<wnid>/
+    flat            folder with the flat validation images (ROOT/val)
+    link=true       leaves the flat images where they are and links to them
+    devkit          ILSVRC2012_devkit_t12, the folder or its .tar.gz
+    ground_truth    ILSVRC2012_validation_ground_truth.txt, if not from the devkit
+    synsets         text file, one wnid a line in the order of ILSVRC2012_ID, if not from the devkit, whose meta.mat
+                    takes scipy to read
 
 It may be stopped at any moment: run again, it goes on, and a finished folder is left as it is.
 """
 
 from __future__ import annotations
 
-import argparse
 import errno
 import io
 import os
@@ -17,99 +26,88 @@ import re
 import shutil
 import sys
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from tdaf.errors import UserError
+from tdaf.cli.script import main
+from tdaf.errors import RunError, UserError
 
 TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 WNID = re.compile(r"n\d{8}")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
-    try:
-        for line in prepare(options):
-            print(line, flush=True)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (OSError, tarfile.TarError) as error:
-        print(f"error: {error}; run the same command again to go on", file=sys.stderr)
-        return 1
-    return 0
+def prepare_imagenet(
+    *,
+    root: Path,
+    train_tar: Path | None = None,
+    val_tar: Path | None = None,
+    flat: Path | None = None,
+    link: bool = False,
+    devkit: Path | None = None,
+    ground_truth: Path | None = None,
+    synsets: Path | None = None,
+) -> None:
+    """Does what the arguments ask for (see above) and prints a line a step.
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, required=True, help="the ImageNet folder, later data.root")
-    parser.add_argument("--train-tar", type=Path, help="ILSVRC2012_img_train.tar, unpacked into ROOT/train/<wnid>/")
-    parser.add_argument("--val-tar", type=Path, help="ILSVRC2012_img_val.tar, unpacked into ROOT/val/<wnid>/")
-    parser.add_argument("--flat", type=Path, help="folder with the flat validation images (default: ROOT/val)")
-    parser.add_argument("--link", action="store_true", help="leave the flat images where they are and link to them")
-    parser.add_argument("--devkit", type=Path, help="ILSVRC2012_devkit_t12, the folder or its .tar.gz")
-    parser.add_argument("--ground-truth", type=Path, help=f"{TRUTH}, if not from --devkit")
-    order = "text file, one wnid a line in the order of ILSVRC2012_ID (without it scipy must be there to read meta.mat)"
-    parser.add_argument("--synsets", type=Path, help=order)
-    return parser
-
-
-def prepare(options: argparse.Namespace) -> Iterator[str]:
-    """Does what the options ask for and says so, a line a step. Raises UserError, before anything is written where the
-    fault can be known by then."""
-    labelled = options.devkit or options.ground_truth
-    if not (options.train_tar or labelled):
-        raise UserError("nothing to do: give --train-tar, or --devkit (or --ground-truth and --synsets) for val/")
-    for path in (options.train_tar, options.val_tar):
+    Raises:
+        UserError: before anything is written where the fault can be known by then.
+        RunError: a fault while reading or writing.
+    """
+    labelled = devkit or ground_truth
+    if not (train_tar or labelled):
+        raise UserError("nothing to do: give train_tar=, or devkit= (or ground_truth= and synsets=) for val/")
+    for path in (train_tar, val_tar, ground_truth, synsets):
         if path and not path.is_file():
             raise UserError(f"{path}: no such file")
-    if options.val_tar and not labelled:
-        raise UserError("--val-tar holds no labels: give --devkit too")
-    wnids = validation_wnids(options) if labelled else []
-    if options.train_tar:
-        yield from unpack_train(options.train_tar, options.root)
-    if options.val_tar:
-        yield unpack_val(options.val_tar, options.root / "val", wnids)
-    elif labelled:
-        yield sort_val(options.flat or options.root / "val", options.root / "val", wnids, options.link)
+    if val_tar and not labelled:
+        raise UserError("val_tar holds no labels: give devkit= too")
+    try:
+        wnids = validation_wnids(devkit, ground_truth, synsets) if labelled else []
+        if train_tar:
+            unpack_train(train_tar, root)
+        if val_tar:
+            print(unpack_val(val_tar, root / "val", wnids))
+        elif labelled:
+            print(sort_val(flat or root / "val", root / "val", wnids, link))
+    except tarfile.TarError as error:
+        archives = " or ".join(str(path) for path in (train_tar, val_tar, devkit) if path)
+        raise RunError(f"{archives} is damaged or no archive; bring it again, then run the same command") from error
+    except OSError as error:
+        raise RunError(f"{error}; run the same command again to go on") from error
 
 
-def validation_wnids(options: argparse.Namespace) -> list[str]:
+def validation_wnids(devkit: Path | None, ground_truth: Path | None, synsets: Path | None) -> list[str]:
     """The wnid of each validation image, in the order of their numbers."""
-    lines = _read(options.ground_truth, options.devkit, TRUTH).decode("ascii", "replace").split()
-    if options.synsets:
-        wnids = _read(options.synsets, None, "").decode("ascii", "replace").split()
-        source = options.synsets
-    else:
-        wnids, source = _meta_wnids(_read(None, options.devkit, "meta.mat")), "meta.mat"
-    if not wnids or not all(WNID.fullmatch(wnid) for wnid in wnids):
+    labels = _words(ground_truth.read_bytes() if ground_truth else _from_devkit(devkit, TRUTH, "ground_truth"))
+    wnids = _words(synsets.read_bytes()) if synsets else _meta_wnids(_from_devkit(devkit, "meta.mat", "synsets"))
+    source = synsets or "meta.mat"
+    if not wnids or not all(map(WNID.fullmatch, wnids)):
         raise UserError(f"{source}: expected one wnid (n01440764) a line and nothing else")
     if len(wnids) == 1000 and wnids == sorted(wnids):
         raise UserError(
             f"{source} is sorted by wnid, but the ground truth counts in the order of ILSVRC2012_ID (its first is "
             "n02119789): all labels would be wrong; take the order from the devkit's meta.mat"
         )
-    bad = [line for line in lines if not (line.isdecimal() and 1 <= int(line) <= len(wnids))]
-    if bad or not lines:
+    bad = [label for label in labels if not (label.isdecimal() and 1 <= int(label) <= len(wnids))]
+    if bad or not labels:
         raise UserError(f"the ground truth must be one label 1..{len(wnids)} a line, found '{bad[0] if bad else ''}'")
-    return [wnids[int(line) - 1] for line in lines]
+    return [wnids[int(label) - 1] for label in labels]
 
 
 def sort_val(flat: Path, val: Path, wnids: list[str], link: bool) -> str:
     """Moves or links each flat image into its class folder under `val`; says how many."""
     if not flat.is_dir():
-        raise UserError(f"{flat}: no such folder; --flat or --root must lead to the validation images")
+        raise UserError(f"{flat}: no such folder; flat= or root= must lead to the validation images")
+    targets = _targets(val, wnids)
     lying = set(os.listdir(flat))
-    plan = [(name, val / wnid / name) for name, wnid in _numbered(wnids)]
-    todo = [(name, target) for name, target in plan if not target.exists()]
-    missing = [name for name, _ in todo if name not in lying]
+    todo = {name: target for name, target in targets.items() if not target.exists()}
+    missing = [name for name in todo if name not in lying]
     if missing:
         raise UserError(
             f"{len(missing)} of {len(wnids)} validation images are neither in {flat} nor in their class folder, "
             f"{missing[0]} first; nothing was changed"
         )
-    for name, target in todo:
+    for name, target in todo.items():
         target.parent.mkdir(parents=True, exist_ok=True)
         if link:
             target.unlink(missing_ok=True)  # a link whose image has gone does not exist, and is in the way
@@ -117,18 +115,18 @@ def sort_val(flat: Path, val: Path, wnids: list[str], link: bool) -> str:
         else:
             _move(flat / name, target)
     verb = "linked" if link else "moved"
-    return f"val/: {len(todo)} images {verb}, {len(plan) - len(todo)} were in place, {len(set(wnids))} classes"
+    return f"val/: {len(todo)} images {verb}, {len(targets) - len(todo)} were in place, {len(set(wnids))} classes"
 
 
 def unpack_val(archive: Path, val: Path, wnids: list[str]) -> str:
     """Unpacks the archive of flat images straight into class folders; says how many."""
-    targets = {name: val / wnid / name for name, wnid in _numbered(wnids)}
+    targets = _targets(val, wnids)
     written = 0
     with tarfile.open(archive) as images:
         for member in images:
-            name = Path(member.name).name
-            if member.isfile() and name in targets and not targets[name].exists():
-                _write(images.extractfile(member), targets[name])
+            target = targets.get(Path(member.name).name)
+            if member.isfile() and target and not target.exists():
+                _write(images.extractfile(member), target)
                 written += 1
     missing = sum(not target.exists() for target in targets.values())
     if missing:
@@ -136,7 +134,7 @@ def unpack_val(archive: Path, val: Path, wnids: list[str]) -> str:
     return f"val/: {written} images unpacked, {len(targets) - written} were in place, {len(set(wnids))} classes"
 
 
-def unpack_train(archive: Path, root: Path) -> Iterator[str]:
+def unpack_train(archive: Path, root: Path) -> None:
     """Unpacks the archive of one archive a class; a class appears in train/ only when it is whole."""
     unfinished = root / "train.unfinished"
     done = kept = 0
@@ -151,22 +149,22 @@ def unpack_train(archive: Path, root: Path) -> Iterator[str]:
                 continue
             shutil.rmtree(unfinished, ignore_errors=True)
             with tarfile.open(fileobj=classes.extractfile(member)) as images:
-                for image in images:
-                    if image.isfile():
-                        _write(images.extractfile(image), unfinished / Path(image.name).name)
+                for image in filter(tarfile.TarInfo.isfile, images):
+                    _write(images.extractfile(image), unfinished / Path(image.name).name)
             target.parent.mkdir(parents=True, exist_ok=True)
             unfinished.rename(target)
             done += 1
             if done % 50 == 0:
-                yield f"train/: {done} classes unpacked"
+                print(f"train/: {done} classes unpacked", flush=True)
     if not done + kept:
         raise UserError(f"{archive} holds no <wnid>.tar; is it ILSVRC2012_img_train.tar?")
-    yield f"train/: {done} classes unpacked, {kept} were in place"
+    print(f"train/: {done} classes unpacked, {kept} were in place", flush=True)
 
 
-def _numbered(wnids: list[str]) -> Iterator[tuple[str, str]]:
-    for number, wnid in enumerate(wnids, 1):
-        yield f"ILSVRC2012_val_{number:08d}.JPEG", wnid
+def _targets(val: Path, wnids: list[str]) -> dict[str, Path]:
+    """Where each flat validation image belongs, by its name."""
+    names = {f"ILSVRC2012_val_{number:08d}.JPEG": wnid for number, wnid in enumerate(wnids, 1)}
+    return {name: val / wnid / name for name, wnid in names.items()}
 
 
 def _move(source: Path, target: Path) -> None:
@@ -189,12 +187,12 @@ def _write(source: IO[bytes], target: Path) -> None:
     part.replace(target)
 
 
-def _read(path: Path | None, devkit: Path | None, name: str) -> bytes:
-    """The file at `path`, else the one called `name` in the devkit, be it a folder or an archive."""
-    if path:
-        if not path.is_file():
-            raise UserError(f"{path}: no such file")
-        return path.read_bytes()
+def _words(content: bytes) -> list[str]:
+    return content.decode("utf-8-sig", "replace").split()
+
+
+def _from_devkit(devkit: Path | None, name: str, setting: str) -> bytes:
+    """The devkit's file of this name, be it a folder or an archive. setting: which gives such a file instead."""
     if devkit and devkit.is_dir():
         found = next(devkit.rglob(name), None)
         if found:
@@ -204,8 +202,7 @@ def _read(path: Path | None, devkit: Path | None, name: str) -> bytes:
             for member in archive:
                 if member.isfile() and Path(member.name).name == name:
                     return archive.extractfile(member).read()
-    option = "--ground-truth FILE" if name == TRUTH else "--synsets FILE"
-    raise UserError(f"no {name} in {devkit or 'any --devkit'}; give --devkit PATH or {option}")
+    raise UserError(f"no {name} in {devkit or 'any devkit'}; give devkit=PATH or {setting}=FILE")
 
 
 def _meta_wnids(content: bytes) -> list[str]:
@@ -213,7 +210,7 @@ def _meta_wnids(content: bytes) -> list[str]:
         from scipy.io import loadmat
     except ImportError as error:
         raise UserError(
-            "meta.mat can only be read with scipy: pip install scipy, or give --synsets FILE, "
+            "meta.mat can only be read with scipy: pip install scipy, or give synsets=FILE, "
             "a text file with the 1000 wnids in the order of ILSVRC2012_ID"
         ) from error
     try:
@@ -225,4 +222,4 @@ def _meta_wnids(content: bytes) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(prepare_imagenet, __doc__))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import train
+from tdaf.cli.script import parse
 
 ROOT = Path(__file__).parent.parent
 # a run of two steps that takes a second; {demo} is where the demo data are drawn
@@ -61,3 +62,9 @@ def process(arguments: list[str], folder: Path, **environment: str) -> subproces
         text=True,
         timeout=120,
     )
+
+
+def script(function: Callable[..., int | None], arguments: list[str]) -> int:
+    """A script's exit code with these arguments of the command line; what it raises is not caught."""
+    words, settings = parse(arguments, function)
+    return function(*words, **settings) or 0

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import videos
+from commands import script
 from PIL import Image
 from torch import Tensor
 
@@ -316,7 +317,7 @@ def test_check_data_lists_videos(films: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("tdaf.cli.build.task", lambda config: task)
     for scan, bad in (("full", ["broken", "twenty"]), ("quick", ["broken"])):
         out = tmp_path / f"{scan}.txt"
-        assert check(["task=cifar10", f"scan={scan}", f"out={out}", "loader.workers=0"]) == 1
+        assert script(check, ["task=cifar10", f"scan={scan}", f"out={out}", "loader.workers=0"]) == 1
         names = [f"{split}/b/{name}.mp4" for split in ("train", "val") for name in bad]
         assert out.read_text().split() == names
         said = capsys.readouterr().out
@@ -324,7 +325,7 @@ def test_check_data_lists_videos(films: Path, tmp_path: Path, monkeypatch: pytes
     skipping = ActionVideos(str(films), skip_list=str(tmp_path / "full.txt")).split("val")
     assert len(skipping) == 2 and skipping.skipped == 2
     with pytest.raises(UserError, match="scan=fast: give full or quick"):
-        check(["scan=fast"])
+        script(check, ["scan=fast"])
 
 
 def test_names_are_packed(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import av
 import pages
 import pytest
 import videos
-from commands import call
+from commands import call, script
 
 from scripts import check_data
 from tdaf.engine.checkpoint import LAST
@@ -117,7 +117,7 @@ def test_the_skip_list_leaves_them_out(
 ) -> None:
     out, run = tmp_path / "skip.txt", tmp_path / "run"
     (_, *check), (_, *train) = pages.commands("own videos", **{"PATH": folder, "skip.txt": out})
-    assert check_data.check([*check, f"scan={scan}", "loader.workers=0"]) == 1
+    assert script(check_data.check, [*check, f"scan={scan}", "loader.workers=0"]) == 1
     assert sorted(out.read_text().splitlines()) == sorted(DAMAGED)
     said = capsys.readouterr().out
     sizes = Counter(name.rpartition("/")[0] for name in [*WHOLE, *DAMAGED])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,28 +11,27 @@ import numpy as np
 import pytest
 import torch
 import videos
-from commands import call, pictures
+from commands import pictures, script
 from PIL import Image
 from tiny import tiny
+from tiny_run import Pictures
 from torch import Tensor, nn
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from tdaf.cli import build  # noqa: E402
-from tdaf.cli.arguments import main  # noqa: E402
-from tdaf.cli.compose import compose  # noqa: E402
-from scripts.attention import attention  # noqa: E402
-from tasks.pose.skeleton import COCO  # noqa: E402
-from tdaf.engine import checkpoint  # noqa: E402
-from tdaf.engine.pictures import attention_panels  # noqa: E402
-from tdaf.errors import UserError  # noqa: E402
-from tdaf.media.attention_sheet import GLOW, Panel, sheet, spread  # noqa: E402
-from tdaf.media.mask_colours import coloured  # noqa: E402
-from tdaf.media.video import Video  # noqa: E402
-from tdaf.model import maps as statistics  # noqa: E402
-from tdaf.model.flows import TDAF, MultiScale  # noqa: E402
-from tdaf.model.maps import attention_maps, mask_eta, mask_strides  # noqa: E402
+from scripts.attention import attention
+from tasks.pose.skeleton import COCO
+from tdaf.build import make
+from tdaf.cli.compose import compose
+from tdaf.engine import checkpoint
+from tdaf.engine.precision import Precision
+from tdaf.engine.predict import Predictor
+from tdaf.engine.trained import build_network
+from tdaf.engine.visualize import attention_panels, log_samples
+from tdaf.errors import UserError
+from tdaf.media.attention_sheet import OPACITY, Panel, coloured, sheet, spread
+from tdaf.media.video import Video
+from tdaf.model import maps as statistics
+from tdaf.model.flows import TDAF, MultiScale
+from tdaf.model.maps import attention_maps, mask_eta, mask_strides
 
 torch.set_num_threads(1)
 
@@ -81,11 +80,11 @@ def test_a_sheet_has_each_mask_in_its_place(style: str) -> None:
     for key, mask in masks.items():
         side = 2 * strides[key]
         plain = coloured(mask.repeat_interleave(side, 0).repeat_interleave(side, 1))
-        overlay = ((1 - GLOW) * grey + GLOW * plain.float()).round().to(torch.uint8)
+        overlay = ((1 - OPACITY) * grey + OPACITY * plain.float()).round().to(torch.uint8)
         tiles = {"both": [overlay, plain], "overlay": [overlay], "mask": [plain]}[style]
         found = [place for tile in tiles for place in places(shown, tile)]
         assert len(found) == len(tiles) and len({x for _, x in found}) == 1
-        assert all(b - a >= 48 for (a, _), (b, _) in zip(found, found[1:]))
+        assert all(b - a >= 48 for (a, _), (b, _) in itertools.pairwise(found))
         first[key] = found[0]
     assert first[2, 1][0] == top and first[3, 1][0] == first[3, 3][0] > top + 48
     assert left + 96 < first[2, 1][1] == first[3, 1][1] < first[3, 3][1] - 96
@@ -211,11 +210,11 @@ def run_folder(folder: Path, task: str, *more: str, classes: int = 4) -> Path:
     """A run's folder with the checkpoint of an untrained network."""
     config = compose([f"task={task}", *SETTINGS, *more])
     names = CLASSES.get(task, [f"class {place}" for place in range(classes)])
-    made = build.make(config["task"], "task", data=SimpleNamespace(classes=names))
+    made = make(config["task"], "task", data=SimpleNamespace(classes=names))
     torch.manual_seed(0)
     about = {"config": config, "classes": names}
     (folder / "checkpoints").mkdir(parents=True)
-    state = {"network": build.network(config, made).state_dict(), "about": about}
+    state = {"network": build_network(config, made).state_dict(), "about": about}
     checkpoint.save(state, folder / "checkpoints" / checkpoint.BEST)
     return folder
 
@@ -230,12 +229,18 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("task", ["imagenet", "cifar10", "coco_fcos", "coco_pose", "kinetics"])
+ANSWERS = {
+    "imagenet": "top5", "cifar10": "top5", "coco_fcos": "detections", "coco_pose": "keypoints", "kinetics": "top5"
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", ANSWERS)
 def test_every_task_prepares_its_own_inputs(
     task: str, given: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     run, out = run_folder(tmp_path / "run", task), tmp_path / "out"
-    assert attention([f"checkpoint={run}", f"input={given}", f"out={out}", "tile=64", "moments=2", "statistics=3"]) == 0
+    settings = f"checkpoint={run} input={given} out={out} tile=64 moments=2 statistics=3"
+    assert script(attention, settings.split()) == 0
     said = capsys.readouterr()
     assert "broken.jpg" in said.err and "| flow 3, stage" in said.out and "| stage 1 " in said.out
     drawn = {path.name for path in out.iterdir()}
@@ -244,64 +249,102 @@ def test_every_task_prepares_its_own_inputs(
     assert all(0 < gate["mean"] < 1 and gate["masks"] > 0 for gate in document["gates"])
     places = [(flow["part"], flow["flow"]) for flow in document["flows"]]
     assert ("stage 1", 1) in places and ("stage 1", 3) in places
+    frames = Predictor(run, device="cpu")(given / "film.mp4")
+    assert len(frames) == 12 and all(ANSWERS[task] in answer for (answer,) in frames)
 
 
 def test_all_of_a_video_lasts_as_long_as_it_did(given: Path, tmp_path: Path) -> None:
     for task, count in (("imagenet", 12), ("kinetics", 8)):  # of 12 frames every second, in windows of 8
         run, out = run_folder(tmp_path / task, task), tmp_path / f"{task}-out"
         arguments = [f"checkpoint={run}", f"input={given / 'film.mp4'}", f"out={out}", "tile=32", "style=mask"]
-        assert attention([*arguments, "video=true"]) == 0
+        assert script(attention, [*arguments, "video=true"]) == 0
         drawn = Video(out / "film.mp4.mp4")
         assert len(drawn) == count and len(drawn) / drawn.fps == pytest.approx(1, rel=0.01)
 
 
-def test_validation_samples_without_an_input(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_validation_samples_without_an_input(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     data = pictures(tmp_path / "data", each=3)
     run = run_folder(tmp_path / "run", "imagenet", f"data.root={data}", classes=2)
     out = tmp_path / "out"
-    arguments = [f"checkpoint={run}", f"out={out}", "samples=2", "statistics=4", "tile=48", "scale=own"]
-    assert call(monkeypatch, arguments, lambda: main(attention, "")) == 0
+    arguments = f"checkpoint={run} out={out} samples=2 statistics=4 tile=48 scale=own".split()
+    assert script(attention, arguments) == 0
     assert {path.name for path in out.iterdir()} == {"val-00000.png", "val-00003.png", "statistics.json"}
-    assert json.loads((out / "statistics.json").read_text())["gates"][0]["masks"] == 4
-    assert "(4 masks each)" in capsys.readouterr().out
+    gate = json.loads((out / "statistics.json").read_text())["gates"][0]
+    shown = capsys.readouterr().out
+    assert gate["masks"] == 4 and f" {gate['mean']:.3f} " in shown
+    assert "in 3 of 3 stages" in shown or "of 3 stages (paper" in shown
 
 
 @pytest.mark.parametrize(
     ("more", "reason"),
-    [(["flows=1"], "flows=1 is the plain"), (["tdaf=multiscale"], "without gates"), (["tdaf.gated=[]"], "no stage")],
+    [("flows=1", "flows=1 is the plain"), ("tdaf=multiscale", "without gates"), ("tdaf.gated=[]", "no stage")],
 )
-def test_a_network_without_masks_is_refused(
-    more: list[str], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    run = run_folder(tmp_path / "run", "imagenet", *more)
-    assert call(monkeypatch, [f"checkpoint={run}", f"out={tmp_path / 'out'}"], lambda: main(attention, "")) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "has no attention maps" in said and reason in said
+def test_a_network_without_masks_is_refused(more: str, reason: str, tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run", "imagenet", more)
+    with pytest.raises(UserError, match=f"has no attention maps: .*{reason}"):
+        script(attention, [f"checkpoint={run}", f"out={tmp_path / 'out'}"])
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        (["input=nothing"], "no such file or folder"),
-        (["input={empty}"], "no image or video in this folder"),
-        (["input={given}", "out={given}"], "is the input's own folder"),
-        (["style=heat"], "style=heat: give one of both, overlay, mask"),
-        (["scale=log"], "scale=log: give one of full, own"),
-        (["moments=0"], "moments=0: give a whole number above 0"),
-        (["input={given}"], "give checkpoint="),
-        (["chekpoint=x"], "did you mean checkpoint"),
-        (["checkpoint={run}", "input={given}", "boxes=x.json"], "boxes=x.json: predict has no such setting"),
-        (["checkpoint={run}", "boxes=x.json"], "goes with input="),
-        (["checkpoint={run}", "input={given}", "out={given}/a.png/deep"], "cannot be written: Not a directory"),
+        ("checkpoint=x input=nothing", "no such file or folder"),
+        ("checkpoint=x input={empty}", "no image or video in this folder"),
+        ("checkpoint=x input={given} out={given}", "is the input's own folder"),
+        ("style=heat", "style=heat: give both, overlay or mask"),
+        ("scale=log", "scale=log: give full or own"),
+        ("moments=0", "moments=0: give a whole number above 0"),
+        ("input={given}", "give checkpoint="),
+        ("checkpoint={imagenet} input={given} boxes=x.json", "boxes=x.json: neither"),
+        ("checkpoint={imagenet} input={given} styl=mask", "did you mean style?"),
+        ("checkpoint={coco_pose} boxes=x.json", "boxes=x.json: this goes with input="),
+        ("checkpoint={imagenet} input={given} out={given}/a.png/deep", "cannot be written: Not a directory"),
     ],
 )
-def test_mistakes_are_a_line(arguments: list[str], said: str, given: Path, tmp_path: Path) -> None:
+def test_mistakes_are_a_line(arguments: str, message: str, given: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     places = {"given": given, "empty": tmp_path / "empty"}
-    if any("{run}" in argument for argument in arguments):
-        places["run"] = run_folder(tmp_path / "run", "imagenet")
-    with pytest.raises(UserError, match=said):
-        attention([argument.format(**places) for argument in arguments])
+    places |= {task: run_folder(tmp_path / task, task) for task in ("imagenet", "coco_pose") if task in arguments}
+    with pytest.raises(UserError, match=message) as refused:
+        script(attention, arguments.format(**places).split())
+    assert "\n" not in str(refused.value)
+
+
+class Board:
+    """A run folder's pictures, by name."""
+
+    def __init__(self) -> None:
+        self.images: dict[str, Tensor] = {}
+
+    def picture(self, name: str, image: Tensor, step: int) -> None:
+        assert image.dtype == torch.uint8 and image.dim() == 3 and step == 7
+        self.images[name] = image
+
+
+@pytest.mark.parametrize("tdafs", [0, 1, 2])
+def test_what_tensorboard_gets_leaves_every_module_in_its_mode(tdafs: int) -> None:
+    layers = [TDAF(tiny(), flows=2, anar_width=64) for _ in range(tdafs)]
+    network = nn.Sequential(LastMap(*layers), nn.BatchNorm2d(3)).train()
+    network[1].eval()  # a part that is kept as it is, as frozen norms are
+    statistics_before = [buffer.clone() for buffer in network.buffers()]
+    modes = [module.training for module in network.modules()]
+    dataset, board = Pictures(5, bad=(1,)), Board()
+    showing = SimpleNamespace(visualize=lambda outputs, batch: {"seen": [image.byte() for image in batch["input"]]})
+    for task, names in ((showing, {"seen/0", "seen/1", "seen/2"}), (SimpleNamespace(), set())):
+        board.images.clear()
+        log_samples(network, task, dataset, 3, Precision("fp32", torch.device("cpu")), board, 7)
+        assert board.images.keys() == names | ({f"attention/{place}" for place in range(3)} if tdafs == 1 else set())
+        assert [module.training for module in network.modules()] == modes
+    assert all(torch.equal(*pair) for pair in zip(statistics_before, network.buffers(), strict=True))
+
+
+class LastMap(nn.Module):
+    """An image and the sum of what TDAFs make of it."""
+
+    def __init__(self, *bodies: nn.Module) -> None:
+        super().__init__()
+        self.bodies = nn.ModuleList(bodies)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + sum(body(x)[-1].mean() for body in self.bodies)

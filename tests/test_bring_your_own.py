@@ -8,7 +8,7 @@ import numpy as np
 import pages
 import pytest
 import torch
-from commands import call
+from commands import call, script
 from PIL import Image
 from torch import nn
 from torchvision.models import regnet_y_400mf
@@ -114,9 +114,9 @@ def test_own_images(
     skip, run = tmp_path / "skip.txt", tmp_path / "run"
     words = {"PATH": own_folder, "skip.txt": skip, "RUN_FOLDER": run, "PICTURE_OR_FOLDER": own_folder / "val"}
     check, train, look = pages.commands("own images", **words)
-    assert check_data.check([*check[1:], "loader.workers=0"]) == 0
+    assert script(check_data.check, [*check[1:], "loader.workers=0"]) == 0
     small = [*SMALL, "flows=2", "trainer.epochs=1", "pretrained=null", f"run_dir={run}"]
     assert call(monkeypatch, [*train[1:], *small]) == 0
     assert torch.load(run / "checkpoints/best.pt", weights_only=True)["about"]["classes"] == ["cats", "dogs"]
-    assert predict.predict([*look[1:], f"out={tmp_path / 'drawn'}"]) == 0
+    assert script(predict.predict, [*look[1:], f"out={tmp_path / 'drawn'}"]) == 0
     assert "cats" in capsys.readouterr().out

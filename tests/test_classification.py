@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from tasks.classification.evaluator import Accuracy
-from tasks.classification.mixing import Mixing
 from tasks.classification.task import Classification
-from tasks.classification.transforms import cifar_val, imagenet_val
+from tasks.classification.transforms import Mixing, cifar_val, imagenet_val
 from tdaf.errors import RunError, UserError
 from tdaf.model.backbones.mobilenet import mobilenet
 from tdaf.model.backbones.resnet import resnet
@@ -89,7 +89,7 @@ def test_head_follows_the_body_that_tdaf_gives() -> None:
     assert task().network(body(classifier=published), wide).head[2].in_features == 36
     assert isinstance(task(head="linear").network(body(classifier=published), wide).head, LinearHead)
     assert task(dropout=0.3).network(body(), wide).head.dropout.p == 0.3
-    with pytest.raises(UserError, match="task.dropout=0.3.*task.head=linear"):
+    with pytest.raises(UserError, match="dropout=0.3.*head=linear"):
         task(dropout=0.3).network(body(classifier=published), wide)
 
 
@@ -141,8 +141,6 @@ def test_mixing_equals_torchvisions(kind: str) -> None:
         assert batch["mixed_weight"].shape == (5,) and (batch["mixed_weight"] == weight).all()
         others = images.roll(1, 0)
         if kind == "mixup":
-            expected = (1 - weight) * images.double() + weight * others.double()
-            assert (batch["input"].double() - expected).abs().max() <= 0.5 + 1e-4
             torch.manual_seed(seed)
             theirs = torchvision.transforms.v2.MixUp(alpha=0.8, num_classes=4)(images.float(), labels)
             assert (batch["input"] - theirs[0]).abs().max() <= 0.5 + 1e-4
@@ -166,9 +164,6 @@ def test_mixup_and_cutmix_take_turns() -> None:
         mixed = Mixing(1.0, 1.0)(images, torch.tensor([0, 1]))["input"]
         blended += bool(((mixed != 0) & (mixed != 200)).any())
     assert 70 < blended < 130
-    for settings in ((-1.0, 0.0), (0.0, float("inf"))):
-        with pytest.raises(UserError, match="give 0 .off. or the positive alpha"):
-            Mixing(*settings)
 
 
 def test_losses_written_out() -> None:
@@ -213,11 +208,8 @@ def test_accuracy_by_brute_force(classes: int, views: int) -> None:
         assert got["top1"] == 100 * top1 / 40 and got["top5"] == 100 * top5 / 40
     assert got["loss"] == pytest.approx(loss / 40, rel=1e-5) and set(got) == {"top1", "top5", "loss"}
     assert len(records) == 40 and evaluator.protocol == ("10crop" if views else "1crop")
-
-
-def test_no_sample_is_an_error() -> None:
     with pytest.raises(RunError, match="no sample"):
-        Accuracy("1crop").compute([])
+        evaluator.compute([])
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 32, 32), (2, 10, 3, 60, 80), (2, 3, 300, 224)])
@@ -253,19 +245,41 @@ def test_answers_and_their_document(tmp_path: Path) -> None:
             {"file": str(tmp_path / "b.mp4"), "frame": 3, "top5": answers[1]["top5"]},
         ]
     }
-    assert ours.evaluator().files([]) == {}
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"protocol": "5crop"}, "protocol=5crop: this data set has 1crop, 10crop"),
-        ({"head": "mlp"}, "task.head=mlp: give published or linear"),
-        ({"label_smoothing": 1.0}, "task.label_smoothing=1.0"),
-        ({"dropout": -0.1}, "task.dropout=-0.1"),
-        ({"cutmix": -1.0}, "task.cutmix=-1.0"),
+        ({"head": "mlp"}, "^head=mlp: give published or linear"),
+        ({"label_smoothing": 1.0}, "^label_smoothing=1.0"),
+        ({"dropout": -0.1}, "^dropout=-0.1"),
+        ({"mixup": float("inf")}, "^mixup=inf: give 0 .off. or the positive alpha"),
+        ({"cutmix": -1.0}, "^cutmix=-1.0"),
     ],
 )
 def test_settings_that_cannot_be(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         task(**settings)
+
+
+def test_training_loads_neither_a_decoder_of_videos_nor_the_demos_renderer(tmp_path: Path) -> None:
+    """All of a training on real data but the engine, which knows no task and draws nothing."""
+    for folder in ("train/a", "train/b", "val/a", "val/b"):
+        (tmp_path / folder).mkdir(parents=True)
+        torchvision.io.write_png(torch.zeros(3, 9, 9, dtype=torch.uint8), str(tmp_path / folder / "x.png"))
+    code = """
+import sys, torch, tdaf.cli.build, tdaf.engine.trainer
+from tasks.classification.folder import ImageFolder
+from tasks.classification.task import Classification
+from tasks.classification.transforms import imagenet_train, imagenet_val
+from tdaf.model.backbones.resnet import resnet
+task = Classification(ImageFolder(sys.argv[1]), imagenet_train(size=9, short_side=[9, 12]),
+                      {"1crop": imagenet_val(size=9, short_side=9)}, [0.5] * 3, [0.5] * 3)
+network, samples = task.network(resnet(18), lambda body: body).eval(), task.dataset("train")
+batch = samples.collate([samples[0], samples[1]])
+outputs = network(batch["input"])
+task.losses(outputs, batch), task.visualize(outputs, batch), task.evaluator().update(outputs, batch)
+loaded = {"av", "tdaf.demo.scene", "tdaf.demo.action", "tdaf.media.video"} & set(sys.modules)
+assert not loaded, loaded"""
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 0

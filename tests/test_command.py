@@ -10,7 +10,7 @@ import torch
 from commands import ROOT, call, process, tiny
 
 from scripts import evaluate
-from tdaf.cli import arguments
+from tdaf.cli.script import main as script_main
 from tdaf.demo.prepare import prepare
 
 
@@ -115,7 +115,7 @@ def test_resume_and_evaluate_need_only_the_folder(demo: Path, tmp_path: Path, mo
     assert again["metrics"] == summary["metrics"] and again["best"] == summary["best"]
 
     def evaluated(*words: str) -> dict:
-        assert call(monkeypatch, ["checkpoint=moved", *words], lambda: arguments.main(evaluate.evaluate, "")) == 0
+        assert call(monkeypatch, ["checkpoint=moved", *words], lambda: script_main(evaluate.evaluate, "")) == 0
         protocol = words[0].partition("=")[2] if words else "1crop"
         return json.loads(Path(f"moved/evaluation-{protocol}.json").read_text())
 

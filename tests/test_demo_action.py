@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -13,29 +12,6 @@ import pytest
 
 from tdaf.demo import action, scene
 from tdaf.demo.prepare import prepare
-from tdaf.errors import UserError
-
-WIDTH, HEIGHT, FRAMES = 36, 32, 7
-
-
-def decoded(content: bytes) -> np.ndarray:
-    """(T, H, W, 3) in 0..1."""
-    with av.open(io.BytesIO(content)) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]) / 255
-
-
-@pytest.fixture(scope="module")
-def clips() -> list[np.ndarray]:
-    """As a network sees them, through the encoder and back, but shorter."""
-    films = []
-    for index in range(240):
-        rng = scene.generator(0, "train", index)
-        images = list(action.pictures(rng, action.NAMES[action.label(index)], WIDTH, HEIGHT, FRAMES))
-        films.append(decoded(action.encoded(images)))
-    return films
-
-
-LABELS = np.array([action.label(index) for index in range(240)])
 
 
 def test_the_moment_tells_nothing_of_the_class() -> None:
@@ -74,89 +50,18 @@ def test_classes_move_as_they_are_called() -> None:
         assert steps["turning clockwise"][0, 2] == pytest.approx(-steps["turning anticlockwise"][0, 2])
 
 
-def accuracies(features: np.ndarray) -> list[float]:
-    """Of least squares onto the classes, the nearest class mean and the nearest neighbour; each half of the videos is
-    judged by what was learnt of the other."""
-    right = np.zeros(3)
-    for fold in range(2):
-        known, asked = np.arange(240) // 6 % 2 != fold, np.arange(240) // 6 % 2 == fold
-        mean, scale = features[known].mean(axis=0), features[known].std(axis=0) + 1e-9
-        train, val, labels = (features[known] - mean) / scale, (features[asked] - mean) / scale, LABELS[known]
-        weights = np.linalg.solve(train.T @ train + 20 * np.eye(train.shape[1]), train.T @ np.eye(6)[labels])
-        means = np.stack([train[labels == c].mean(axis=0) for c in range(6)])
-        far = ((val[:, None] - train) ** 2).sum(axis=-1)
-        guesses = (val @ weights).argmax(1), ((val[:, None] - means) ** 2).sum(-1).argmin(1), labels[far.argmin(1)]
-        right += [(guess == LABELS[asked]).sum() for guess in guesses]
-    return list(right / 240)
-
-
-def thumbnail(frame: np.ndarray) -> np.ndarray:
-    """4 x 4 cells in colour."""
-    rows = np.array_split(frame, 4)
-    return np.array([cell.mean((0, 1)) for row in rows for cell in np.array_split(row, 4, axis=1)]).ravel()
-
-
-def edges(frame: np.ndarray) -> np.ndarray:
-    """Strengths of edges by direction (8, with the sign of the step) in the whole frame and in its borders."""
-    grey = frame.mean(-1)
-    down, across = np.gradient(grey)
-    direction = ((np.arctan2(down, across) / (2 * np.pi) * 8).round() % 8).astype(int)
-    strength = np.hypot(down, across)
-    border = np.ones_like(grey, bool)
-    border[3:-3, 3:-3] = False
-    return np.array([strength[(direction == d) & part].sum() for d in range(8) for part in (border, ~border)])
-
-
-@pytest.mark.parametrize("look", [thumbnail, edges])
-@pytest.mark.parametrize("moment", [0, 5])
-def test_a_single_frame_stays_near_chance(
-    clips: list[np.ndarray], look: Callable[[np.ndarray], np.ndarray], moment: int
-) -> None:
-    """Chance is 0.17, with a standard deviation of 0.024. The encoder predicts frame 5 from others, and frame 0 not."""
-    frames = [clip[moment] for clip in clips]
-    assert max(accuracies(np.stack([look(frame) for frame in frames]))) < 0.27
-    # what a class would leave in its frames is found: a light streak, say, at the side that the figure goes to
-    marked = [frame.copy() for frame in frames]
-    for frame, label in zip(marked, LABELS, strict=True):
-        side = frame if label % 2 else frame.transpose(1, 0, 2)
-        side[:3] += (label == 0) + (label == 1)
-        side[-3:] += (label == 2) + (label == 3)
-    assert max(accuracies(np.stack([look(frame) for frame in marked]))) > 0.35
-
-
-def motion(clip: np.ndarray) -> np.ndarray:
-    """(right, down, clockwise): the motion that explains the changes of brightness best, in least squares (Lucas and
-    Kanade 1981, with a turn), over a picture whose sides meet."""
-    grey = clip.mean(-1)
-    for axis in (1, 2):
-        for _ in range(2):
-            grey = (np.roll(grey, 1, axis) + 2 * grey + np.roll(grey, -1, axis)) / 4
-    across, down = ((np.roll(grey, -1, a) - np.roll(grey, 1, a))[1:-1] / 2 for a in (2, 1))
-    change = (grey[2:] - grey[:-2]) / 2
-    height, width = grey.shape[1:]
-    found = []
-    for gx, gy, dt in zip(across, down, change, strict=True):
-        weight = np.abs(dt)
-        centre = [
-            np.angle((weight.sum(other) * np.exp(2j * np.pi * np.arange(size) / size)).sum()) / (2 * np.pi) * size
-            for size, other in ((width, 0), (height, 1))
-        ]
-        x = (np.arange(width) - centre[0] + width / 2) % width - width / 2
-        y = ((np.arange(height) - centre[1] + height / 2) % height - height / 2)[:, None]
-        moving = weight > 0.2 * weight.max()
-        rows = np.stack([gx[moving], gy[moving], (x * gy - y * gx)[moving] / 10], axis=1)
-        found.append(np.linalg.lstsq(rows, -dt[moving], rcond=None)[0])
-    return np.median(found, axis=0)
-
-
-def test_motion_tells_the_class(clips: list[np.ndarray]) -> None:
-    guesses = []
-    for clip in clips:
-        strengths = motion(clip)
-        axis = np.abs(strengths).argmax()
-        moves = np.sign(strengths[axis]) * np.eye(3)[axis]
-        guesses.append([tuple(moves) == way for way in action.MOTIONS.values()].index(True))
-    assert (np.array(guesses) == LABELS).mean() > 0.8
+@pytest.mark.parametrize("name", action.NAMES)
+def test_the_figure_is_drawn_where_it_is_said_to_be(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = action.poses(np.random.default_rng(1), name, 60, 44, 8)
+    drawn: list[np.ndarray] = []
+    monkeypatch.setattr(scene, "paste", lambda image, points, paint: drawn.append(points))
+    frames = len(list(action.pictures(np.random.default_rng(1), name, 60, 44, 8)))
+    figures = np.array(drawn).reshape(frames, 3, 3, -1, 2)  # as it comes in again at each side
+    np.testing.assert_allclose(figures[:, 1, 1].mean(axis=1), path[:, :2], atol=1e-9)
+    np.testing.assert_allclose(figures[:, 2, 0] - figures[:, 1, 1] - [60, -44], 0, atol=1e-9)
+    arms = figures[:, 1, 1, 0] - path[:, :2]
+    angles = np.degrees(np.arctan2(arms[:, 1], arms[:, 0]))  # clockwise, as y points down
+    np.testing.assert_allclose((np.diff(angles) - np.diff(path[:, 2]) + 180) % 360 - 180, 0, atol=1e-6)
 
 
 def test_layout(tmp_path: Path) -> None:
@@ -164,8 +69,6 @@ def test_layout(tmp_path: Path) -> None:
     inode = tmp_path.stat().st_ino
     (tmp_path / "frame_counts.csv").write_text("kept by tasks/action/counts.py")
     assert prepare("kinetics", tmp_path.parent, seed=3, train=14, val=6, size=32).stat().st_ino == inode, "drawn again"
-    with pytest.raises(UserError, match="at least 6 videos, one for each class"):
-        prepare("kinetics", tmp_path.parent, seed=3, train=14, val=5, size=32)
     for split, count in (("train", 14), ("val", 6)):
         files = sorted(path.relative_to(tmp_path / split) for path in (tmp_path / split).rglob("*.mp4"))
         rows = list(csv.DictReader((tmp_path / f"{split}.csv").open()))
@@ -187,19 +90,10 @@ def test_layout(tmp_path: Path) -> None:
     assert min(counts) >= 24 and max(counts) <= 40 and len(counts) > 5
 
 
-def test_samples_depend_on_seed_split_and_index_alone() -> None:
-    def draw(seed: int, split: str, index: int) -> bytes:
-        return action.encoded(action.video(seed, split, index, 32))
-
-    keys = [(0, "train", 0), (0, "train", 6), (0, "val", 0), (1, "train", 0)]
-    forward = [draw(*key) for key in keys]
-    assert [draw(*key) for key in reversed(keys)] == forward[::-1]
-    assert len(set(forward)) == len(keys)
-
-
 def test_what_is_decoded_is_what_was_drawn() -> None:
     images = action.video(0, "val", 4, 64)
-    clip = decoded(action.encoded(images))
+    with av.open(io.BytesIO(action.encoded(images))) as container:
+        clip = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]) / 255
     drawn = np.stack([np.asarray(image) for image in images]) / 255
     assert clip.shape == drawn.shape
     assert np.abs(clip - drawn).mean() < 0.03  # colours are halved in space, and coded
@@ -208,4 +102,3 @@ def test_what_is_decoded_is_what_was_drawn() -> None:
 def test_six_in_a_row_hold_each_class_once() -> None:
     assert sorted(action.label(index) for index in range(30, 36)) == list(range(6)) and len(action.NAMES) == 6
     assert list(action.NAMES) == sorted(action.NAMES)
-    assert scene.generator(0, "train", 0).random() != scene.generator(0, "train", 1).random()

@@ -1,3 +1,5 @@
+"""Demo pictures for classification, and the demo data on disk: the same bytes whenever drawn, and never half there."""
+
 from __future__ import annotations
 
 import os
@@ -5,22 +7,28 @@ import pickle
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tdaf.demo import classification, scene, shapes
-from tdaf.demo.cifar_pickle import dumps
-from tdaf.demo.prepare import MANIFEST, prepare, store
+from tdaf.demo import action, classification, coco, scene
+from tdaf.demo.prepare import LOCK, MANIFEST, prepare, store
 from tdaf.errors import UserError
 
-SMALL = {"seed": 3, "train": 20, "val": 10}
+SMALL = {"seed": 3, "train": 20, "val": 10, "size": 32}
+SIZES = {"imagenet": 32, "cifar10": 32, "coco_fcos": 96, "coco_pose": 96, "kinetics": 32}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.name != LOCK)
 
 
 def cifar_arrays(split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -29,55 +37,56 @@ def cifar_arrays(split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(pictures).astype(np.float64) / 255, np.array(labels)
 
 
-@pytest.mark.parametrize("name", shapes.NAMES)
-def test_area_and_place_of_a_shape(name: str) -> None:
+@pytest.mark.parametrize("name", scene.SHAPES)
+def test_a_shape_has_its_area_and_place_and_pixels(name: str) -> None:
     rng = np.random.default_rng(0)
     for width, height in [(90, 60), (60, 90), (64, 64)] * 30:
-        points = shapes.place(shapes.outline(name, rng), (50.0, 40.0), shapes.turn(name, rng), 700.0, 1.2)
-        left, top, right, bottom = shapes.box(points)
-        assert shapes.area(points) == pytest.approx(700)
-        assert ((left + right) / 2, (top + bottom) / 2) == pytest.approx((50, 40))
+        points = scene.random_shape(rng, name, 700.0, 1.2)
+        left, top, right, bottom = scene.box(points)
+        assert scene.area(points) == pytest.approx(700)
+        assert (left + right, top + bottom) == pytest.approx((0, 0))
         # A figure survives a centre crop.
-        left, top, right, bottom = shapes.box(classification.figure(rng, name, width, height))
+        left, top, right, bottom = scene.box(classification.figure(rng, name, width, height))
         short = min(width, height)
         assert left >= (width - short) / 2 and right <= (width + short) / 2
         assert top >= (height - short) / 2 and bottom <= (height + short) / 2
-
-
-@pytest.mark.parametrize("name", shapes.NAMES)
-def test_pasted_pixels_agree_with_area_and_box(name: str) -> None:
-    rng = np.random.default_rng(1)
-    points = shapes.place(shapes.outline(name, rng), (50.3, 49.6), shapes.turn(name, rng), 1500.0)
+    points = scene.random_shape(rng, name, 1500.0) + [50.3, 49.6]
     image = Image.new("RGB", (100, 100))
     scene.paste(image, points, (255, 255, 255))
-    mask = np.asarray(image)[..., 0] / 255
-    assert mask.sum() == pytest.approx(1500, rel=0.04)
-    assert np.abs(np.array(image.getbbox()) - shapes.box(points)).max() < 1.3
+    assert (np.asarray(image)[..., 0] / 255).sum() == pytest.approx(1500, rel=0.04)
+    assert np.abs(np.array(image.getbbox()) - scene.box(points)).max() < 1.3
 
 
 def test_turns_are_clockwise_the_ring_has_a_hole_and_overhang_is_cut_off() -> None:
     up = np.array([[0.0, -1.0], [0.2, 1.0], [-0.2, 1.0]])
-    tip = shapes.place(up, (0.0, 0.0), 90.0, 10.0)[0]
+    tip = scene.fit(up, 10.0, degrees=90.0)[0]
     assert tip[0] > 0 and tip[1] == pytest.approx(0, abs=1e-9)
     rng = np.random.default_rng(2)
     image = Image.new("RGB", (60, 60))
-    scene.paste(image, shapes.place(shapes.outline("ring", rng), (30, 30), 0.0, 900.0), (255, 0, 0))
+    scene.paste(image, scene.fit(scene.outline("ring", rng), 900.0) + 30, (255, 0, 0))
     assert image.getpixel((30, 30)) == (0, 0, 0)
     before = image.copy()
-    scene.paste(image, shapes.place(shapes.outline("star", rng), (-200, 30), 0.0, 900.0), (255, 0, 0))
+    scene.paste(image, scene.fit(scene.outline("star", rng), 900.0) + [-200, 30], (255, 0, 0))
     assert image == before
-    scene.paste(image, shapes.place(shapes.outline("square", rng), (0, 0), 0.0, 900.0), (0, 0, 255))
+    scene.paste(image, scene.fit(scene.outline("square", rng), 900.0), (0, 0, 255))
     assert image.getpixel((5, 5)) == (0, 0, 255)
 
 
-def test_samples_depend_on_seed_split_and_index_alone() -> None:
-    def draw(seed: int, split: str, index: int) -> bytes:
-        return classification.imagenet_picture(seed, split, index, 64).tobytes()
-
-    keys = [(0, "train", 0), (0, "train", 10), (0, "val", 0), (1, "train", 0)]
-    forward = [draw(*key) for key in keys]
-    assert [draw(*key) for key in reversed(keys)] == forward[::-1]
-    assert len(set(forward)) == len(keys)
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda *sample: classification.imagenet_scene(*sample, 64)[0].tobytes(),
+        lambda *sample: classification.cifar_picture(*sample).tobytes(),
+        lambda *sample: coco.detection_scene(*sample, 96).image.tobytes(),
+        lambda *sample: coco.pose_scene(*sample, 96).image.tobytes(),
+        lambda *sample: action.encoded(action.video(*sample, 32)),
+    ],
+)
+def test_samples_depend_on_seed_split_and_index_alone(draw: Callable[..., bytes]) -> None:
+    samples = [(0, "train", 0), (0, "train", 60), (0, "val", 0), (1, "train", 0)]
+    forward = [draw(*sample) for sample in samples]
+    assert [draw(*sample) for sample in reversed(samples)] == forward[::-1]
+    assert len(set(forward)) == len(samples)
 
 
 def accuracies(train: np.ndarray, labels: np.ndarray, val: np.ndarray, truth: np.ndarray) -> list[float]:
@@ -124,7 +133,7 @@ def test_imagenet_layout(tmp_path: Path) -> None:
     assert train.classes == val.classes == wnids
     assert np.bincount(train.targets).tolist() == [12] * 10 and np.bincount(val.targets).tolist() == [2] * 10
     named = dict(line.split() for line in (root / "classes.txt").read_text().splitlines())
-    assert named == dict(zip(wnids, shapes.NAMES, strict=True))
+    assert named == dict(zip(wnids, scene.SHAPES, strict=True))
     opened = [Image.open(path) for path, _ in train.samples]
     assert {image.format for image in opened} == {"JPEG"} and {image.mode for image in opened} == {"RGB", "L"}
     shorts, aspects = zip(*((min(image.size), image.width / image.height) for image in opened), strict=True)
@@ -134,55 +143,47 @@ def test_imagenet_layout(tmp_path: Path) -> None:
 
 def test_cifar_layout(tmp_path: Path) -> None:
     root = prepare("cifar10", tmp_path, seed=3, train=53, val=10, size=32) / "cifar-10-batches-py"
-    names = [f"data_batch_{part}" for part in range(1, 6)] + ["test_batch"]
-    batches = [pickle.loads((root / name).read_bytes(), encoding="bytes") for name in names]
+
+    def read(name: str) -> dict[str, Any]:
+        return pickle.loads((root / name).read_bytes(), encoding="latin1")  # as torchvision.datasets.CIFAR10 reads
+
+    batches = [read(name) for name in [*(f"data_batch_{part}" for part in range(1, 6)), "test_batch"]]
     for batch, count in zip(batches, [10, 11, 10, 11, 11, 10], strict=True):
-        assert set(batch) == {b"batch_label", b"labels", b"data", b"filenames"}
-        assert batch[b"data"].dtype == np.uint8 and batch[b"data"].shape == (count, 3072)
-        assert len(batch[b"filenames"]) == len(batch[b"labels"]) == count
-    assert [batches[part][b"batch_label"] for part in (0, 5)] == [b"training batch 1 of 5", b"testing batch 1 of 1"]
-    planar = batches[0][b"data"][4].reshape(3, 32, 32).transpose(1, 2, 0)
+        assert set(batch) == {"batch_label", "labels", "data", "filenames"}
+        assert batch["data"].dtype == np.uint8 and batch["data"].shape == (count, 3072)
+        assert len(batch["filenames"]) == len(batch["labels"]) == count
+    assert [batches[part]["batch_label"] for part in (0, 5)] == ["training batch 1 of 5", "testing batch 1 of 1"]
+    planar = batches[0]["data"][4].reshape(3, 32, 32).transpose(1, 2, 0)
     assert np.array_equal(planar, np.asarray(classification.cifar_picture(3, "train", 4)))
-    meta, names = pickle.loads((root / "batches.meta").read_bytes(), encoding="bytes"), [*map(str.encode, shapes.NAMES)]
-    assert meta == {b"label_names": names, b"num_vis": 3072, b"num_cases_per_batch": 10}
+    assert read("batches.meta") == {
+        "label_names": list(scene.SHAPES), "num_vis": 3072, "num_cases_per_batch": 10,
+    }  # fmt: skip
+    assert (root / "test_batch").read_bytes().startswith(b"\x80\x02")  # protocol 2, as the official files
 
 
-def test_cifar_pickles_read_as_text_too_and_leave_numpy_whole() -> None:
-    data = np.arange(24, dtype=np.uint8).reshape(4, 6)[::2]
-    content = dumps({b"labels": [1, -2, 70000], b"data": data})
-    assert content.startswith(b"\x80\x02") and b"numpy._core" not in content
-    read = pickle.loads(content, encoding="latin1")  # as torchvision.datasets.CIFAR10 reads
-    assert read["labels"] == [1, -2, 70000]
-    assert np.array_equal(read["data"], data) and read["data"].flags.writeable and read["data"].dtype == np.uint8
-
-
-@pytest.mark.parametrize("kind", ["imagenet", "cifar10"])
+@pytest.mark.parametrize("kind", SIZES)
 def test_same_settings_same_bytes_other_seed_other_bytes(tmp_path: Path, kind: str) -> None:
-    first = contents(prepare(kind, tmp_path / "a", size=32, **SMALL))
-    assert contents(prepare(kind, tmp_path / "b", size=32, **SMALL)) == first
-    other = contents(prepare(kind, tmp_path / "a", size=32, **{**SMALL, "seed": 4}))
-    same = set(dict(first.items() & other.items()))
-    assert set(other) == set(first) and same <= {"classes.txt", "cifar-10-batches-py/batches.meta"}
-
-
-def test_whole_data_is_used_again_and_other_settings_get_their_own(tmp_path: Path) -> None:
-    first = prepare("cifar10", tmp_path, size=32, **SMALL)
+    settings = {"train": 12, "val": 10, "size": SIZES[kind]}
+    first = prepare(kind, tmp_path / "a", seed=3, **settings)
     inode = first.stat().st_ino
-    assert prepare("cifar10", tmp_path, size=32, **SMALL) == first and first.stat().st_ino == inode
-    second = prepare("cifar10", tmp_path, size=32, **{**SMALL, "val": 11})
-    assert second != first and sorted(tmp_path.iterdir()) == sorted([first, second])
+    assert prepare(kind, tmp_path / "a", seed=3, **settings) == first and first.stat().st_ino == inode
+    assert contents(prepare(kind, tmp_path / "b", seed=3, **settings)) == contents(first)
+    other = prepare(kind, tmp_path / "a", seed=4, **settings)
+    assert folders(tmp_path / "a") == sorted([first, other]) and contents(other).keys() == contents(first).keys()
+    same = dict(contents(first).items() & contents(other).items())
+    assert set(same) <= {"classes.txt", "cifar-10-batches-py/batches.meta", "train.csv", "val.csv"}
 
 
 @pytest.mark.parametrize("manifest", [True, False])
 @pytest.mark.parametrize("gone", [True, False])
 def test_damaged_data_is_drawn_anew(tmp_path: Path, manifest: bool, gone: bool) -> None:
-    folder = prepare("imagenet", tmp_path, size=32, **SMALL)
+    folder = prepare("imagenet", tmp_path, **SMALL)
     before = contents(folder)
     victim = folder / MANIFEST if manifest else next((folder / "val").rglob("*.JPEG"))
     victim.unlink() if gone else os.truncate(victim, 30)
     assert contents(folder) != before
-    assert contents(prepare("imagenet", tmp_path, size=32, **SMALL)) == before
-    assert list(tmp_path.iterdir()) == [folder]
+    assert contents(prepare("imagenet", tmp_path, **SMALL)) == before
+    assert folders(tmp_path) == [folder]
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
@@ -192,45 +193,41 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match="cannot write demo data to .*: No space left on device"):
         store(tmp_path, {"kind": "x"}, full)
-    assert list(tmp_path.iterdir()) == []
+    assert folders(tmp_path) == []
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="choose another folder with data.root"):
-        prepare("imagenet", tmp_path / "file", size=32, **SMALL)
+    with pytest.raises(UserError, match="Not a directory; give another root|File exists; give another root"):
+        prepare("imagenet", tmp_path / "file", **SMALL)
 
 
-def test_a_killed_write_is_not_taken_for_whole_and_is_swept_later(tmp_path: Path) -> None:
+def test_a_killed_write_is_not_taken_for_whole_and_is_swept(tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path; from tdaf.demo.prepare import store\n"
         "def write(folder): (folder / 'a').write_text('half'); os.kill(os.getpid(), 9)\n"
         "store(Path(sys.argv[1]), {'kind': 'x', 'seed': 1}, write)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -9
-    (left,) = tmp_path.iterdir()
-
-    def write(folder: Path) -> None:
-        (folder / "a").write_text("whole")
-
-    folder = store(tmp_path, {"kind": "x", "seed": 1}, write)
-    assert (folder / "a").read_text() == "whole" and left.exists()
-    os.utime(left, (time.time() - 7200,) * 2)
-    store(tmp_path, {"kind": "x", "seed": 2}, write)
-    assert folder.exists() and not left.exists()
+    assert len(folders(tmp_path)) == 1
+    folder = store(tmp_path, {"kind": "x", "seed": 1}, lambda folder: (folder / "a").write_text("whole"))
+    assert (folder / "a").read_text() == "whole" and folders(tmp_path) == [folder]
 
 
-def test_racing_processes_both_succeed(tmp_path: Path) -> None:
+def test_of_racing_processes_one_draws_and_all_find_it(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from tdaf.demo.prepare import prepare\n"
+        "import sys, time; from pathlib import Path; from tdaf.demo import prepare as demo\n"
+        "assert not {'numpy', 'PIL', 'av'} & set(sys.modules), 'drawing costs nothing until something is drawn'\n"
         "time.sleep(max(0, float(sys.argv[2]) - time.time()))\n"
-        "print(prepare('imagenet', Path(sys.argv[1]), seed=3, train=20, val=10, size=32))\n"
+        "print(demo.prepare('imagenet', Path(sys.argv[1]), seed=3, train=20, val=10, size=32))\n"
+        "print('tdaf.demo.scene' in sys.modules)\n"
         "assert not {'torch', 'torchvision'} & set(sys.modules)"
     )
-    expected, root = contents(prepare("imagenet", tmp_path / "alone", size=32, **SMALL)), tmp_path / "race"
-    command = [sys.executable, "-c", code, str(root), str(time.time() + 2)]
+    expected, root = contents(prepare("imagenet", tmp_path / "alone", **SMALL)), tmp_path / "race"
+    command = [sys.executable, "-c", code, str(root), str(time.time() + 1)]
     racers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    printed = {racer.communicate(timeout=60)[0].strip() for racer in racers}
-    (folder,) = root.iterdir()
+    printed = [racer.communicate(timeout=60)[0].split() for racer in racers]
+    (folder,) = folders(root)
     assert [racer.returncode for racer in racers] == [0, 0, 0]
-    assert printed == {str(folder)} and contents(folder) == expected
+    assert {path for path, _ in printed} == {str(folder)} and contents(folder) == expected
+    assert [drew for _, drew in printed].count("True") == 1
 
 
 WRONG = [
@@ -238,13 +235,17 @@ WRONG = [
     ({"train": 9}, "at least 10"),
     ({"val": 0}, "at least 10"),
     ({"seed": -1}, "must not be negative"),
-    ({"size": 10}, "too small"),
-    ({"kind": "cifar10", "size": 64}, "32 pixels"),
+    ({"size": 10}, "24 or more"),
+    ({"kind": "cifar10", "size": 64}, "32 to 32"),
+    ({"kind": "coco_fcos", "train": 5}, "at least 6"),
+    ({"kind": "coco_fcos", "size": 9000}, "size=9000.*64 to 1024"),
+    ({"kind": "coco_pose", "size": 64}, "size=64.*96 to 1024"),
+    ({"kind": "kinetics", "val": 5}, "at least 6"),
 ]
 
 
 @pytest.mark.parametrize(("change", "message"), WRONG)
 def test_settings_that_cannot_work(tmp_path: Path, change: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        prepare(**{"kind": "imagenet", "root": tmp_path, "size": 32, **SMALL, **change})
+        prepare(**{"kind": "imagenet", "root": tmp_path, **SMALL, **change})
     assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 from pathlib import Path
 
@@ -11,13 +12,14 @@ import pytest
 import torch
 import torchvision.io
 from PIL import Image
+from torchvision.datasets import CIFAR10
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
 from tasks.classification.cifar import Cifar10
 from tasks.classification.folder import ImageFolder
-from tdaf.media.image import read_image
 from tdaf.demo.classification import write_cifar10
 from tdaf.errors import UnreadableSample, UserError
+from tdaf.media.image import read_image
 
 
 def picture(width: int = 61, height: int = 43, seed: int = 0) -> Image.Image:
@@ -117,23 +119,26 @@ def make(root: Path, files: dict[str, int]) -> Path:
     for folder, count in files.items():
         (root / folder).mkdir(parents=True)
         for n in range(count):
-            suffix = (".JPEG", ".jpg", ".png", ".JPG", ".jpeg")[n % 5]
-            content = encoded(picture(8 + n, 9, seed=n), "PNG" if suffix == ".png" else "JPEG")
-            (root / folder / f"{folder[-1]}_{n}{suffix}").write_bytes(content)
+            suffix, kind = SUFFIXES[n % len(SUFFIXES)]
+            (root / folder / f"{folder[-1]}_{n}{suffix}").write_bytes(encoded(picture(8 + n, 9, seed=n), kind))
     return root
 
 
+SUFFIXES = [
+    (".JPEG", "JPEG"), (".jpg", "JPEG"), (".png", "PNG"), (".JPG", "JPEG"), (".jpeg", "JPEG"), (".bmp", "BMP"),
+    (".tif", "TIFF"), (".tiff", "TIFF"), (".webp", "WEBP"),
+]  # fmt: skip
 TWO = {"train/b": 3, "train/a": 6, "val/a": 2, "val/b": 1}
 
 
-def test_folder_equals_torchvisions(tmp_path: Path) -> None:
-    make(tmp_path, TWO)
+def test_folder_equals_torchvisions_with_sub_folders_too(tmp_path: Path) -> None:
+    make(tmp_path, {**TWO, "train/a/b": 9, "train/a/a/x": 1, "train/a/a-b": 1, "train/b/z": 2})
     (tmp_path / "train/a/notes.txt").write_text("no image")
     ours, theirs = ImageFolder(str(tmp_path), num_classes=2), TorchvisionFolder(str(tmp_path / "train"))
     train = ours.split("train")
     assert ours.classes == theirs.classes == ["a", "b"]
-    assert len(train) == len(theirs) == 9 and train.skipped == 0
-    assert [str(tmp_path / train.name(i)) for i in range(9)] == [path for path, _ in theirs.samples]
+    assert len(train) == len(theirs) == 22 and train.skipped == 0
+    assert [str(tmp_path / train.name(i)) for i in range(22)] == [path for path, _ in theirs.samples]
     for i, (image, label) in enumerate(theirs):
         pixels, ours_label = train.read(i)
         assert ours_label == label
@@ -141,61 +146,71 @@ def test_folder_equals_torchvisions(tmp_path: Path) -> None:
     assert [ours.split("val").name(i) for i in range(3)] == ["val/a/a_0.JPEG", "val/a/a_1.jpg", "val/b/b_0.JPEG"]
 
 
+def test_what_systems_and_notebooks_leave_is_no_data(tmp_path: Path) -> None:
+    make(tmp_path, {**TWO, "train/.ipynb_checkpoints": 1, "val/@eaDir": 1, "train/a/@eaDir": 1, "val/b/.cache": 1})
+    (tmp_path / "train/a/._a_0.JPEG").write_bytes(b"a resource fork")
+    source = ImageFolder(str(tmp_path))
+    assert source.classes == ["a", "b"] and len(source.split("train")) == 9 and len(source.split("val")) == 3
+
+
+@pytest.mark.parametrize("locked", ["train", "train/a", "train/a/deep"])
+def test_a_folder_without_permission_is_one_line(locked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, {**TWO, "train/a/deep": 1})
+    scandir = os.scandir  # permissions do not hold back root, as whom the tests may run
+
+    def refusing(path: str) -> object:
+        if Path(path) == tmp_path / locked:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(UserError, match=f"{tmp_path / locked}: Permission denied; it must be readable"):
+        ImageFolder(str(tmp_path)).split("train")
+
+
 def test_skip_list(tmp_path: Path) -> None:
-    make(tmp_path, TWO)
+    make(tmp_path, {**TWO, "train/a/deep": 1})
     listed = tmp_path / "skip.txt"
-    listed.write_text("train/a/a_1.jpg\n\ntrain/b/b_0.JPEG\ntrain/b/gone.JPEG\n")
+    listed.write_text("train/a/a_1.jpg\n\ntrain/b/b_0.JPEG\ntrain/b/gone.JPEG\ntrain/a/deep/p_0.JPEG\n")
     source = ImageFolder(str(tmp_path), skip_list=str(listed))
     train = source.split("train")
     names = [train.name(i) for i in range(len(train))]
-    assert train.skipped == 2 and len(names) == 7
-    assert "train/a/a_1.jpg" not in names and "train/b/b_0.JPEG" not in names
+    assert train.skipped == 3 and len(names) == 7
+    assert not {"train/a/a_1.jpg", "train/b/b_0.JPEG", "train/a/deep/p_0.JPEG"} & set(names)
     assert [train.read(i)[1] for i in range(7)] == [0] * 5 + [1] * 2
     assert source.split("val").skipped == 0 and len(source.split("val")) == 3
 
 
 def test_names_for_people(tmp_path: Path) -> None:
-    make(tmp_path / "own", TWO)
-    (tmp_path / "own/classes.txt").write_text("b bicycle, built for two\nz zebra\n")
-    assert ImageFolder(str(tmp_path / "own")).classes == ["a", "bicycle, built for two"]
+    make(tmp_path / "own", {"val/a": 1, "val/b": 1, "val/b c": 1, "val/d": 1})
+    listed = "\ufeffb  bicycle, built for two \r\n\n \nz zebra\nb c boat, canal\nd\n"
+    (tmp_path / "own/classes.txt").write_text(listed, encoding="utf-8")
+    source = ImageFolder(str(tmp_path / "own"))  # evaluation needs no train/
+    assert len(source.split("val")) == 4 and source.classes == ["a", "bicycle, built for two", "boat, canal", "d"]
     for n in range(1000):
         (tmp_path / f"imagenet/val/n{n:08d}").mkdir(parents=True)
     assert ImageFolder(str(tmp_path / "imagenet")).classes[:2] == ["tench", "goldfish"]
 
 
-def test_evaluation_needs_no_train(tmp_path: Path) -> None:
-    source = ImageFolder(str(make(tmp_path, {"val/a": 1, "val/b": 1})))
-    assert len(source.split("val")) == 2
-    with pytest.raises(UserError, match="no train/ in it.*recipe=demo"):
-        source.split("train")
-
-
 @pytest.mark.parametrize(
     ("files", "settings", "message"),
     [
+        ({"val/a": 1, "val/b": 1}, {}, "no train/ in it.*recipe=demo"),
         ({"train/a": 1}, {}, r"no val/ in it; expected train/<class>/\*\.JPEG.*recipe=demo"),
-        ({"val": 2}, {}, "holds images but no class folders.*prepare_imagenet.py --root"),
+        ({"val": 2}, {}, "holds images but no class folders.*prepare_imagenet.py root="),
         ({"val": 0}, {}, "no class folders; expected"),
         ({"train/a": 1, "train/b": 1, "val/a": 1, "val/c": 1}, {}, "only in train/: b; only in val/: c"),
-        (TWO, {"num_classes": 3}, "data.num_classes=3, but .* has 2 class folders"),
-        (TWO, {"skip_list": "nowhere.txt"}, "data.skip_list=nowhere.txt: No such file"),
+        (TWO, {"num_classes": 3}, "num_classes=3, but .* has 2 class folders"),
+        (TWO, {"skip_list": "nowhere.txt"}, "skip_list=nowhere.txt: No such file"),
         ({"train/a": 1, "train/b": 0, "val/a": 1, "val/b": 1}, {}, "1 class folder.*train.*without an image.*: b"),
+        (TWO, {"root": None}, "root is not set.*recipe=demo"),
+        (TWO, {"root": "nowhere"}, "root=nowhere: no such folder.*expected train/.*recipe=demo"),
     ],
 )
 def test_folder_faults(files: dict[str, int], settings: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message) as raised:
-        ImageFolder(str(make(tmp_path, files)), **settings).split("train")
+        ImageFolder(**{"root": str(make(tmp_path, files)), **settings}).split("train")
     assert "\n" not in str(raised.value)
-
-
-def test_roots_that_cannot_be(tmp_path: Path) -> None:
-    for source in (ImageFolder, Cifar10):
-        with pytest.raises(UserError, match="data.root is not set.*recipe=demo"):
-            source(None)
-    with pytest.raises(UserError, match="no such folder.*expected train/.*recipe=demo"):
-        ImageFolder(str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match="no data_batch_1 in .*cifar-10-batches-py; expected .*recipe=demo"):
-        Cifar10(str(tmp_path))
 
 
 def test_cifar(tmp_path: Path) -> None:
@@ -204,18 +219,34 @@ def test_cifar(tmp_path: Path) -> None:
     assert Cifar10(str(tmp_path / "cifar-10-batches-py")).classes == source.classes and len(source.classes) == 10
     train = source.split("train")
     assert len(train) == 23 and len(source.split("val")) == 4 and train.skipped == 0
-    row = 0
-    for part in range(1, 6):
-        with (tmp_path / f"cifar-10-batches-py/data_batch_{part}").open("rb") as file:
-            batch = pickle.load(file, encoding="bytes")  # as the data set's own page says
-        for n, (pixels, label) in enumerate(zip(batch[b"data"], batch[b"labels"], strict=True)):
-            image, got = train.read(row)
-            assert got == label and np.array_equal(image.numpy().ravel(), pixels)
-            assert train.name(row) == f"data_batch_{part}[{n}]"
-            row += 1
+    unchecked = {"_check_integrity": lambda self: True, "meta": {**CIFAR10.meta, "md5": None}}
+    theirs = type("Unchecked", (CIFAR10,), unchecked)(str(tmp_path))
+    for i, (image, label) in enumerate(theirs):
+        pixels, ours_label = train.read(i)
+        assert ours_label == label and np.array_equal(pixels.permute(1, 2, 0).numpy(), np.array(image))
+    names = [train.name(i) for i in (3, 4, 22)]
+    assert theirs.classes == source.classes and names == ["data_batch_1[3]", "data_batch_2[0]", "data_batch_5[4]"]
+
+
+def test_cifar_as_python_2_wrote_it(tmp_path: Path) -> None:
+    """The official files: byte strings, and numpy's names of that time."""
+    write_cifar10(tmp_path, seed=0, train=10, val=4)
+    batch = tmp_path / "cifar-10-batches-py/data_batch_2"
+    array = (
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR(K\x01(K\x01M\x00\x0ctcnumpy\ndtype\n"
+        b"(U\x02u1K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T\x00\x0c\x00\x00"
+    )
+    pixels = bytes(range(256)) * 12
+    batch.write_bytes(b"\x80\x02}(U\x04data" + array + pixels + b"tbU\x06labels](K\x07eu.")
+    train = Cifar10(str(tmp_path)).split("train")
+    assert len(train) == 9 and train.read(2)[1] == 7 and train.read(2)[0].numpy().tobytes() == pixels
 
 
 def test_cifar_faults(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="root is not set.*recipe=demo"):
+        Cifar10(None)
+    with pytest.raises(UserError, match="no data_batch_1 in .*cifar-10-batches-py; expected .*recipe=demo"):
+        Cifar10(str(tmp_path))
     write_cifar10(tmp_path, seed=0, train=10, val=4)
     batch = tmp_path / "cifar-10-batches-py/data_batch_2"
     good = batch.read_bytes()

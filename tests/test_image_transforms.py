@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import pickle
-from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision import transforms as v1
 from torchvision.transforms import v2
@@ -35,7 +33,7 @@ def photo(height: int, width: int) -> Tensor:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("shape", [(375, 500), (500, 333), (32, 32), (1, 1), (2, 300), (999, 40)])
-def test_gives_contiguous_bytes_of_its_size(recipe: str, shape: tuple[int, int]) -> None:
+def test_gives_bytes_of_its_size(recipe: str, shape: tuple[int, int]) -> None:
     if "cifar" in recipe:
         shape = (32, 32)
     size = {"small": 64, "cifar": 32, "cifar modern": 32}.get(recipe, 224)
@@ -45,7 +43,7 @@ def test_gives_contiguous_bytes_of_its_size(recipe: str, shape: tuple[int, int])
     for seed in range(3):
         torch.manual_seed(seed)
         out = transform(image)
-        assert out.shape == (3, size, size) and out.dtype == torch.uint8 and out.is_contiguous()
+        assert out.shape == (3, size, size) and out.dtype == torch.uint8
         torch.manual_seed(seed)
         assert torch.equal(transform(image), out)
     assert torch.equal(image, before)
@@ -122,34 +120,28 @@ def test_random_resized_crop_of_a_thin_image(shape: tuple[int, int], monkeypatch
     assert got[0].tolist() == list(v1.RandomResizedCrop.get_params(image, [0.9, 1.0], [3 / 4, 4 / 3]))
 
 
-def test_evaluation_crops_equal_torchvisions() -> None:
-    for shape in ((375, 500), (500, 333), (100, 90)):
-        image = photo(*shape)
-        centre = v2.Compose([v2.Resize(256, antialias=True), v2.CenterCrop(224)])(image)
-        assert torch.equal(ours.imagenet_val()(image), centre)
-        views = v1.TenCrop(224)(v2.functional.resize(image, [256], antialias=True))
-        got = ours.imagenet_val(crops=10)(image)
-        assert got.shape == (10, 3, 224, 224) and torch.equal(got, torch.stack(views))
-        assert torch.equal(got[4], centre)
-        resized = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).resize(
-            tuple(round(256 * side / min(shape)) if side != min(shape) else 256 for side in reversed(shape)),
-            Image.Resampling.BILINEAR,
-        )
-        pil = np.asarray(v1.CenterCrop(224)(resized)).transpose(2, 0, 1)
-        assert abs(centre.numpy().astype(int) - pil).max() <= 2
+@pytest.mark.parametrize("shape", [(375, 500), (500, 333), (100, 90)])
+def test_evaluation_crops_are_torchvisions_and_nearly_pils(shape: tuple[int, int]) -> None:
+    image = photo(*shape)
+    views = v1.TenCrop(224)(v2.functional.resize(image, [256], antialias=True))
+    got = ours.imagenet_val(crops=10)(image)
+    assert got.shape == (10, 3, 224, 224) and torch.equal(got, torch.stack(views))
+    centre = ours.imagenet_val()(image)
+    assert torch.equal(got[4], centre)
+    pil = v1.Compose([v1.ToPILImage(), v1.Resize(256), v1.CenterCrop(224), v1.PILToTensor()])(image.contiguous())
+    assert abs(centre.int() - pil.int()).max() <= 2
 
 
-def test_pad_crop_and_flip() -> None:
-    image = torch.randint(1, 256, (3, 32, 32), dtype=torch.uint8)
-    padded = torch.zeros(3, 40, 40, dtype=torch.uint8)
-    padded[:, 4:36, 4:36] = image
-    windows = {padded[:, y : y + 32, x : x + 32].numpy().tobytes(): (y, x) for y in range(9) for x in range(9)}
-    torch.manual_seed(0)
-    seen = Counter(windows[ours.PadCrop(4, 32)(image).numpy().tobytes()] for _ in range(1500))
-    assert len(seen) == 81
-    flipped = sum(torch.equal(ours.Flip(0.3)(image), image.flip(-1)) for _ in range(2000))
-    assert abs(flipped - 600) < 4.5 * (2000 * 0.3 * 0.7) ** 0.5
-    assert torch.equal(ours.Flip(0.0)(image), image) and torch.equal(ours.cifar_val()(image), image)
+def test_the_draws_of_cifar_stay() -> None:
+    """Runs of today go on with the same samples: where, then whether mirrored, from torch's generator."""
+    image = torch.arange(3 * 32 * 32).view(3, 32, 32).to(torch.uint8)
+    for seed in range(8):
+        torch.manual_seed(seed)
+        top, left, mirrored = torch.randint(9, ()), torch.randint(9, ()), torch.rand(()) < 0.5
+        expected = torch.nn.functional.pad(image, (4,) * 4)[:, top : top + 32, left : left + 32]
+        torch.manual_seed(seed)
+        assert torch.equal(ours.cifar_train()(image), expected.flip(-1) if mirrored else expected)
+    assert torch.equal(ours.cifar_train(pad=0, flip=0.0)(image), image) and torch.equal(ours.cifar_val()(image), image)
 
 
 def test_lighting_shifts_along_the_principal_components() -> None:
@@ -182,9 +174,9 @@ def test_erasing_leaves_the_mean_pixel() -> None:
         (lambda: ours.imagenet_train(short_side=[200, 300]), "size=224 <= first"),
         (lambda: ours.imagenet_train(short_side=[300, 256]), "size=224 <= first"),
         (lambda: ours.imagenet_train(short_side=None, scale=[0, 1]), "two parts of the area"),
-        (lambda: ours.imagenet_train(flip=1.5), "flip=1.5: a probability"),
+        (lambda: ours.imagenet_train(flip=1.5), "flip=1.5: give 0 to 1"),
         (lambda: ours.imagenet_train(lighting=-1), "lighting=-1"),
-        (lambda: ours.imagenet_train(randaugment=31), "magnitude of 0 to 30"),
+        (lambda: ours.imagenet_train(randaugment=31), "randaugment=31: give 0 to 30"),
         (lambda: ours.imagenet_val(size=300), "size=300 must be between 1 and short_side=256"),
         (lambda: ours.imagenet_val(crops=5), "crops=5: give 1 or 10"),
         (lambda: ours.cifar_train(pad=-1), "pad=-1"),

@@ -10,8 +10,8 @@ import pytest
 import torch
 from commands import ROOT, call, pictures, process, tiny
 
-from tdaf.cli import arguments
 from scripts import evaluate
+from tdaf.cli.script import main as script_main
 from tdaf.demo.prepare import prepare
 
 
@@ -132,19 +132,19 @@ BUILDING = {
     "schedule=multistep schedule.decay.milestones=[5,3]": "give them in rising order",
     "schedule.warmup=foo": "schedule.warmup=foo: give linear or constant",
     "task.protocol=5crop": "protocol=5crop: this data set has 1crop, 10crop",
-    "task.train_transform.size=-3": "train_transform.size=-3",
+    "task.train_transform.size=-3": "size=-3",
     "~task.mean": "missing 1 required positional argument: 'mean'",
     "dims=3": "the network cannot take training samples of 3x24x24",
     "backbone=vgg11 task.train_transform.size=8": "cannot take training samples of 3x8x8",
     "gpus=2": "gpus=2: this machine shows 0",
-    "data.num_classes=7 data.root={place}/good trainer.batch=4": "data.num_classes=7, but",
-    "data.root=nowhere": "no such folder", "data.root=2012": "data.root=2012: no such folder",
+    "data.num_classes=7 data.root={place}/good trainer.batch=4": "num_classes=7, but",
+    "data.root=nowhere": "no such folder", "data.root=2012": "root=2012: no such folder",
     "data.root={place}/file": "expected train/<class>/*.JPEG",
     "data.root={place}/no-val": "there is no val/ in it",
     "data.root={place}/other-classes": "only in train/: b; only in val/: c",
     "data.root={place}/flat": "scripts/prepare_imagenet.py",
     "data.root={place}/empty": "1 class folder(s)",
-    "demo=null": "data.root is not set; give the image folder",
+    "demo=null": "root is not set; give the image folder",
     "pretrained=nowhere.pt": "checkpoint nowhere.pt: no such file",
     "pretrained={place}/file": "not a file of tensors",
     "pretrained=imagenet backbone=mobile": "torchvision has no weights for this backbone",
@@ -170,7 +170,7 @@ def test_what_a_command_asks_for(command: str, said, place: Path) -> None:
 def test_no_data(said, place: Path) -> None:
     for task, layout in (("imagenet", "train/<class>/*.JPEG"), ("cifar10", "cifar-10-batches-py")):
         missing = said([f"task={task}", "gpus=0"])
-        assert "data.root is not set" in missing and layout in missing and "recipe=demo" in missing
+        assert "root is not set" in missing and layout in missing and "recipe=demo" in missing
         elsewhere = said([f"task={task}", "gpus=0", f"data.root={place}/no-val/train"])
         assert f"{place}/no-val/train" in elsewhere and layout in elsewhere and "recipe=demo" in elsewhere
 
@@ -205,14 +205,15 @@ def test_checkpoints_that_do_not_fit(said, place: Path, monkeypatch: pytest.Monk
     assert "there is no setting loader.worker; did you mean loader.workers?" in said(["resume=run", "loader.worker=2"])
 
     def evaluation(*words: str) -> str:
-        return said(list(words), main=lambda: arguments.main(evaluate.evaluate, ""))
+        return said(list(words), main=lambda: script_main(evaluate.evaluate, ""))
 
-    assert "give checkpoint=RUN_FOLDER" in evaluation()
+    assert "give checkpoint=" in evaluation("chekpoint=run")
     assert "no checkpoint at nowhere" in evaluation("checkpoint=nowhere")
     assert "damaged or is not a checkpoint" in evaluation(f"checkpoint={place}/file")
-    assert "did you mean checkpoint?" in evaluation("chekpoint=run")
     assert "protocol=5crop" in evaluation("checkpoint=run", "protocol=5crop")
     assert "is not of this network" in evaluation("checkpoint=run", "tdaf.flows=2")
+    assert "eta=0.4: a run keeps its eta" in evaluation("checkpoint=run", "eta=0.4")
+    assert "flded=true: there is no such setting" in evaluation("checkpoint=run", "flded=true")
     two = evaluation("checkpoint=run", f"data.root={place / 'text'}")
     assert "best.pt was trained for 10 classes, and the data have 2" in two
     torch.save({"network": {}}, here / "foreign.pt")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pages
 import pytest
 from coco_files import Document, document, save, save_images
-from commands import call
+from commands import call, script
 
 from scripts import evaluate, predict
 from tdaf.errors import UserError
@@ -59,11 +59,11 @@ def used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str]) 
     run, drawn = tmp_path / "run", tmp_path / "drawn"
     assert call(monkeypatch, [*arguments, f"run_dir={run}"]) == 0
     summary = json.loads((run / "summary.json").read_text())
-    assert evaluate.evaluate([f"checkpoint={run}"]) == 0
+    assert script(evaluate.evaluate, [f"checkpoint={run}"]) == 0
     again = json.loads((run / f"evaluation-{summary['protocol']}.json").read_text())
     assert again["values"] == summary["metrics"] and again["samples"] == summary["samples"]
     images = tmp_path / "data" / "images"
-    assert predict.predict([f"checkpoint={run}", f"input={images}", f"out={drawn}"]) == 0
+    assert script(predict.predict, [f"checkpoint={run}", f"input={images}", f"out={drawn}"]) == 0
     assert (drawn / "folder" / "bb.jpg.png").is_file()
     return summary, json.loads((drawn / "predictions.json").read_text())
 
@@ -105,5 +105,5 @@ def mistakes_leave_nothing(tmp_path: Path) -> None:
         (str(tmp_path), "no checkpoint at"),
     ):
         with pytest.raises(UserError, match=said):
-            predict.predict([f"checkpoint={run}", f"input={tmp_path / 'data'}", f"out={out}", f"boxes={boxes}"])
+            script(predict.predict, [f"checkpoint={run}", f"input={tmp_path / 'data'}", f"out={out}", f"boxes={boxes}"])
         assert not out.exists()

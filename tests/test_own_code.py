@@ -9,10 +9,11 @@ import numpy as np
 import pages
 import pytest
 import torch
-from commands import call, pictures
+from commands import call, pictures, script
 from PIL import Image
 
 from scripts import evaluate, predict
+from tdaf.errors import UserError
 from tdaf.model.flows import TDAF
 
 SMALL = (
@@ -92,8 +93,11 @@ def test_own_task_trains_evaluates_and_predicts(tmp_path: Path, monkeypatch: pyt
     found = summary(run)
     assert found["protocol"] == "miou" and found["samples"] == 3
     assert found["metric"]["best"] > 60, "background everywhere would be 42"
-    assert evaluate.evaluate([f"checkpoint={run}"]) == 0
-    assert predict.predict([f"checkpoint={run}", f"input={root / 'val' / 'images'}", f"out={out}"]) == 0
+    assert script(evaluate.evaluate, [f"checkpoint={run}", "trust=myseg"]) == 0
+    look = [f"checkpoint={run}", f"input={root / 'val' / 'images'}", f"out={out}"]
+    with pytest.raises(UserError, match="myseg.Segmentation, which is not part of tdaf.*trust=myseg"):
+        script(predict.predict, look)
+    assert script(predict.predict, [*look, "trust=myseg"]) == 0
     rows = json.loads((out / "predictions.json").read_text())["predictions"]
     assert len(rows) == 3 and all(sum(row["shares"].values()) == pytest.approx(1, abs=1e-5) for row in rows)
     assert Image.open(out / "0.jpg.png").size[0] >= 50
@@ -120,3 +124,21 @@ def test_tdaf_in_own_code() -> None:
         ours, folded = space["body"](space["images"])[-1], space["fast"](space["images"])[-1]
     torch.testing.assert_close(folded, ours, rtol=1e-3, atol=1e-3 * float(ours.abs().max()))
     assert all(p.grad is not None for p in space["body"].parameters())
+
+
+def test_a_trained_network_in_own_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    old = pages.ROOT / "tests" / "old" / "run"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)).save("picture.png")
+    space: dict = {}
+    exec(pages.block("predictor").replace("RUN_FOLDER", str(old)), space)
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == 3 and shown[2] in shown[0] != shown[1] and space["answer"]["top5"][0]["class"] in shown[0]
+    data = pictures(tmp_path / "data", train="abcdefghij", val="abcdefghij")
+    text = pages.block("load checkpoint").replace('"10crop"}', f'"10crop", "data.root": "{data}"}}')
+    exec(text.replace("RUN_FOLDER", str(old)), space)
+    assert space["task"].protocol == space["settings"]["task"]["protocol"] == "10crop"
+    sample = space["samples"][0]["input"]
+    assert space["network"](sample[None]).shape == (1, 10, 10), "ten crops and ten classes"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,10 +11,10 @@ from urllib.error import URLError
 import people
 import pytest
 import torch
+from commands import script
 from people import annotation
 from PIL import Image
 
-from tdaf.cli import prediction, trained
 from scripts.detect_people import detect
 from tasks.coco.annotations import read
 from tasks.pose.augment import Augmentation
@@ -197,7 +196,7 @@ def test_torchvisions_detectors_write_a_file_for_evaluation(root, monkeypatch, c
     out = root / "deep" / "frcnn.json"
     settings = ["detector=fasterrcnn_resnet50_fpn_v2", f"data.root={root}", f"out={out}"]
     (root / "val2017/000000000339.jpg").write_bytes(b"no image")
-    assert detect(settings) == 1
+    assert script(detect, settings) == 1
     said = capsys.readouterr()
     assert "left out val2017/000000000339.jpg: not an image" in said.err
     assert "4 boxes of person with a score of 0.05 or more, 2 images" in said.out
@@ -208,62 +207,71 @@ def test_torchvisions_detectors_write_a_file_for_evaluation(root, monkeypatch, c
 
 
 class Ours:
-    """A run of our detector, as far as the script looks at it."""
+    """A run of our detector, as far as the script looks at it: its answers by image, and what it cannot read."""
 
-    config = {"gpus": 0, "trainer": {"channels_last": False}}
-    classes = ["dog", "person"]
-
-    def task(self) -> Ours:
-        return self
+    def __init__(self, answers: dict[int, list], unreadable: dict[int, str]) -> None:
+        self.answers, self.unreadable = answers, unreadable
+        self.task = self
+        self.classes = ["dog", "person"]
 
     def predict_dataset(self, paths: list[Path]) -> list[Path]:
+        assert [path.name for path in paths] == ["000000000139.jpg", "000000000239.jpg", "000000000339.jpg"]
         return paths
+
+    def predict(self, dataset: list[Path], title: str) -> Ours:
+        return self
+
+    def name(self, image: int) -> str:
+        return f"image {image}"
 
 
 def test_our_own_detector_writes_a_file_for_evaluation(root, monkeypatch, capsys):
-    def answered(run: Any, task: Any, inputs: list[Path], batch: int, folded: bool) -> tuple[dict, dict]:
-        assert [path.name for path in inputs] == ["000000000139.jpg", "000000000239.jpg", "000000000339.jpg"]
-        assert batch == 3
-        found = [{"class": "person", "score": 0.7, "box": list(BOX)}]
-        found += [{"class": "dog", "score": 0.9, "box": [0, 0, 1, 1]}]
-        return {2: [{"detections": found}], 0: [{"detections": found}]}, {"000000000239.jpg": "cut off"}
-
-    monkeypatch.setattr(trained, "read", lambda path, overrides: Ours())
-    monkeypatch.setattr(prediction, "answered", answered)
+    found = [{"class": "person", "score": 0.7, "box": list(BOX)}, {"class": "dog", "score": 0.9, "box": [0, 0, 1, 1]}]
     out = root / "ours.json"
-    assert detect(["checkpoint=run", f"data.root={root}", f"out={out}", "batch=3"]) == 1
+    words = ["checkpoint=run", f"data.root={root}", f"out={out}", "batch=3"]
+
+    def detector(answers: dict[int, list], unreadable: dict[int, str]) -> None:
+        monkeypatch.setattr("scripts.detect_people.open_run", lambda *given: given)
+        made = Ours(answers, unreadable)
+        monkeypatch.setattr("tdaf.engine.predict.Predictor", lambda run, batch: made if batch == 3 else None)
+
+    detector({2: [{"detections": found}], 0: [{"detections": found}]}, {1: "cut off"})
+    assert script(detect, words) == 1
     assert json.loads(out.read_text()) == [result(139, BOX, 0.7), result(339, BOX, 0.7)]
-    monkeypatch.setattr(prediction, "answered", lambda *_: ({0: [{"top5": []}]}, {}))
-    with pytest.raises(UserError, match="checkpoint=run: this run's task finds no boxes"):
-        detect(["checkpoint=run", f"data.root={root}", f"out={out}"])
+    assert "left out image 1: cut off" in capsys.readouterr().err
     with pytest.raises(UserError, match="class=cat: this detector knows dog, person"):
-        detect(["checkpoint=run", "class=cat", f"data.root={root}", f"out={out}"])
-    names = [f"val2017/{k}39.jpg" for k in (1, 2, 3)]
-    monkeypatch.setattr(prediction, "answered", lambda *_: ({}, dict.fromkeys(names, "cut off")))
+        script(detect, [*words, "class=cat"])
+    detector({0: [{"top5": []}]}, {})
+    with pytest.raises(UserError, match="checkpoint=run: this run's task finds no boxes"):
+        script(detect, words)
+    detector({}, dict.fromkeys(range(3), "cut off"))
     with pytest.raises(RunError, match="not one of 3 images could be read"):
-        detect(["checkpoint=run", f"data.root={root}", f"out={out}"])
+        script(detect, words)
+
+
+TORCHVISION = "detector=fasterrcnn_resnet50_fpn_v2"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give checkpoint=RUN_FOLDER or detector="),
-        (["checkpoint=a", "detector=b"], "one of the two"),
-        (["detector=fasterrcnn_resnet50_fpn_v3"], "did you mean fasterrcnn_resnet50_fpn_v2?"),
-        (["detector=fasterrcnn_resnet50_fpn_v2", "score=2"], "score=2: give 0 to 1"),
-        (["detector=fasterrcnn_resnet50_fpn_v2", "batch=0"], "batch=0: give a whole number"),
-        (["detector=fasterrcnn_resnet50_fpn_v2", "split=test"], "split=test: give train or val"),
-        (["detector=fasterrcnn_resnet50_fpn_v2", "class=man"], "class=man: this detector knows __background__, person"),
-        (["detector=fasterrcnn_resnet50_fpn_v2", "data.rot=x"], "data.rot: there is no such setting; did you"),
-        (["detector=fasterrcnn_resnet50_fpn_v2", "scor=1"], "did you mean score?"),
-        (["detector=fasterrcnn_resnet50_fpn_v2", "out=/proc/x.json"], "out=/proc/x.json cannot be written"),
-        (["checkpoint=nowhere"], "nowhere"),
+        ("", "give checkpoint=RUN_FOLDER or detector="),
+        ("checkpoint=a detector=b", "one of the two"),
+        ("detector=fasterrcnn_resnet50_fpn_v3", "did you mean fasterrcnn_resnet50_fpn_v2?"),
+        (f"{TORCHVISION} score=2", "score=2: give a number from 0 to 1"),
+        (f"{TORCHVISION} batch=0", "batch=0: give a whole number"),
+        (f"{TORCHVISION} split=test", "split=test: give val or train"),
+        (f"{TORCHVISION} class=man", "class=man: this detector knows __background__, person"),
+        (f"{TORCHVISION} data.rot=x", "data.rot: there is no such setting; did you"),
+        (f"{TORCHVISION} scor=1", "did you mean score?"),
+        (f"{TORCHVISION} out=/proc/x.json", "/proc/x.json cannot be written"),
+        ("checkpoint=nowhere", "nowhere"),
     ],
 )
 def test_mistakes_are_one_line(root, arguments, message, monkeypatch):
     monkeypatch.chdir(root)
     with pytest.raises(UserError, match=message) as refused:
-        detect([f"data.root={root}", *arguments] if arguments else [])
+        script(detect, [f"data.root={root}", *arguments.split()])
     assert "\n" not in str(refused.value)
 
 
@@ -273,11 +281,10 @@ def test_no_network_is_one_line(root, monkeypatch):
 
     monkeypatch.setattr("torchvision.models.get_model", unreachable)
     with pytest.raises(UserError, match="weights cannot be had from https://download.*not known") as refused:
-        detect(["detector=fasterrcnn_resnet50_fpn_v2", f"data.root={root}", f"out={root}/x.json"])
+        script(detect, ["detector=fasterrcnn_resnet50_fpn_v2", f"data.root={root}", f"out={root}/x.json"])
     assert "\n" not in str(refused.value)
 
 
 def test_data_that_is_not_there_is_named(monkeypatch):
     with pytest.raises(UserError, match="data.root is not set"):
-        detect(["detector=fasterrcnn_resnet50_fpn_v2"])
-    assert "scripts.detect_people" in sys.modules
+        script(detect, ["detector=fasterrcnn_resnet50_fpn_v2"])

@@ -7,12 +7,14 @@ import subprocess
 import sys
 import tarfile
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from scripts.prepare_imagenet import main
+from scripts.prepare_imagenet import prepare_imagenet
+from tdaf.cli.script import main
 
 WNIDS = ["n00000003", "n00000001", "n00000002"]  # by ILSVRC2012_ID, which is not the order of the wnids
 TRUTH = [2, 3, 1, 2, 2]
@@ -31,9 +33,16 @@ def official(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def arguments(folder: Path, *more: object) -> list[str]:
-    given = ["--root", folder / "set", "--devkit", folder / "devkit", "--synsets", folder / "order.txt", *more]
-    return [str(item) for item in given]
+@pytest.fixture
+def run(official: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The script with these words after those that the tiny set needs; returns the exit code."""
+
+    def call(*words: object) -> int:
+        given = [f"root={official / 'set'}", f"devkit={official / 'devkit'}", f"synsets={official / 'order.txt'}"]
+        monkeypatch.setattr("sys.argv", ["prepare_imagenet.py", *given, *map(str, words)])
+        return main(prepare_imagenet, "")
+
+    return call
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -49,26 +58,25 @@ def archive(path: Path, members: dict[str, bytes]) -> bytes:
     return path.read_bytes()
 
 
-def test_sorts_once_and_goes_on(official: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sorts_once_and_goes_on(official: Path, run, capsys: pytest.CaptureFixture[str]) -> None:
     (official / "set/val/n00000001").mkdir()  # as if it had been stopped after the first image
     (official / "set/val/ILSVRC2012_val_00000001.JPEG").rename(official / "set" / next(iter(PLACES)))
-    assert main(arguments(official)) == 0 and files(official / "set") == PLACES
-    assert "4 images moved, 1 were in place" in capsys.readouterr().out
-    assert main(arguments(official)) == 0 and files(official / "set") == PLACES
-    assert "0 images moved, 5 were in place" in capsys.readouterr().out
+    for line in ("4 images moved, 1 were in place", "0 images moved, 5 were in place"):
+        assert run() == 0 and files(official / "set") == PLACES
+        assert line in capsys.readouterr().out
 
 
-def test_links_leave_the_images_where_they_are(official: Path) -> None:
+@pytest.mark.parametrize("words", [["flat=FLAT", "link=true"], ["--flat", "FLAT", "--link"]])
+def test_links_leave_the_images_where_they_are(official: Path, run, words: list[str]) -> None:
     flat = (official / "set/val").rename(official / "flat")
     for _ in range(2):
-        assert main(arguments(official, "--flat", flat, "--link")) == 0
+        assert run(*(word.replace("FLAT", str(flat)) for word in words)) == 0
         assert files(official / "set") == PLACES and len(files(flat)) == len(TRUTH)
     assert all((official / "set" / place).is_symlink() for place in PLACES)
 
 
-def test_archives(official: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flat = {f"x/../{Path(place).name}": content for place, content in PLACES.items()}
-    archive(official / "val.tar", flat)
+def test_archives(official: Path, run, capsys: pytest.CaptureFixture[str]) -> None:
+    archive(official / "val.tar", {f"x/../{Path(place).name}": content for place, content in PLACES.items()})
     for image in (official / "set/val").iterdir():
         image.unlink()
     inner = archive(official / "inner.tar", {"n00000001_5.JPEG": b"five", "../n00000001_6.JPEG": b"six"})
@@ -77,56 +85,63 @@ def test_archives(official: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (official / "set/train.unfinished/rest.JPEG").write_bytes(b"from a stopped run")
     with tarfile.open(official / "devkit.tar.gz", "w:gz") as tar:
         tar.add(official / "devkit", "ILSVRC2012_devkit_t12")
-    tars = ["--train-tar", official / "train.tar", "--val-tar", official / "val.tar"]
-    tars += ["--devkit", official / "devkit.tar.gz"]
+    tars = [f"train_tar={official / 'train.tar'}", f"val_tar={official / 'val.tar'}"]
     train = {f"train/{wnid}/n00000001_{n}.JPEG": text for wnid in WNIDS[1:] for n, text in ((5, b"five"), (6, b"six"))}
-    for said in ("2 classes unpacked, 0 were in place", "0 classes unpacked, 2 were in place"):
-        assert main(arguments(official, *tars)) == 0
+    for line in ("2 classes unpacked, 0 were in place", "0 classes unpacked, 2 were in place"):
+        assert run(*tars, f"devkit={official / 'devkit.tar.gz'}") == 0
         assert files(official / "set") == {**PLACES, **train}
-        assert said in capsys.readouterr().out
+        assert line in capsys.readouterr().out
 
 
-def test_faults_change_nothing(official: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sorted_order = official / "sorted.txt"
-    sorted_order.write_text("\n".join(f"n{n:08d}" for n in range(1000)))
-    words = official / "words.txt"
-    words.write_text("tench\ngoldfish\n")
-    short = official / "short.txt"
-    short.write_text("1\n9\n")
+FAULTS = [
+    ("synsets=HERE/sorted.txt", 2, "sorted by wnid"),
+    ("synsets=HERE/words.txt", 2, "one wnid"),
+    ("synsets=HERE/none.txt", 2, "none.txt: no such file"),
+    ("ground_truth=HERE/short.txt", 2, "one label 1..3 a line, found '9'"),
+    ("devkit=HERE/set", 2, "no ILSVRC2012_validation_ground_truth.txt in"),
+    ("flat=HERE/nowhere", 2, "nowhere: no such folder"),
+    ("flat=HERE/devkit", 2, "5 of 5 validation images are neither"),
+    ("val_tar=HERE/nowhere.tar", 2, "nowhere.tar: no such file"),
+    ("train_tar=HERE/words.txt", 1, "words.txt or "),
+    ("devkit=null", 2, "nothing to do"),
+    ("links=true", 2, "did you mean link?"),
+]
+
+
+@pytest.mark.parametrize(("word", "code", "message"), FAULTS)
+def test_faults_change_nothing(
+    word: str, code: int, message: str, official: Path, run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (official / "sorted.txt").write_text("\n".join(f"n{n:08d}" for n in range(1000)))
+    (official / "words.txt").write_text("tench\ngoldfish\n")
+    (official / "short.txt").write_text("1\n9\n")
     before = files(official / "set")
-    cases = [
-        (["--synsets", sorted_order], "sorted by wnid"),
-        (["--synsets", words], "one wnid"),
-        (["--synsets", official / "none.txt"], "none.txt: no such file"),
-        (["--ground-truth", short], "one label 1..3 a line, found '9'"),
-        (["--devkit", official / "set"], "no ILSVRC2012_validation_ground_truth.txt in"),
-        (["--flat", official / "nowhere"], "nowhere: no such folder"),
-        (["--flat", official / "devkit"], "5 of 5 validation images are neither"),
-        (["--val-tar", official / "nowhere.tar"], "nowhere.tar: no such file"),
-    ]
-    for more, message in cases:
-        assert main(arguments(official, *more)) == 2, message
-        error = capsys.readouterr().err
-        assert message in error and error.count("\n") == 1 and error.startswith("error: ")
-    assert main(["--root", str(official / "set")]) == 2 and "nothing to do" in capsys.readouterr().err
-    assert main(arguments(official, "--train-tar", words)) == 1 and "words.txt" not in files(official / "set")
+    assert run(word.replace("HERE", str(official))) == code
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and error.startswith("error: ")
     assert files(official / "set") == before
 
 
+def test_lists_with_a_mark_of_byte_order_and_blanks(official: Path, run) -> None:
+    (official / "order.txt").write_text("\ufeff" + " \r\n\r\n".join(WNIDS), encoding="utf-8")
+    truth = "\ufeff" + " \r\n".join(map(str, TRUTH))
+    (official / "devkit/data/ILSVRC2012_validation_ground_truth.txt").write_text(truth, encoding="utf-8")
+    assert run() == 0 and files(official / "set") == PLACES
+
+
 def test_order_from_meta_mat(
-    official: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    official: Path, run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (official / "devkit/data/meta.mat").write_bytes(b"matlab")
-    given = ["--root", str(official / "set"), "--devkit", str(official / "devkit")]
     monkeypatch.setitem(sys.modules, "scipy.io", None)
-    assert main(given) == 2 and "pip install scipy, or give --synsets FILE" in capsys.readouterr().err
+    assert run("synsets=null") == 2 and "pip install scipy, or give synsets=FILE" in capsys.readouterr().err
     kinds = [("ILSVRC2012_ID", int), ("WNID", "U9"), ("num_children", int)]
     rows = [(4, "n00000009", 3), (3, WNIDS[2], 0), (1, WNIDS[0], 0), (2, WNIDS[1], 0)]  # 4: no leaf
     scipy = types.ModuleType("scipy.io")
     scipy.loadmat = lambda file, squeeze_me: {"synsets": np.array(rows, kinds)}
     monkeypatch.setitem(sys.modules, "scipy", types.ModuleType("scipy"))
     monkeypatch.setitem(sys.modules, "scipy.io", scipy)
-    assert main(given) == 0 and files(official / "set") == PLACES
+    assert run("synsets=null") == 0 and files(official / "set") == PLACES
 
 
 def test_imports_no_torch() -> None:

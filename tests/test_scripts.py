@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import videos
+from commands import script
 from PIL import Image
 
-from tdaf.cli.prediction import taken
 from scripts.check_data import check
 from scripts.predict import predict
+from tasks.classification.task import Classification
+from tdaf.cli.evaluation import open_to_predict
 from tdaf.demo.prepare import prepare
 from tdaf.errors import RunError, UserError
 from tdaf.media.video import Video
@@ -46,13 +50,14 @@ def test_predict_a_folder(run: Path, data: Path, tmp_path: Path, capsys: pytest.
     (given / "notes.txt").write_text("no picture either")
     out = given / "out"
     for _ in range(2):  # what the first call draws is no input of the second
-        assert predict([f"checkpoint={run}", f"input={given}", f"out={out}", "loader.workers=0"]) == 0
+        assert script(predict, [f"checkpoint={run}", f"input={given}", f"out={out}", "loader.workers=0"]) == 0
     said = capsys.readouterr()
     assert said.err.count("left out") == 2 and "notes" not in said.err
     assert sum("broken.jpg" in line for line in said.err.splitlines()) == 2  # once a call
     rows = json.loads((out / "predictions.json").read_text())["predictions"]
     assert [Path(row["file"]) for row in rows] == sorted((given / "deep").iterdir())
     for row in rows:
+        assert set(row) == {"file", "top5"}
         top = row["top5"]
         assert len({entry["class"] for entry in top}) == 5 and top[0]["class"] in said.out
         assert top == sorted(top, key=lambda entry: -entry["probability"]) and top[0]["probability"] <= 1
@@ -60,14 +65,6 @@ def test_predict_a_folder(run: Path, data: Path, tmp_path: Path, capsys: pytest.
         with Image.open(drawn) as picture, Image.open(row["file"]) as own:
             assert picture.width / picture.height == pytest.approx(own.width / own.height, rel=0.02)
     assert len(list(out.rglob("*.*"))) == len(rows) + 1
-
-
-def test_predict_one_image(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    image = next((data / "val" / "n00000002").iterdir())
-    assert predict([f"checkpoint={run}", f"input={image}", f"out={tmp_path}"]) == 0
-    (row,) = json.loads((tmp_path / "predictions.json").read_text())["predictions"]
-    assert row["file"] == str(image) and set(row) == {"file", "top5"}
-    assert "1 of 1 files drawn" in capsys.readouterr().out and (tmp_path / f"{image.name}.png").is_file()
 
 
 def test_predict_a_video(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -80,7 +77,7 @@ def test_predict_a_video(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     videos.sound(given / "sound.mov")
     frames = videos.decoded(film)
     Image.fromarray(frames[7]).save(given / "seven.png")
-    assert predict([f"checkpoint={run}", f"input={given}", f"out={out}", "batch=8"]) == 0
+    assert script(predict, [f"checkpoint={run}", f"input={given}", f"out={out}", "batch=8"]) == 0
     said = capsys.readouterr()
     assert f"left out {given}/sound.mov: it has no pictures" in said.err and "3 of 4 files drawn" in said.out
     assert f"in part {given}/short.m4v: damaged after" in said.err and "frame 15 of 30" in said.out
@@ -103,7 +100,7 @@ def test_predict_nothing_that_can_be_read(run: Path, tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_text("no video")
     (tmp_path / "b.jpg").write_text("no picture")
     with pytest.raises(RunError, match="not one of 2 files"):
-        predict([f"checkpoint={run}", f"input={tmp_path}", f"out={tmp_path / 'out'}"])
+        script(predict, [f"checkpoint={run}", f"input={tmp_path}", f"out={tmp_path / 'out'}"])
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -112,7 +109,8 @@ def test_predict_equals_evaluation(run: Path, data: Path, tmp_path: Path) -> Non
     names = dict(line.split() for line in (data / "classes.txt").read_text().splitlines())
     for folded in ("false", "true"):
         out = tmp_path / folded
-        assert predict([f"checkpoint={run}", f"input={data / 'val'}", f"out={out}", f"folded={folded}", "batch=5"]) == 0
+        settings = f"checkpoint={run} input={data / 'val'} out={out} folded={folded} batch=5"
+        assert script(predict, settings.split()) == 0
         rows = json.loads((out / "predictions.json").read_text())["predictions"]
         top1 = json.loads((run / "summary.json").read_text())["metric"]["last"]
         right = sum(row["top5"][0]["class"] == names[Path(row["file"]).parent.name] for row in rows)
@@ -120,44 +118,87 @@ def test_predict_equals_evaluation(run: Path, data: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        (["input=x"], "no such file or folder"),
-        ([], "give input="),
-        (["input={empty}"], "no image or video in this folder"),
-        (["input={image}", "folded=maybe"], "folded=maybe: give true or false"),
-        (["input={folder}", "out={folder}"], "is the input's own folder"),
-        (["input={film}", "out={empty}"], "would be written over .*film.mp4; give another folder"),
-        (["input={image}", "checkpoint={run}", "boxes=x.json"], "boxes=x.json: predict has no such"),
-        (["input={image}", "checkpoint={run}", "out={image}"], "JPEG cannot be written: File exists"),
-        (["input={image}", "checkpoint={run}", "out={image}/deep"], "deep cannot be written: Not a directory"),
-        (["input={image}", "batch=0"], "batch=0: give a whole number"),
-        (["input={image}"], "give checkpoint="),
-        (["input={image}", "checkpoint={image}"], "damaged or is not a checkpoint"),
-        (["input={image}", "chekpoint=y"], "did you mean checkpoint"),
+        ("input=x checkpoint={run}", "no such file or folder"),
+        ("checkpoint={run}", "give input="),
+        ("input={image}", "give checkpoint="),
+        ("input={empty} checkpoint={run}", "no image or video in this folder"),
+        ("input={image} folded=maybe", "folded=maybe: give true or false"),
+        ("input={image} batch=0", "batch=0: give a whole number"),
+        ("input={folder} checkpoint={run} out={folder}", "is the input's own folder"),
+        ("input={film} checkpoint={run} out={empty}", "would be written over .*film.mp4; give another folder"),
+        ("input={image} checkpoint={run} out={image}", "JPEG cannot be written: File exists"),
+        ("input={image} checkpoint={run} out={image}/deep", "deep cannot be written: Not a directory"),
+        ("input={image} checkpoint={image}", "damaged or is not a checkpoint"),
+        ("input={long} checkpoint={run}", "cannot be read: File name too long"),
+        ("input={image} checkpoint={run} boxes=x.json", "boxes=x.json: neither this script nor .* task has .* boxes"),
+        ("input={image} checkpoint={run} batch_size=3", "batch_size=3: .* did you mean batch?"),
+        ("input={image} checkpoint={run} eta=0.3", "eta=0.3: neither"),
+        ("input={image} checkpoint={run} task.protocl=1crop", "did you mean task.protocol?"),
+        ("input={image} checkpoint={run} protocol=5crop", "protocol=5crop"),
     ],
 )
-def test_predict_mistakes(arguments: list[str], said: str, run: Path, data: Path, tmp_path: Path) -> None:
+def test_predict_mistakes(arguments: str, message: str, run: Path, data: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     image = next((data / "val" / "n00000001").iterdir())
-    places = {"empty": tmp_path / "empty", "image": image, "folder": image.parent, "run": run}
-    if "input={film}" in arguments:
+    places = {"empty": tmp_path / "empty", "image": image, "folder": image.parent, "run": run, "long": 300 * "x"}
+    if "{film}" in arguments:
         places["film"] = videos.write(tmp_path / "empty" / "film.mp4")
-    with pytest.raises(UserError, match=said):
-        predict([argument.format(**places) for argument in arguments])
+    with pytest.raises(UserError, match=message) as refused:
+        script(predict, arguments.format(**places).split())
+    assert "\n" not in str(refused.value)
 
 
-def test_predict_passes_on_what_the_task_takes() -> None:
-    class Task:
-        def predict_dataset(self, paths: list[Path], boxes: str | list[str] = "gt", least: float = 0.1) -> None: ...
+def test_predict_says_which_folders_may_not_be_read(
+    run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    given, scandir = tmp_path / "given", os.scandir
+    shutil.copytree(data / "val" / "n00000003", given / "a")
+    shutil.copytree(data / "val" / "n00000003", given / "closed")
 
-    assert taken(Task(), {"boxes": "a.json", "least": "0.5"}) == {"boxes": "a.json", "least": 0.5}
-    assert taken(Task(), {"boxes": "[gt,b.json]"}) == {"boxes": ["gt", "b.json"]} and taken(Task(), {}) == {}
-    assert taken(Task(), {"boxes": "7"}) == {"boxes": "7"}
-    for name, value, said in (("boxs", "x", "did you mean boxes"), ("least", "much", "least=much: give a number"),
-                              ("paths", "x", "no such setting")):  # fmt: skip
-        with pytest.raises(UserError, match=said):
-            taken(Task(), {name: value})
+    def refusing(closed: Path) -> None:
+        def scan(path: str | Path = ".") -> Any:
+            if Path(path) == closed:
+                raise PermissionError(13, "Permission denied", str(path))
+            return scandir(path)
+
+        monkeypatch.setattr("os.scandir", scan)
+
+    refusing(given / "closed")
+    assert script(predict, [f"checkpoint={run}", f"input={given}", f"out={tmp_path / 'out'}"]) == 0
+    assert capsys.readouterr().err == f"left out {given / 'closed'}: Permission denied\n"
+    refusing(given)
+    with pytest.raises(UserError, match="given cannot be read: Permission denied"):
+        script(predict, [f"checkpoint={run}", f"input={given}", f"out={tmp_path / 'out'}"])
+
+
+def test_the_signature_decides_what_the_task_takes(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However close a name is to one of the script's own."""
+
+    def options(*words: str) -> dict[str, Any]:
+        return open_to_predict(run, words, predict)[1]
+
+    def predict_dataset(
+        self, paths: list[Path], boxes: str | list[str] = "gt", least: float = 0.1, batches: int = 1
+    ): ...
+
+    monkeypatch.setattr(Classification, "predict_dataset", predict_dataset)
+    assert options("boxes=a.json", "least=0.5", "batches=3") == {"boxes": "a.json", "least": 0.5, "batches": 3}
+    assert options("boxes=[gt,b.json]") == {"boxes": ["gt", "b.json"]} and options("gpus=0") == {}
+    assert options("boxes=7") == {"boxes": "7"}
+    for word, message in (("boxs=x", "did you mean boxes"), ("least=much", "least=much: give a number"),
+                          ("paths=x", "no.* setting paths"), ("self=x", "no.* setting self")):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            options(word)
+    monkeypatch.setattr(Classification, "predict_dataset", lambda self, paths, **options: None)
+    assert options("anything=1", "protocol=1crop") == {"anything": 1}
+    monkeypatch.delattr(Classification, "draw")
+    with pytest.raises(UserError, match="its task does not predict: it has no draw"):
+        script(predict, [f"checkpoint={run}", f"input={videos.write(tmp_path / 'a.mp4')}", f"out={tmp_path / 'out'}"])
+    monkeypatch.delattr(Classification, "predict_dataset")
+    with pytest.raises(UserError, match="its task does not predict"):
+        options()
 
 
 def test_check_data_and_skip_list(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -169,11 +210,11 @@ def test_check_data_and_skip_list(data: Path, tmp_path: Path, capsys: pytest.Cap
     shutil.copy(sorted((root / "val" / "n00000002").iterdir())[0], root / "val" / "n00000001" / "whole.JPEG")
     settings = [*SMALL, f"data.root={root}"]
     skip = tmp_path / "skip.txt"
-    assert check([*settings, f"out={skip}"]) == 1
+    assert script(check, [*settings, f"out={skip}"]) == 1
     said = capsys.readouterr().out
     assert skip.read_text() == f"val/n00000001/{first.name}\n"
     assert "train: 20 samples read, 0 cannot be" in said and "1 in val/n00000001" in said
-    assert check([*settings, f"data.skip_list={skip}", f"out={skip}"]) == 0
+    assert script(check, [*settings, f"data.skip_list={skip}", f"out={skip}"]) == 0
     said = capsys.readouterr().out
     assert "1 on the skip list" in said and f"every sample can be read; 1 are listed in {skip}" in said
     assert skip.read_text() == f"val/n00000001/{first.name}\n"

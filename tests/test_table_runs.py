@@ -127,7 +127,7 @@ def test_rows_of_two_tables_are_one_run_with_an_evaluation_for_each(
     demo: Path, again: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluated: list[list[str]] = []
-    monkeypatch.setattr("tdaf.cli.evaluation.evaluate_checkpoint", lambda path, words: evaluated.append(words) or 0)
+    monkeypatch.setattr("tdaf.cli.evaluation.evaluate_checkpoint", lambda path, words, *_: evaluated.append(words) or 0)
     first, other = jobs(demo), jobs(demo, evaluate=["protocol=1crop"])
     (own,) = found.finished([compose(first[2].settings)], TABLE.evaluate, RUNS)
     (own.folder / "evaluation-10crop.json").unlink()

@@ -19,9 +19,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tdaf.cli import build
-from tdaf.cli.trained import read
 from tdaf.demo.classification import imagenet_scene
+from tdaf.engine.trained import load_checkpoint
 from tdaf.model.anar import ANAR
 from tdaf.model.maps import attention_maps
 from tdaf.model.maps import gate_statistics
@@ -52,10 +51,10 @@ class Evidence:
 @torch.no_grad()
 def masks(folder: Path) -> Evidence:
     """Of a run of the study with TDAF, over its whole validation split."""
-    trained = read(str(folder), [])
-    config = trained.config
-    task = build.task(config)
-    network = trained.network(task)
+    run = load_checkpoint(folder)
+    config = run.settings
+    task = run.task(data=True)
+    network = run.network(task)
     dataset = task.dataset("val")
     # the files lie class by class: a batch is to hold all classes, and "another image" mostly one of another class
     order = np.random.default_rng(0).permutation(len(dataset))

@@ -95,8 +95,10 @@ def _job(wanted: _Wanted, folders: Sequence[Path]) -> sweep.Job | None:
     then = None
     if lacking:
         from tdaf.cli.evaluation import evaluate_in_turn  # torch
+        from tdaf.settings import named_modules
 
-        then = functools.partial(evaluate_in_turn, folder, [wanted.overrides(evaluate) for evaluate in lacking])
+        evaluations = [wanted.overrides(evaluate) for evaluate in lacking]
+        then = functools.partial(evaluate_in_turn, folder, evaluations, named_modules(wanted.config))
     return sweep.Job(config, f"{names}: {wanted.text}", then)
 
 

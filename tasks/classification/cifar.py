@@ -15,37 +15,42 @@ from tdaf.errors import UserError
 
 FOLDER = "cifar-10-batches-py"
 FILES = {"train": [f"data_batch_{part}" for part in range(1, 6)], "val": ["test_batch"]}
+LAYOUT = (
+    f"expected {FOLDER}/ with data_batch_1 to data_batch_5, test_batch and batches.meta (cifar-10-python.tar.gz "
+    "unpacked); without data, try recipe=demo"
+)
 
 
 class Cifar10:
-    """`root` is cifar-10-batches-py or the folder that holds it, with data_batch_1..5, test_batch and batches.meta.
+    """The five batches are "train", the test batch is "val". Nothing is downloaded, and no checksum is asked for:
+    batches of any length in this format will do.
 
-    The five batches are "train", the test batch is "val". Nothing is downloaded, and no checksum is asked for: batches
-    of any length in this format will do. Raises UserError when a file is absent or is not such a batch.
+    Args:
+        root: cifar-10-batches-py or the folder that holds it, with data_batch_1..5, test_batch and batches.meta.
+
+    Attributes:
+        classes: the names in batches.meta.
+
+    Raises:
+        UserError: a file is absent or is not such a batch.
     """
 
     def __init__(self, root: str | None) -> None:
         if not root:
-            raise UserError(
-                f"data.root is not set; give the folder that holds {FOLDER}/ with data_batch_1 to data_batch_5, "
-                "test_batch and batches.meta, or try recipe=demo"
-            )
+            raise UserError(f"root is not set; give the folder of CIFAR-10: {LAYOUT}")
         given = Path(root).expanduser()
         self.folder = given if (given / "test_batch").is_file() else given / FOLDER
         needed = [*FILES["train"], *FILES["val"], "batches.meta"]
-        missing = [name for name in needed if not (self.folder / name).is_file()]
+        missing = next((name for name in needed if not (self.folder / name).is_file()), None)
         if missing:
-            raise UserError(
-                f"data.root={root}: no {missing[0]} in {self.folder.absolute()}; expected {FOLDER}/ with data_batch_1 "
-                "to data_batch_5, test_batch and batches.meta (cifar-10-python.tar.gz unpacked); "
-                "without data, try recipe=demo"
-            )
+            raise UserError(f"root={root}: no {missing} in {self.folder.absolute()}; {LAYOUT}")
         names = _load(self.folder / "batches.meta").get("label_names")
         if not isinstance(names, list) or not names:
             raise UserError(f"{self.folder / 'batches.meta'} has no label_names; unpack cifar-10-python.tar.gz again")
         self.classes = [str(name) for name in names]
 
     def split(self, name: str) -> CifarImages:
+        """The images of "train" or "val"."""
         return CifarImages(self.folder, FILES[name], len(self.classes))
 
 
@@ -56,10 +61,11 @@ class CifarImages:
 
     def __init__(self, folder: Path, files: list[str], classes: int) -> None:
         batches = [_batch(folder / file, classes) for file in files]
-        self.files = files
-        self.ends = np.cumsum([len(labels) for _, labels in batches])
         self.images = torch.from_numpy(np.concatenate([data for data, _ in batches])).view(-1, 3, 32, 32)
         self.labels = np.concatenate([labels for _, labels in batches])
+        self.rows = [
+            (file, row) for file, (_, labels) in zip(files, batches, strict=True) for row in range(len(labels))
+        ]
         if not len(self):
             raise UserError(f"the batches in {folder} hold no image")
 
@@ -68,10 +74,11 @@ class CifarImages:
 
     def name(self, index: int) -> str:
         """The batch's file and the row in it: data_batch_2[17]."""
-        file = int(np.searchsorted(self.ends, index, side="right"))
-        return f"{self.files[file]}[{index - int(self.ends[file - 1] if file else 0)}]"
+        file, row = self.rows[index]
+        return f"{file}[{row}]"
 
     def read(self, index: int) -> tuple[Tensor, int]:
+        """uint8 RGB (3, 32, 32) and the class."""
         return self.images[index], int(self.labels[index])
 
 

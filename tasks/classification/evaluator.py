@@ -15,13 +15,22 @@ Record = tuple[list[int], int, float]  # best classes, best first; label; cross-
 
 
 class Accuracy:
-    """protocol: "1crop", one view a sample; "10crop", ten views whose softmax probabilities are averaged."""
+    """Accuracy and cross-entropy of single labels.
+
+    Args:
+        protocol: "1crop", one view a sample; "10crop", ten views whose softmax probabilities are averaged.
+    """
 
     def __init__(self, protocol: str) -> None:
         self.protocol = protocol
 
     def update(self, outputs: Tensor, batch: Batch) -> list[Record]:
-        """outputs: logits (B, K) or (B, V, K). Of equal probabilities the class with the smaller number comes first."""
+        """One record a sample. Of equal probabilities the class with the smaller number comes first.
+
+        Args:
+            outputs: logits (B, K) or (B, V, K).
+            batch: "label" (B,).
+        """
         scores = log_probabilities(outputs)
         label = batch["label"].to(scores.device)
         best = scores.sort(dim=1, descending=True, stable=True).indices[:, :5]
@@ -31,7 +40,14 @@ class Accuracy:
         return [([int(k) for k in row[2:]], int(row[1]), row[0]) for row in rows]
 
     def compute(self, records: list[Record]) -> dict[str, float]:
-        """"top1" and "top5" (100 with fewer than 6 classes) in percent, and "loss", the mean cross-entropy in nats."""
+        """The numbers of a split.
+
+        Returns:
+            "top1" and "top5" (100 with fewer than 6 classes) in percent, and "loss", the mean cross-entropy in nats.
+
+        Raises:
+            RunError: there is no record.
+        """
         if not records:
             raise RunError("no sample was evaluated")
         count = len(records)
@@ -39,6 +55,3 @@ class Accuracy:
         top5 = sum(label in best for best, label, _ in records)
         loss = math.fsum(loss for _, _, loss in records) / count
         return {"top1": 100 * top1 / count, "top5": 100 * top5 / count, "loss": loss}
-
-    def files(self, records: list[Record]) -> dict[str, str]:
-        return {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -12,17 +12,36 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from tasks.classification.evaluator import Accuracy
-from tasks.classification.inputs import PredictDataset
-from tasks.classification.mixing import Mixing
-from tasks.classification.sources import LabelledImages, Source
-from tasks.classification.transforms import Transform
+from tasks.classification.transforms import Mixing, Transform
 from tdaf.errors import UserError
 from tdaf.media.drawing import labelled
-from tdaf.media.pictures import Media
 from tdaf.model.classifier import Classifier, LinearHead, log_probabilities
 from tdaf.model.normalise import Normalise
 from tdaf.model.staged import Staged
-from tdaf.task import Batch
+from tdaf.task import Batch, Media
+
+
+class LabelledImages(Protocol):
+    """The images of one split."""
+
+    skipped: int  # images left out by a skip list
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> tuple[Tensor, int]:
+        """uint8 RGB (3, H, W) and the class. Raises UnreadableSample."""
+
+    def name(self, index: int) -> str:
+        """What a person finds the image by."""
+
+
+class Source(Protocol):
+    """Where labelled images come from."""
+
+    classes: list[str]  # names for people, one a class, in the order of the network's outputs
+
+    def split(self, name: str) -> LabelledImages:
+        """The split "train" or "val". Raises UserError when it is not there."""
 
 
 class Samples:
@@ -52,14 +71,50 @@ class Samples:
         return self.mixing(batch["input"], batch["label"])
 
 
+class PredictDataset:
+    """Pictures that a user gives to predict: one sample a picture, "input" uint8 ([V,] 3, H, W)."""
+
+    skipped = 0
+    notes: dict[str, int] = {}
+    groups = None
+
+    def __init__(self, pictures: Media, transform: Transform) -> None:
+        self.pictures, self.transform = pictures, transform
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"input": self.transform(self.pictures.read(index))}
+
+    def name(self, index: int) -> str:
+        return self.pictures.name(index)
+
+    def shown(self, index: int) -> list[int]:
+        return [index]
+
+    def collate(self, samples: list[dict[str, Any]]) -> Batch:
+        return default_collate(samples)
+
+
 class Classification:
-    """data: the images. train_transform: from an image to an input. val_transforms: the same for evaluation, one for
-    each protocol by name; `protocol` picks. Where that gives several views, their softmax probabilities are averaged.
-    mean, std: of the pixels, in units of 0..1.
-    head: "published", the backbone's own classifier where it has one (VGG's three layers), or "linear", pooling and one
-    layer for any backbone. dropout: before the linear layer.
-    label_smoothing: in 0..1. mixup, cutmix: alphas, 0 for off.
-    Raises UserError for values outside these.
+    """Image classification: cross-entropy in training, top-1 and top-5 accuracy in evaluation.
+
+    Args:
+        data: the labelled images.
+        train_transform: from an image, uint8 (3, H, W), to an input, uint8 (3, size, size).
+        val_transforms: the same for evaluation, one for each protocol by name. Where it gives several views,
+            (V, 3, size, size), their softmax probabilities are averaged.
+        mean, std: of the pixels, RGB, in units of 0..1.
+        head: "published", the backbone's own classifier where it has one (VGG's three layers), or "linear", pooling and
+            one layer for any backbone.
+        protocol: which of `val_transforms` is used.
+        label_smoothing: in 0..1.
+        mixup, cutmix: alphas of Beta(alpha, alpha), 0 for off; see `Mixing`.
+        dropout: before the linear layer, in 0..1.
+
+    Raises:
+        UserError: values outside these.
     """
 
     metric = "top1"
@@ -81,12 +136,12 @@ class Classification:
         if protocol not in val_transforms:
             raise UserError(f"protocol={protocol}: this data set has {', '.join(val_transforms)}")
         if head not in ("published", "linear"):
-            raise UserError(f"task.head={head}: give published or linear")
+            raise UserError(f"head={head}: give published or linear")
         for name, value in (("label_smoothing", label_smoothing), ("dropout", dropout)):
             if not 0 <= value < 1:
-                raise UserError(f"task.{name}={value}: give 0 or more and less than 1")
+                raise UserError(f"{name}={value}: give 0 or more and less than 1")
         if not len(mean) == len(std) == 3 or min(std) <= 0:
-            raise UserError("task.mean, task.std: give three numbers each, one a colour, std above 0")
+            raise UserError("mean, std: give three numbers each, one a colour, std above 0")
         self.data, self.train_transform, self.val_transform = data, train_transform, val_transforms[protocol]
         self.mean, self.std = list(mean), list(std)
         self.head, self.protocol, self.label_smoothing, self.dropout = head, protocol, label_smoothing, dropout
@@ -135,6 +190,8 @@ class Classification:
 
     def predict_dataset(self, paths: list[Path]) -> PredictDataset:
         """Images and videos of the user's, each picture prepared as the protocol prepares a validation image."""
+        from tdaf.media.pictures import Media  # with a decoder of videos, which training does not need
+
         return PredictDataset(Media(paths), self.val_transform)
 
     def postprocess(self, outputs: Tensor, batch: Batch) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
-"""Augmentation on uint8: callables from an image (3, H, W) to a contiguous uint8 image (3, size, size).
+"""Augmentation on uint8: callables from an image (3, H, W) to an input (3, size, size), and the mixing of a batch.
 
 Every random choice draws from torch's global generator. Normalisation is the network's own first step, so a pixel is a
-byte until it is on the device. `imagenet_train` and the three others at the end are what a configuration names.
+byte until it is on the device. `imagenet_train`, `imagenet_val`, `cifar_train` and `cifar_val` are what a configuration
+names: torchvision's v2 transforms, and what these lack or do more slowly.
 """
 
 from __future__ import annotations
@@ -9,26 +10,118 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributions import Beta
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as v2F
 
 from tdaf.errors import UserError
 
 Transform = Callable[[Tensor], Tensor]
-IMAGENET_MEAN = (124, 116, 104)  # what RandomErasing leaves behind: the mean pixel, which the network sees as 0
 
+# What RandomErasing leaves behind: the mean pixel of the training images, which the network sees as 0.
+IMAGENET_MEAN, CIFAR_MEAN = (124, 116, 104), (125, 123, 114)
 # Principal components of ImageNet's pixel values in units of 0..1 (Krizhevsky et al. 2012, Sec. 4.1): standard
 # deviations and, a column each, directions; the figures of facebookarchive/fb.resnet.torch datasets/imagenet.lua.
 DEVIATIONS = torch.tensor([0.2175, 0.0188, 0.0045])
 DIRECTIONS = torch.tensor([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
 
 
+def imagenet_train(
+    size: int = 224,
+    short_side: Sequence[int] | None = (256, 480),
+    scale: Sequence[float] | None = None,
+    flip: float = 0.5,
+    lighting: float = 0.0,
+    randaugment: int | None = None,
+    erasing: float = 0.0,
+) -> Transform:
+    """Scale jitter or a random resized crop, then mirroring, colour shift, RandAugment and random erasing.
+
+    Args:
+        size: pixels of the input's side.
+        short_side: for scale jitter, the smallest and largest length in pixels of the short side; or else
+        scale: for a random resized crop, the smallest and largest part of the area.
+        flip: probability of a mirror image.
+        lighting: deviation of the colour shift along the principal components (He et al. 2016: 0.1).
+        randaugment: magnitude, 0 to 30, of two operations an image; None for none.
+        erasing: probability of erasing a box.
+
+    Raises:
+        UserError: values that cannot be.
+    """
+    _within("size", size, 1)
+    _within("lighting", lighting, 0)
+    if (short_side is None) == (scale is None):
+        raise UserError("short_side, scale: give the one (scale jitter) or the other (random resized crop), not both")
+    if scale is not None:
+        if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+            raise UserError(f"scale={list(scale)}: give two parts of the area, 0 < first <= last <= 1")
+        crop: Transform = RandomResizedCrop((scale[0], scale[1]), size)
+    else:
+        if len(short_side) != 2 or not size <= short_side[0] <= short_side[1]:
+            raise UserError(f"short_side={list(short_side)}: give two lengths, size={size} <= first <= last")
+        crop = ScaleJitterCrop((short_side[0], short_side[1]), size)
+    shift = [Lighting(lighting)] if lighting else []
+    return v2.Compose([crop, _mirror(flip), *shift, *_modern(randaugment, erasing, IMAGENET_MEAN)])
+
+
+def imagenet_val(size: int = 224, short_side: int = 256, crops: int = 1) -> Transform:
+    """The image resized, then cut.
+
+    Args:
+        size: pixels of the input's side.
+        short_side: pixels of the resized image's short side.
+        crops: 1 for the centre, 10 for corners and centre, mirrored too, as (10, 3, size, size).
+
+    Raises:
+        UserError: values that cannot be.
+    """
+    if not 1 <= size <= short_side:
+        raise UserError(f"size={size} must be between 1 and short_side={short_side}")
+    if crops not in (1, 10):
+        raise UserError(f"crops={crops}: give 1 or 10")
+    return v2.Compose([v2.Resize(short_side), TenCrop(size) if crops == 10 else v2.CenterCrop(size)])
+
+
+def cifar_train(
+    size: int = 32, pad: int = 4, flip: float = 0.5, randaugment: int | None = None, erasing: float = 0.0
+) -> Transform:
+    """A random square of `size` from the image with `pad` black pixels around it (He et al. 2016, Sec. 4.2), then
+    mirroring, RandAugment and erasing; the rest as for `imagenet_train`."""
+    _within("size", size, 1)
+    if pad < 0 or size > 32 + 2 * pad:
+        raise UserError(f"pad={pad}: give 0 or more, so that size={size} fits into 32 + 2 * pad")
+    return v2.Compose([v2.RandomCrop(size, padding=pad), _mirror(flip), *_modern(randaugment, erasing, CIFAR_MEAN)])
+
+
+def cifar_val() -> Transform:
+    """The image as it is."""
+    return v2.Identity()
+
+
+def _mirror(probability: float) -> Transform:
+    _within("flip", probability, 0, 1)
+    return v2.RandomHorizontalFlip(probability)
+
+
+def _modern(randaugment: int | None, erasing: float, mean: tuple[int, int, int]) -> list[Transform]:
+    _within("erasing", erasing, 0, 1)
+    _within("randaugment", randaugment or 0, 0, 30)
+    steps: list[Transform] = [] if randaugment is None else [v2.RandAugment(num_ops=2, magnitude=randaugment)]
+    return [*steps, v2.RandomErasing(erasing, value=mean)] if erasing else steps
+
+
+def _within(name: str, value: float, low: float, high: float = math.inf) -> None:
+    if not low <= value <= high:
+        raise UserError(f"{name}={value}: give {low} {'or more' if high == math.inf else f'to {high}'}")
+
+
 def resized_crop(image: Tensor, top: int, left: int, height: int, width: int, size: int) -> Tensor:
-    """That box of the image as (3, size, size), antialiased bilinear.
+    """That box of the image as (3, size, size), antialiased bilinear: v2's function, at half its time.
 
     Only the box is resized. Pixels go in as (H, W, 3), as decoders leave them: torch's uint8 kernel for that order
     takes half the time of the one for planes, and gives the same bytes.
@@ -84,50 +177,13 @@ class RandomResizedCrop:
 
 
 @dataclass(frozen=True)
-class ResizeCentreCrop:
-    """The short side resized to `short_side`, then the central square of `size`: v2's Resize and CenterCrop."""
-
-    short_side: int
-    size: int
-
-    def __call__(self, image: Tensor) -> Tensor:
-        return v2F.center_crop(v2F.resize(image, [self.short_side]), [self.size, self.size]).contiguous()
-
-
-@dataclass(frozen=True)
 class TenCrop:
-    """(10, 3, size, size): four corners and the centre of the image resized to `short_side`, then the same mirrored
-    (Krizhevsky et al. 2012); order of torchvision's TenCrop."""
+    """(10, 3, size, size): the image's corners and centre, then the same mirrored (Krizhevsky et al. 2012)."""
 
-    short_side: int
     size: int
 
     def __call__(self, image: Tensor) -> Tensor:
-        return torch.stack(v2F.ten_crop(v2F.resize(image, [self.short_side]), [self.size, self.size]))
-
-
-@dataclass(frozen=True)
-class PadCrop:
-    """A random square of `size` from the image with `pad` black pixels around it (He et al. 2016, Sec. 4.2)."""
-
-    pad: int
-    size: int
-
-    def __call__(self, image: Tensor) -> Tensor:
-        padded = F.pad(image, (self.pad,) * 4)
-        top = int(torch.randint(padded.shape[1] - self.size + 1, ()))
-        left = int(torch.randint(padded.shape[2] - self.size + 1, ()))
-        return padded[:, top : top + self.size, left : left + self.size].contiguous()
-
-
-@dataclass(frozen=True)
-class Flip:
-    """Mirrored left to right with this probability."""
-
-    probability: float
-
-    def __call__(self, image: Tensor) -> Tensor:
-        return image.flip(-1) if float(torch.rand(())) < self.probability else image
+        return torch.stack(v2.functional.ten_crop(image, [self.size, self.size]))
 
 
 @dataclass(frozen=True)
@@ -143,85 +199,61 @@ class Lighting:
 
 
 @dataclass(frozen=True)
-class Chain:
-    steps: tuple[Transform, ...]
+class Mixing:
+    """Each sample of a batch of bytes mixed with the one before it, one weight a batch, drawn from Beta(alpha, alpha).
 
-    def __call__(self, image: Tensor) -> Tensor:
-        for step in self.steps:
-            image = step(image)
-        return image
+    Args:
+        mixup, cutmix: their alphas, 0 for off (Zhang et al. 2018; Yun et al. 2019); where both are on, each batch takes
+            either with equal chance, as torchvision's references/classification does.
 
+    Raises:
+        UserError: an alpha below 0 or without end.
+    """
 
-def imagenet_train(
-    size: int = 224,
-    short_side: Sequence[int] | None = (256, 480),
-    scale: Sequence[float] | None = None,
-    flip: float = 0.5,
-    lighting: float = 0.0,
-    randaugment: int | None = None,
-    erasing: float = 0.0,
-) -> Transform:
-    """Either scale jitter (`short_side`: its smallest and largest value) or a random resized crop (`scale`: smallest
-    and largest part of the area), then flip, lighting (He et al.: 0.1), RandAugment with two operations of this
-    magnitude (0..30), and random erasing with this probability. Raises UserError for values that cannot be."""
-    _check(size, flip, erasing, randaugment)
-    if (short_side is None) == (scale is None):
-        raise UserError("train_transform: give short_side (scale jitter) or scale (random resized crop), not both")
-    if lighting < 0:
-        raise UserError(f"train_transform.lighting={lighting}: give 0 or more")
-    if scale is not None:
-        if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
-            raise UserError(f"train_transform.scale={list(scale)}: give two parts of the area, 0 < first <= last <= 1")
-        crop: Transform = RandomResizedCrop((scale[0], scale[1]), size)
-    else:
-        if len(short_side) != 2 or not size <= short_side[0] <= short_side[1]:
-            raise UserError(
-                f"train_transform.short_side={list(short_side)}: give two lengths, size={size} <= first <= last"
-            )
-        crop = ScaleJitterCrop((short_side[0], short_side[1]), size)
-    light = (Lighting(lighting),) if lighting else ()
-    return Chain((crop, Flip(flip), *light, *_modern(randaugment, erasing, IMAGENET_MEAN)))
+    mixup: float
+    cutmix: float
 
+    def __post_init__(self) -> None:
+        for name, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
+            if not 0 <= alpha < math.inf:
+                raise UserError(f"{name}={alpha}: give 0 (off) or the positive alpha of Beta(alpha, alpha)")
 
-def imagenet_val(size: int = 224, short_side: int = 256, crops: int = 1) -> Transform:
-    """`crops`: 1 for the centre, 10 for corners and centre, mirrored too, as (10, 3, size, size)."""
-    if not 1 <= size <= short_side:
-        raise UserError(f"val_transforms: size={size} must be between 1 and short_side={short_side}")
-    if crops not in (1, 10):
-        raise UserError(f"val_transforms: crops={crops}: give 1 or 10")
-    return TenCrop(short_side, size) if crops == 10 else ResizeCentreCrop(short_side, size)
+    def __call__(self, images: Tensor, labels: Tensor) -> dict[str, Any]:
+        """A training batch.
+
+        Args:
+            images: uint8 (B, 3, H, W).
+            labels: (B,).
+
+        Returns:
+            "input" and "label", and with mixing "mixed_label" (B,) and its weight "mixed_weight" (B,) float32; "label"
+            has the rest of the weight.
+        """
+        if not (self.mixup or self.cutmix):
+            return {"input": images, "label": labels}
+        cut = bool(self.cutmix) and (not self.mixup or float(torch.rand(())) < 0.5)
+        alpha = self.cutmix if cut else self.mixup
+        kept = float(Beta(alpha, alpha).sample())
+        mixed, kept = _cut(images, kept) if cut else (_blend(images, kept), kept)
+        weight = torch.full((len(labels),), 1 - kept)
+        return {"input": mixed, "label": labels, "mixed_label": labels.roll(1), "mixed_weight": weight}
 
 
-def cifar_train(
-    size: int = 32, pad: int = 4, flip: float = 0.5, randaugment: int | None = None, erasing: float = 0.0
-) -> Transform:
-    """Padding by `pad` and a random crop of `size`, flip, then RandAugment and erasing as in `imagenet_train`."""
-    _check(size, flip, erasing, randaugment)
-    if pad < 0 or size > 32 + 2 * pad:
-        raise UserError(f"train_transform: pad={pad}: give 0 or more, so that size={size} fits into 32 + 2 * pad")
-    # mean pixel of CIFAR-10's training images
-    return Chain((PadCrop(pad, size), Flip(flip), *_modern(randaugment, erasing, (125, 123, 114))))
+def _blend(images: Tensor, kept: float) -> Tensor:
+    mixed = torch.empty_like(images)
+    # image by image: a whole batch in float would be hundreds of MB
+    for i, image in enumerate(images):
+        mixed[i] = torch.lerp(images[i - 1].float(), image.float(), kept).round_()
+    return mixed
 
 
-def cifar_val() -> Transform:
-    """The image as it is."""
-    return Chain(())
-
-
-def _modern(randaugment: int | None, erasing: float, mean: tuple[int, int, int]) -> list[Transform]:
-    steps: list[Transform] = []
-    if randaugment is not None:
-        steps.append(v2.RandAugment(num_ops=2, magnitude=randaugment))
-    if erasing:
-        steps.append(v2.RandomErasing(erasing, value=mean))
-    return steps
-
-
-def _check(size: int, flip: float, erasing: float, randaugment: int | None) -> None:
-    if size < 1:
-        raise UserError(f"train_transform.size={size}: give 1 or more")
-    for name, value in (("flip", flip), ("erasing", erasing)):
-        if not 0 <= value <= 1:
-            raise UserError(f"train_transform.{name}={value}: a probability lies between 0 and 1")
-    if randaugment is not None and not 0 <= randaugment <= 30:
-        raise UserError(f"train_transform.randaugment={randaugment}: give null or a magnitude of 0 to 30")
+def _cut(images: Tensor, kept: float) -> tuple[Tensor, float]:
+    """A box from the other image, round a uniform centre; what the border cuts off is given back to `kept`."""
+    height, width = images.shape[-2:]
+    half = 0.5 * math.sqrt(1 - kept)
+    y, x = int(torch.randint(height, ())), int(torch.randint(width, ()))
+    top, bottom = max(0, y - int(half * height)), min(height, y + int(half * height))
+    left, right = max(0, x - int(half * width)), min(width, x + int(half * width))
+    mixed = images.clone()
+    mixed[..., top:bottom, left:right] = images.roll(1, 0)[..., top:bottom, left:right]
+    return mixed, 1 - (bottom - top) * (right - left) / (height * width)

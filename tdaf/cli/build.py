@@ -3,45 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from tdaf.cli.compose import Config
 from tdaf.build import checked, make
-from tdaf.demo.prepare import prepare
+from tdaf.cli.compose import Config
 from tdaf.engine import optim
 from tdaf.engine.settings import Settings
+from tdaf.engine.trained import build_network as network
+from tdaf.engine.trained import build_task as task
+from tdaf.engine.trained import data_root
 from tdaf.errors import UserError
 from tdaf.model import pretrained
-from tdaf.task import Task
+
+__all__ = ["data_root", "load_pretrained", "make", "network", "optimizer", "settings", "task"]
+
 
 def settings(config: Config) -> Settings:
     return make({"_target_": "tdaf.engine.settings.Settings", **config["trainer"]}, "trainer")
-
-
-def data_root(config: Config) -> str | None:
-    """`data.root`; where it is null and the recipe has demo data, those, drawn if they are not there yet."""
-    if config["data"]["root"] is None and config["demo"]:
-        demo = checked(prepare, {**config["demo"], "root": str(config["demo"]["root"])}, "demo")
-        return str(prepare(**{**demo, "root": Path(demo["root"])}))
-    return config["data"]["root"]
-
-
-def task(config: Config) -> Task:
-    settings = {k: v for k, v in config["data"].items() if k != "max_bad"}
-    source = make({**settings, "root": data_root(config)}, "data")
-    return make(config["task"], "task", data=source)
-
-
-def network(config: Config, task: Task) -> nn.Module:
-    """The task's network around the backbone and TDAF, with its first weights but for pretrained ones."""
-    settings = dict(config["tdaf"])
-    if settings.get("gate_init") == "auto":
-        settings["gate_init"] = "identity" if config["pretrained"] and 0 < config["eta"] < 1 else "kaiming"
-    return task.network(make(config["backbone"], "backbone"), make(settings, "tdaf"))
 
 
 def load_pretrained(config: Config, network: nn.Module) -> pretrained.Report | None:

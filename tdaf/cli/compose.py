@@ -20,9 +20,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import tdaf
+from tdaf.build import refuse_untrusted
 from tdaf.cli.overrides import TEXTS, did_you_mean, first_line, parse
 from tdaf.cli.ranges import check_ranges
 from tdaf.errors import UserError
+from tdaf.settings import read_yaml, upgraded
 
 Config = dict[str, Any]
 
@@ -79,17 +81,15 @@ def group_options(group: str, overrides: Sequence[Override] = ()) -> list[str]:
 
 
 def from_folder(folder: Path) -> Config:
-    """The settings that a run folder holds."""
+    """The settings that a run folder holds, to compare with or to look at; to build from them, see `refuse_untrusted`."""
     path = folder / "config.yaml"
     try:
-        config = OmegaConf.to_container(OmegaConf.load(path))
+        config = read_yaml(path)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{folder} is not a run folder: it has no config.yaml") from None
-    except Exception as error:  # yaml's errors have no base that is ours to import
-        raise UserError(f"{path} cannot be read: {first_line(error)}") from error
-    if not isinstance(config, dict) or "trainer" not in config:
+    if not isinstance(config, dict) or not all(isinstance(config.get(node), dict) for node in ("trainer", "loader")):
         raise UserError(f"{path} is not the settings of a run")
-    return config
+    return upgraded(config)
 
 
 def overridden(config: Config, arguments: Sequence[str]) -> Config:
@@ -350,7 +350,9 @@ def _run_dir(config: Config, choices: dict[str, str], others: list[str]) -> Path
 
 def _resumed(folder: Path, overrides: list[Override]) -> Config:
     config = from_folder(folder)
-    rest = [o for o in overrides if o.key_or_group != "resume"]
+    trust = [str(o.value()) for o in overrides if o.key_or_group == "trust"]
+    refuse_untrusted(config, str(folder / "config.yaml"), trust)
+    rest = [o for o in overrides if o.key_or_group not in ("resume", "trust")]
     for override in rest:
         if not _among(override.key_or_group) or override.key_or_group == "run_dir":
             may = ", ".join(name for name in VOLATILE if name not in ("run_dir", "resume"))

@@ -1,59 +1,237 @@
-"""One rank of an evaluation of a checkpoint."""
+"""What the scripts do with a trained run: open it under other settings, show it files of the user's, evaluate it.
+
+Imports nothing that takes seconds before it is needed, so that a mistake is told at once.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import inspect
 import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
+import yaml
 
-from tdaf.cli import build
-from tdaf.cli.compose import Config
-from tdaf.cli.launch import launch
-from tdaf.cli.run import loading, validation
-from tdaf.cli.trained import Trained, read
-from tdaf.engine import dist
-from tdaf.engine.evaluate import evaluate
-from tdaf.engine.log import RunFolder
-from tdaf.engine.precision import Precision
-from tdaf.model.fold import fold
+from tdaf.cli.script import hint
+from tdaf.errors import UserError
+from tdaf.media.suffixes import IMAGES, VIDEOS
+
+if TYPE_CHECKING:
+    from fractions import Fraction
+
+    import torch
+    from torch import Tensor
+
+    from tdaf.engine.trained import Run
+
+OF_THE_MACHINE = ("gpus", "seed")  # settings without a dot that a trained run may still change
 
 
-def evaluate_checkpoint(path: str | None, overrides: list[str], folded: bool = False) -> int:
+def open_run(checkpoint: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] = ()) -> Run:
+    """`load_checkpoint`, with `key=value` overrides that are held against the run's settings. Raises UserError."""
+    from tdaf.engine.trained import load_checkpoint
+
+    return _overridden(load_checkpoint(checkpoint, trust=trust), overrides)
+
+
+def open_to_predict(
+    checkpoint: str | Path, words: Sequence[str], script: Callable[..., Any], trust: Sequence[str] = ()
+) -> tuple[Run, dict[str, Any]]:
+    """A run and the options of its task's `predict_dataset`, typed.
+
+    Args:
+        checkpoint: a checkpoint or run folder.
+        words: `key=value`. Those that the signature of the task's `predict_dataset` has are its options, the others
+            overrides of the run's settings; protocol=NAME is task.protocol=NAME.
+        script: the script's function, whose settings a misspelt word may have meant.
+        trust: see `load_checkpoint`.
+
+    Raises:
+        UserError: a word that is neither, a value of another kind, or what `load_checkpoint` refuses.
+    """
+    from tdaf.build import checked, found
+    from tdaf.engine.trained import load_checkpoint
+
+    run = load_checkpoint(checkpoint, trust=trust)
+    task = found(str(run.settings["task"]["_target_"]), "task")
+    predict_dataset = getattr(task, "predict_dataset", None) or getattr(run.task(), "predict_dataset", None)
+    if predict_dataset is None:
+        raise UserError(f"{run.path}: its task does not predict: it has no predict_dataset (see tdaf/task.py)")
+    parameters = inspect.signature(predict_dataset).parameters
+    known = [name for name in parameters if name not in ("self", "paths")]
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    options, overrides = {}, []
+    for word in words:
+        key, _, text = word.partition("=")
+        if key in known or takes_all and key.isidentifier() and key not in ("protocol", *OF_THE_MACHINE):
+            try:
+                options[key] = yaml.safe_load(text)
+            except yaml.YAMLError:
+                options[key] = text
+        elif key == "protocol":
+            overrides.append(f"task.{word}")
+        elif "." in key or key in OF_THE_MACHINE:
+            overrides.append(word)
+        else:
+            there = hint(key, [*(name for name in inspect.signature(script).parameters if name != "rest"), *known])
+            raise UserError(f"{word}: neither this script nor the checkpoint's task has a setting {key}; {there}")
+    return _overridden(run, overrides), checked(predict_dataset, options, "predict", ("self", "paths"))
+
+
+def media_files(given: Path, out: Path) -> tuple[list[Path], Path]:
+    """The images and videos of a file or folder.
+
+    Args:
+        given: one file, or a folder, which is searched with all below it.
+        out: where results are written; what lies in it is left out.
+
+    Returns:
+        The files in order, and the folder that their names are relative to. Folders below that may not be read are
+        named on standard error.
+
+    Raises:
+        UserError: there are none, or `given` cannot be read.
+    """
+    try:
+        if given.is_file():
+            return [given], given.parent
+        if not given.is_dir():
+            raise UserError(f"input={given}: there is no such file or folder")
+        os.scandir(given).close()
+    except OSError as error:
+        raise UserError(f"input={given} cannot be read: {error.strerror or error}") from error
+    if given.resolve() == out.resolve():
+        raise UserError(f"out={out} is the input's own folder; give another one")
+
+    def refused(error: OSError) -> None:
+        print(f"left out {error.filename}: {error.strerror}", file=sys.stderr)
+
+    files = (Path(folder, name) for folder, _, names in os.walk(given, onerror=refused) for name in names)
+    paths = sorted(path for path in files if path.suffix.lower() in (*IMAGES, *VIDEOS) and path.is_file())
+    paths = [path for path in paths if out.resolve() not in path.resolve().parents]
+    if not paths:
+        raise UserError(f"input={given}: no image or video in this folder ({', '.join((*IMAGES, *VIDEOS))})")
+    return paths, given
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Turns a disk's refusal into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"out: {target} cannot be written: {error.strerror or error}") from error
+
+
+def write_text(target: Path, text: str) -> None:
+    """A text file, in a folder that is made. Raises UserError where the disk refuses."""
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def write_pictures(target: Path, pictures: Iterable[Tensor], fps: Fraction | None = None) -> None:
+    """An image file or, with `fps`, a video; pictures are uint8 RGB (3, H, W). UserError where the disk refuses."""
+    from PIL import Image
+
+    from tdaf.media.video import VideoWriter
+
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if fps is None:
+            for picture in pictures:
+                Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(target)
+            return
+        with VideoWriter(target, fps) as video:
+            for picture in pictures:
+                video.write(picture)
+
+
+def evaluate_checkpoint(
+    checkpoint: str | Path, overrides: Sequence[str], folded: bool = False, trust: Sequence[str] = ()
+) -> int:
     """Evaluates on as many ranks as `gpus` says; prints the numbers and writes `evaluation-<protocol>.json` into the
-    run folder, with the overrides. folded: with every batch norm folded into its convolution. Returns an exit code."""
-    config = read(path, overrides).config  # a mistake is found before ranks are started
-    return launch(functools.partial(_job, path, overrides, folded), config)
+    run folder, with the overrides.
+
+    Args:
+        checkpoint: a checkpoint or run folder.
+        overrides: `key=value`, of the run's settings.
+        folded: with every batch norm folded into its convolution.
+        trust: see `load_checkpoint`.
+
+    Returns:
+        An exit code, as `launch` has them.
+    """
+    from tdaf.cli.launch import launch
+
+    run = open_run(checkpoint, overrides, trust)  # a mistake is found before ranks are started
+    return launch(functools.partial(_rank, str(checkpoint), tuple(overrides), folded, tuple(trust)), run.settings)
 
 
-def evaluate_in_turn(path: str, several: list[list[str]]) -> int:
+def evaluate_in_turn(checkpoint: str | Path, several: Sequence[Sequence[str]], trust: Sequence[str] = ()) -> int:
     """One evaluation after another, each with its own overrides. Returns the first exit code that is not 0."""
-    return next((code for overrides in several if (code := evaluate_checkpoint(path, overrides))), 0)
+    codes = (evaluate_checkpoint(checkpoint, overrides, False, trust) for overrides in several)
+    return next((code for code in codes if code), 0)
 
 
-def _job(path: str, overrides: list[str], folded: bool, config: Config, device: torch.device) -> None:
-    trained, task, network, loader = dist.together(lambda: _built(path, overrides, folded, device))
-    precision = Precision(config["trainer"]["precision"], device, config["trainer"]["channels_last"])
-    files: dict[str, str] = {}
-    found = evaluate(precision.place(network), task, loader, precision, keep=files.__setitem__)
+def _rank(
+    checkpoint: str, overrides: Sequence[str], folded: bool, trust: Sequence[str], _: dict, device: torch.device
+) -> None:
+    from tdaf.engine import dist
+    from tdaf.engine.log import RunFolder
+
+    run = dist.together(lambda: open_run(checkpoint, overrides, trust))
+    evaluation, files = _measure(run, folded, device)
     if dist.rank() != 0:
         return
     for name, text in files.items():
         if name.endswith(".md"):
             print(text)
-    print(f"{trained.path}: {found}", flush=True)
-    how = {"checkpoint": str(trained.path), "settings": overrides, "folded": folded}
-    numbers = json.dumps({**how, **vars(found)}, indent=2) + "\n"
-    folder = RunFolder(trained.folder)
-    for name, text in {f"evaluation-{found.protocol}.json": numbers, **files}.items():
-        folder.write(name if name not in files else f"evaluation-{found.protocol}/{name}", text)
+    print(f"{run.path}: {evaluation}", flush=True)
+    how = {"checkpoint": str(run.path), "settings": list(overrides), "folded": folded}
+    folder = RunFolder(run.folder)
+    folder.write(f"evaluation-{evaluation.protocol}.json", json.dumps({**how, **vars(evaluation)}, indent=2) + "\n")
+    for name, text in files.items():
+        folder.write(f"evaluation-{evaluation.protocol}/{name}", text)
 
 
-def _built(path: str, overrides: list[str], folded: bool, device: torch.device) -> tuple:
-    trained: Trained = read(path, overrides)
-    task = build.task(trained.config)
-    network = trained.network(task)
-    dataset = task.dataset("val")
-    batch = max(1, trained.config["trainer"]["batch"] // trained.config["trainer"]["accumulate"] // dist.world())
-    loader = validation(dataset, batch, loading(trained.config, device))
-    return trained, task, fold(network) if folded else network, loader
+def _measure(run: Run, folded: bool, device: torch.device) -> tuple[Any, dict[str, str]]:
+    """The numbers of the validation split and, on rank 0, the evaluator's files by name."""
+    from tdaf.cli.run import loading, validation
+    from tdaf.engine import dist
+    from tdaf.engine.evaluate import evaluate
+    from tdaf.engine.precision import Precision
+    from tdaf.model.fold import fold
+
+    trainer = run.settings["trainer"]
+
+    def built() -> tuple:
+        task = run.task(data=True)
+        network = run.network(task)
+        batch = max(1, trainer["batch"] // trainer["accumulate"] // dist.world())
+        loader = validation(task.dataset("val"), batch, loading(run.settings, device))
+        return task, fold(network) if folded else network, loader
+
+    task, network, loader = dist.together(built)
+    precision = Precision(trainer["precision"], device, trainer["channels_last"])
+    files: dict[str, str] = {}
+    return evaluate(precision.place(network), task, loader, precision, keep=files.__setitem__), files
+
+
+def _overridden(run: Run, overrides: Sequence[str]) -> Run:
+    for word in overrides:
+        key = word.partition("=")[0]
+        if "." not in key and key not in OF_THE_MACHINE:
+            why = f"a run keeps its {key}" if key in run.settings else "there is no such setting"
+            raise UserError(f"{word}: {why}; --help says which there are")
+    if not overrides:
+        return run
+    from tdaf.cli.compose import overridden
+
+    return dataclasses.replace(run, settings=overridden(run.settings, list(overrides)))

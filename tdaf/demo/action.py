@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tdaf.demo import scene, shapes
+from tdaf.demo import scene
+from tdaf.demo.scene import Rng
 
 # (right, down, clockwise): of the figure's pace and spin. As they are sorted, since folders are.
 MOTIONS = {
@@ -30,7 +31,7 @@ MOTIONS = {
     "turning clockwise": (0, 0, 1),
 }
 NAMES: tuple[str, ...] = tuple(MOTIONS)
-FIGURES = tuple(name for name in shapes.NAMES if name not in ("circle", "ring", "hexagon"))  # whose turns can be seen
+FIGURES = tuple(name for name in scene.SHAPES if name not in ("circle", "ring", "hexagon"))  # whose turns can be seen
 FPS = Fraction(25)
 
 
@@ -39,7 +40,7 @@ def label(index: int) -> int:
     return index % len(NAMES)
 
 
-def poses(rng: np.random.Generator, motion: str, width: int, height: int, frames: int) -> np.ndarray:
+def poses(rng: Rng, motion: str, width: int, height: int, frames: int) -> np.ndarray:
     """(frames, 3) float64: the figure's place in pixels (x, y), within the picture, and its angle in degrees."""
     right, down, clockwise = MOTIONS[motion]
     moment, pace, spin = rng.integers(frames), rng.uniform(0.02, 0.035) * min(width, height), rng.uniform(6, 11)
@@ -48,25 +49,24 @@ def poses(rng: np.random.Generator, motion: str, width: int, height: int, frames
     return (there + (np.arange(frames) - moment)[:, None] * step) % (width, height, 360)
 
 
-def pictures(rng: np.random.Generator, motion: str, width: int, height: int, frames: int) -> Iterator[Image.Image]:
+def pictures(rng: Rng, motion: str, width: int, height: int, frames: int) -> Iterator[Image.Image]:
     """The frames of one video, RGB."""
     path = poses(rng, motion, width, height, frames)
     short = min(width, height)
-    name = FIGURES[rng.integers(len(FIGURES))]
-    figure = shapes.place(shapes.outline(name, rng), (0.0, 0.0), 0.0, short * short * rng.uniform(0.1, 0.16))
+    figure = scene.outline(FIGURES[rng.integers(len(FIGURES))], rng)
+    figure = scene.fit(figure, short * short * rng.uniform(0.1, 0.16))
     figure -= figure.mean(axis=0)  # what it turns about
     ground = scene.ground_colours(rng)
     colours = scene.figure_colours(rng, ground)
-    paint = scene.textured(rng, colours, width, height)
-    still = scene.textured(rng, ground, width, height)
+    paint = scene.texture(rng, colours, width, height)
+    still = scene.texture(rng, ground, width, height)
     reach = 0.28 * short
     scene.clutter(rng, still, int(rng.integers(6, 16)), reach, np.concatenate([ground, colours]))
-    front = scene.strewn(rng, (width, height), int(rng.integers(0, 4)), 0.6 * reach, ground)
+    front = scene.fragments(rng, (width, height), int(rng.integers(0, 4)), 0.6 * reach, ground)
     still = scene.grain(rng, still, rng.uniform(2, 8))
     for x, y, degrees in path:
         image = still.copy()
-        cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-        turned = figure @ np.array([[cos, sin], [-sin, cos]])
+        turned = figure @ scene.rotation(math.radians(degrees))
         for across in (-width, 0, width):
             for down in (-height, 0, height):
                 scene.paste(image, turned + (x + across, y + down), paint)
@@ -90,17 +90,16 @@ def write_kinetics(folder: Path, seed: int, train: int, val: int, size: int) -> 
     """`train/<class>/<id>_000000_000010.mp4` and `val/...` (h264), with the annotations of the official CSV files,
     `train.csv` and `val.csv`."""
     for split, count in (("train", train), ("val", val)):
-        rows = [["label", "youtube_id", "time_start", "time_end", "split"]]
         for name in NAMES:
             (folder / split / name).mkdir(parents=True)
-        for index in range(count):
-            name, key = NAMES[label(index)], identifier(split, index)
-            path = folder / split / name / f"{key}_000000_000010.mp4"
-            path.write_bytes(encoded(video(seed, split, index, size)))
-            rows.append([name, key, "0", "10", split])
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        (folder / f"{split}.csv").write_text(text.getvalue(), encoding="utf-8")
+        with (folder / f"{split}.csv").open("w", encoding="utf-8", newline="") as file:
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(["label", "youtube_id", "time_start", "time_end", "split"])
+            for index in range(count):
+                name, key = NAMES[label(index)], identifier(split, index)
+                content = encoded(video(seed, split, index, size))
+                (folder / split / name / f"{key}_000000_000010.mp4").write_bytes(content)
+                rows.writerow([name, key, 0, 10, split])
 
 
 def encoded(images: list[Image.Image]) -> bytes:

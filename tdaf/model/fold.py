@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections import defaultdict
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
-from torchvision.ops import FrozenBatchNorm2d
 
 from tdaf.model.flows import Flows, GatedModule, GatedSequential
-from tdaf.model.freeze import FixedBatchNorm2d
 
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 _DECONVOLUTIONS = (nn.ConvTranspose2d, nn.ConvTranspose3d)
-_NORMS = (nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, FrozenBatchNorm2d, FixedBatchNorm2d)
 
 
 def fold(network: nn.Module) -> nn.Module:
@@ -51,9 +49,18 @@ def _fold(module: nn.Module) -> None:
         _replace(module, norm, nn.Identity())
 
 
+@functools.cache
+def _norms() -> tuple[type[nn.Module], ...]:
+    from torchvision.ops import FrozenBatchNorm2d  # torchvision takes as long to import as torch
+
+    from tdaf.model.freeze import FixedBatchNorm2d
+
+    return (nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, FrozenBatchNorm2d, FixedBatchNorm2d)
+
+
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, _NORMS) or super().is_leaf_module(module, name)
+        return isinstance(module, _norms()) or super().is_leaf_module(module, name)
 
 
 def _trace(module: nn.Module) -> fx.Graph | None:
@@ -87,7 +94,7 @@ def _pairs(root: nn.Module, graph: fx.Graph) -> list[tuple[str, str]]:
 def _foldable(conv: nn.Module, norm: nn.Module) -> bool:
     # A parametrised convolution has another type, or no Parameter "weight" (torch.nn.utils.weight_norm).
     plain = type(conv) in _CONVOLUTIONS + _DECONVOLUTIONS and "weight" in dict(conv.named_parameters(recurse=False))
-    return plain and isinstance(norm, _NORMS) and norm.running_mean is not None and norm.running_var is not None
+    return plain and isinstance(norm, _norms()) and norm.running_mean is not None and norm.running_var is not None
 
 
 def _fused(conv: nn.Module, norm: nn.Module) -> nn.Module:

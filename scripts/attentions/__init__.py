@@ -1,1 +1,0 @@
-"""The parts of scripts/attention.py: what is drawn, how, and the statistics."""

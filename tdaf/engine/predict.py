@@ -1,0 +1,200 @@
+"""What a trained network says of pictures and videos.
+
+    predictor = Predictor("runs/coco_fcos/res50-anar3-flows3-eta0.5-paper-seed0")
+    (answer,) = predictor("street.jpg")
+
+An answer is what the run's task says of a sample: {"detections": [{"class", "score", "box"}, ...], ...} here.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tdaf.build import checked
+from tdaf.engine.loader import Loader, default_workers
+from tdaf.engine.log import Bar
+from tdaf.engine.order import EvaluationOrder
+from tdaf.engine.precision import Precision, float32
+from tdaf.engine.trained import Run, load_checkpoint
+from tdaf.errors import RunError, UserError
+from tdaf.model.fold import fold
+from tdaf.task import Media, PredictDataset
+
+Answers = list[dict[str, Any]]  # what `task.postprocess` says of the samples of one picture
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the network says of the pictures of a data set.
+
+    Attributes:
+        media: the pictures: an image file is one, a video is as many as it has frames.
+        answers: by picture. Of a picture without an entry there is nothing to say (no person in it, say), or it is
+            among the unreadable ones.
+        unreadable: pictures that cannot be read, with the reason.
+    """
+
+    media: Media
+    answers: dict[int, Answers]
+    unreadable: dict[int, str]
+
+    def of(self, picture: int) -> tuple[Path, int | None, Answers]:
+        """(file, frame, answers), as `task.to_json` takes it; frame from 0, None for an image file."""
+        return self.media.file(picture), self.media.frame(picture), self.answers.get(picture, [])
+
+    def name(self, picture: int) -> str:
+        """What a person finds the picture by."""
+        frame = self.media.frame(picture)
+        return str(self.media.file(picture)) + ("" if frame is None else f", frame {frame}")
+
+
+class Predictor:
+    """A trained network and its task, ready for pictures.
+
+    Args:
+        checkpoint: what `load_checkpoint` gave, or takes: a run folder or a checkpoint's path.
+        device: where the network runs; by default a GPU where there is one and the run's `gpus` is not 0.
+        folded: with every batch norm folded into its convolution, which is faster.
+        batch: samples at a time.
+        trust: see `load_checkpoint`.
+
+    Raises:
+        UserError: see `load_checkpoint`.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Run | str | Path,
+        device: str | torch.device | None = None,
+        folded: bool = False,
+        batch: int = 16,
+        trust: Sequence[str] = (),
+    ) -> None:
+        self.run = checkpoint if isinstance(checkpoint, Run) else load_checkpoint(checkpoint, trust=trust)
+        self.task, self.batch = self.run.task(), batch
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() and self.run.settings.get("gpus") != 0 else "cpu"
+        channels_last = self.run.settings["trainer"].get("channels_last", True)
+        self.precision = Precision("auto", torch.device(device), channels_last)
+        network = self.run.network(self.task)
+        self.network = self.precision.place(fold(network) if folded else network)
+
+    def __call__(self, inputs: Any, **options: Any) -> list:
+        """What the task says of pictures and videos.
+
+        Args:
+            inputs: an array, uint8 RGB (H, W, 3); an image of PIL's; the path of an image or a video; or a list of
+                such. Pictures in memory go through files without loss, which is what tasks read.
+            options: what the task's `predict_dataset` takes besides: boxes=FILE.json for poses, say.
+
+        Returns:
+            The answers of an image, a list of plain dicts as `task.postprocess` gives them: one of its class, one with
+            all its boxes, or one a person. Of a video a list of such lists, one a frame. Of a list of inputs the list
+            of what each of them alone would give.
+
+        Raises:
+            UserError: an input that is none of these, or an option that the task does not take.
+            RunError: a picture that cannot be read. Of a video that is damaged on its way the frames before the damage
+                are returned, with a warning.
+        """
+        several = isinstance(inputs, (list, tuple))
+        with tempfile.TemporaryDirectory() as folder:
+            given = inputs if several else [inputs]
+            paths = [_file(one, Path(folder) / f"{place}.bmp") for place, one in enumerate(given)]
+            options = checked(self.task.predict_dataset, options, "predict", ("paths",))
+            found = self.predict(self.task.predict_dataset(list(dict.fromkeys(paths)), **options))
+        for picture, reason in found.unreadable.items():
+            raise RunError(f"cannot read {found.name(picture)}: {reason}")
+        by_file: dict[Path, list] = {path: [] for path in paths}
+        for picture in range(len(found.media)):
+            path, frame, answers = found.of(picture)
+            by_file[path] += answers if frame is None else [answers]
+        for path, reason in found.media.faults.items():
+            if not by_file[path]:
+                raise RunError(f"cannot read {path}: {reason}")
+            warnings.warn(f"{path}: {reason}", stacklevel=2)
+        return [by_file[path] for path in paths] if several else by_file[paths[0]]
+
+    def predict(self, dataset: PredictDataset, title: str = "predict") -> Predictions:
+        """Runs the network over `task.predict_dataset(paths)`.
+
+        Args:
+            dataset: its samples; several may be of one picture, and one of several.
+            title: of the progress bar.
+
+        Raises:
+            RunError: a batch does not fit into the GPU's memory.
+        """
+        answers: dict[int, Answers] = {}
+        loader = self._loader(dataset)
+        with progress(title, -(-len(dataset) // self.batch)) as bar:
+            for batch in loader:
+                bar.advance()
+                if len(batch["index"]):
+                    for index, answer in zip(batch["index"].tolist(), self._postprocessed(batch), strict=True):
+                        for picture in dataset.shown(index):
+                            answers.setdefault(picture, []).append(answer)
+        bad = {picture: reason for index, (_, reason) in loader.bad.items() for picture in dataset.shown(index)}
+        return Predictions(dataset.pictures, answers, {k: why for k, why in bad.items() if k not in answers})
+
+    @torch.inference_mode()
+    def _postprocessed(self, batch: dict[str, Any]) -> Answers:
+        moved = self.precision.move(batch)
+        try:
+            with self.precision.autocast():
+                outputs = self.network(moved["input"])
+        except torch.OutOfMemoryError as error:
+            raise RunError(f"out of GPU memory, with batch={self.batch}: {str(error).splitlines()[0]}") from error
+        return self.task.postprocess(float32(outputs), moved)
+
+    def _loader(self, dataset: PredictDataset) -> Loader:
+        """All samples in order, unreadable ones left out."""
+        own = self.run.settings["loader"]
+        workers = default_workers(1) if own["workers"] == "auto" else own["workers"]
+        if dataset.pictures.videos or len(dataset) <= 4 * self.batch:
+            workers = 0  # a video is read in order, by one process; and a few pictures are not worth more
+        return Loader(
+            dataset,
+            EvaluationOrder(len(dataset), self.batch, rank=0, ranks=1),
+            seed=0,
+            workers=workers,
+            timeout=own["timeout"],
+            prefetch=own["prefetch"],
+            max_bad=None,
+            pin=self.precision.device.type == "cuda",
+        )
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Bar]:
+    """A progress bar that ends with its block."""
+    bar = Bar(title, total)
+    try:
+        yield bar
+    finally:
+        bar.stop()
+
+
+def _file(given: Any, target: Path) -> Path:
+    """The path of one input; what is in memory is written to `target`."""
+    if isinstance(given, (str, Path)):
+        path = Path(given).expanduser()
+        if not os.path.isfile(path):
+            raise UserError(f"{path}: there is no such file")
+        return path
+    pixels = np.array(given.convert("RGB")) if isinstance(given, Image.Image) else np.asarray(given)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise UserError(f"a picture is uint8 (height, width, 3), and this has {pixels.dtype} {pixels.shape}")
+    Image.fromarray(pixels).save(target)
+    return target

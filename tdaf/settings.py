@@ -1,0 +1,124 @@
+"""A run's settings as files hold them: read within bounds, held against what is trusted, brought up to date."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tdaf.build import refuse_untrusted
+from tdaf.errors import UserError
+
+Settings = dict[str, Any]
+
+BUILT, READ = ("task", "data", "backbone", "tdaf"), ("trainer", "loader")  # what a run's settings have at least
+LARGEST = 2**18  # bytes of a config.yaml, and values in settings; a run's own have about 3000 bytes and 100 values
+
+# What brings settings that an older version wrote up to date: classes that have moved since, old name to new one, and
+# functions that change plain settings in place, the oldest first.
+MOVED: dict[str, str] = {}
+UPGRADES: list[Callable[[Settings], None]] = []
+
+
+def read_settings(path: Path, trust: Sequence[str] = ()) -> Settings:
+    """The settings in a run folder's config.yaml: `checked_settings` of what `read_yaml` gives."""
+    return checked_settings(read_yaml(path), str(path), trust)
+
+
+def read_yaml(path: Path) -> Any:
+    """Plain data from a YAML file that may come from anywhere. FileNotFoundError and NotADirectoryError are left to the
+    caller, who knows what was looked for; UserError for a file that is damaged, or larger than any settings."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(LARGEST + 1)
+        if len(text) > LARGEST:
+            raise UserError(f"{path} is not the settings of a run: it is larger than {LARGEST} bytes")
+        return yaml.load(text, _PlainLoader)
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {str(error).partition(chr(10))[0]}") from error
+
+
+def checked_settings(settings: Any, where: str, trust: str | Sequence[str] = ()) -> Settings:
+    """Settings that were read from a file, up to date. Imports nothing of what is not trusted.
+
+    Args:
+        settings: what the file holds.
+        where: the file, for messages.
+        trust: see `load_checkpoint`.
+
+    Raises:
+        UserError: no run's settings, or a `_target_` that is not to be trusted.
+    """
+    try:
+        if _count(settings, {}) > LARGEST:
+            raise UserError(f"{where} is not the settings of a run: it has more than {LARGEST} values")
+        nodes = settings if isinstance(settings, dict) else {}
+        missing = [name for name in (*BUILT, *READ) if not isinstance(nodes.get(name), dict)]
+        missing = missing or [f"{name}._target_" for name in BUILT if "_target_" not in nodes[name]]
+        if missing:
+            raise UserError(f"{where} is not the settings of a run: it has no {', '.join(missing)}")
+        settings = upgraded(settings)
+        refuse_untrusted(settings, where, [trust] if isinstance(trust, str) else trust)
+    except RecursionError:
+        raise UserError(f"{where} is not the settings of a run: it is nested too deeply") from None
+    except (LookupError, TypeError, AttributeError) as error:  # an upgrade that met what no version has written
+        raise UserError(f"{where} is not the settings of a run: {error!r}") from error
+    return settings
+
+
+def upgraded(settings: Settings) -> Settings:
+    """A copy of settings that any version wrote, as this version understands them."""
+    settings = _with_new_names(copy.deepcopy(settings))
+    for upgrade in UPGRADES:
+        upgrade(settings)
+    return settings
+
+
+def named_modules(settings: Any) -> list[str]:
+    """The modules that settings name: what to trust in the file of a run whose settings are known from elsewhere."""
+    inside = settings.values() if isinstance(settings, dict) else settings if isinstance(settings, list) else ()
+    modules = {module for child in inside for module in named_modules(child)}
+    if isinstance(settings, dict) and "_target_" in settings:
+        modules.add(str(settings["_target_"]).rpartition(".")[0])
+    return sorted(modules)
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Without aliases, which no run's settings have and which make a short file as large as one likes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has an alias (*name), which no run's settings have")
+        return super().compose_node(parent, index)
+
+
+# 1e-3, which is a number to people and to Hydra, and a text to YAML 1.1
+_PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _count(node: Any, known: dict[int, int]) -> int:
+    """Values in `node` when every reference in it is written out, without writing them out."""
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ()
+    if id(node) not in known:
+        known[id(node)] = 1 + sum(_count(child, known) for child in children)
+    return known[id(node)]
+
+
+def _with_new_names(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_with_new_names(child) for child in node]
+    if not isinstance(node, dict):
+        return node
+    target = node.get("_target_")
+    node = {key: _with_new_names(child) for key, child in node.items()}
+    return {**node, "_target_": MOVED[target]} if isinstance(target, str) and target in MOVED else node
