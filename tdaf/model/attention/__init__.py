@@ -1,7 +1,7 @@
 """Attention mechanisms of other publications, which the paper's Table 3b adds TDAF to or compares it with.
 
 A backbone takes one as `attention`, of two kinds. One that keeps a map's shape is made from its number of channels,
-`attention(channels) -> module`, and the backbone places it (`SE`, `CBAM`). Another one is a `Placement`, an object that
+`attention(channels) -> module`, and the backbone places it (`se_cbam.py`). Another one is a `Placement`, an object that
 changes the backbone's stages itself. Nothing here imports a mechanism: a backbone knows none of them by name.
 """
 
@@ -29,7 +29,7 @@ class Placement(Protocol):
 Attention = Callable[[int], nn.Module] | Placement
 
 
-def chosen(attention: Attention | str | None) -> Attention | None:
+def resolve(attention: Attention | str | None) -> Attention | None:
     """The mechanism itself; None for "none" too. Raises UserError for what is no mechanism."""
     if attention is None or attention == "none":
         return None
@@ -42,7 +42,7 @@ def is_placement(attention: Any) -> bool:
     return hasattr(attention, "place") and not isinstance(attention, type)
 
 
-def name(attention: Attention) -> str:
+def name_of(attention: Attention) -> str:
     """What a message calls the mechanism."""
     function = getattr(attention, "func", attention)  # of a functools.partial
     return getattr(function, "__name__", type(function).__name__)
@@ -55,10 +55,10 @@ def residual_layer(staged: Staged, number: int, mechanism: object) -> nn.Sequent
     """
     found = getattr(staged.stages[number - 1], f"layer{number}", None)
     if found is None:
-        raise UserError(f"attention: {name(mechanism)} goes into the residual blocks of a ResNet, which this is not")
+        raise UserError(f"attention: {name_of(mechanism)} goes into the residual blocks of a ResNet, which this is not")
     return found
 
 
-def width(block: nn.Module) -> int:
+def block_width(block: nn.Module) -> int:
     """Channels after a residual block."""
     return (block.conv3 if hasattr(block, "conv3") else block.conv2).out_channels

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tdaf.model.attention import residual_layer, width
+from tdaf.model.attention import block_width, residual_layer
 from tdaf.model.staged import Staged
 
 
@@ -145,7 +145,7 @@ class FiveNonLocal:
         for number, wanted in self.BLOCKS.items():
             layer = residual_layer(staged, number, self)
             for index in _spread(len(layer), wanted):
-                layer[index].after = self.block(width(layer[index]))
+                layer[index].after = self.block(block_width(layer[index]))
 
 
 class FiveDoubleAttention(FiveNonLocal):
@@ -167,7 +167,7 @@ class OneCGNL:
 
     def place(self, staged: Staged) -> None:
         block = residual_layer(staged, 3, self)[-2]
-        block.after = CGNL(width(block))
+        block.after = CGNL(block_width(block))
 
 
 def _spread(blocks: int, wanted: int) -> list[int]:

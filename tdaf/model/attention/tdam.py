@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from tdaf.model.attention import residual_layer, width
+from tdaf.model.attention import block_width, residual_layer
 from tdaf.model.backbones.resnet import Basic, Deep
 from tdaf.model.staged import Staged
 
@@ -84,7 +84,7 @@ class TopDownAttention:
 
 def _look_again(block: Basic | Deep) -> None:
     """The same block, of the class whose branch runs twice."""
-    channels = width(block)
+    channels = block_width(block)
     if isinstance(block, Deep):
         block.top_down = TopDown(block.conv3.in_channels, channels, {"bn3": channels})
         block.__class__ = TopDownDeep

@@ -34,9 +34,9 @@ def mobilenet(stem: str = "imagenet", attention: Attention | str | None = None, 
         raise UserError(f"stem={stem}: choose imagenet, small or cifar")
     if dims not in (2, 3):
         raise UserError(f"dims={dims}: choose 2 (images) or 3 (clips)")
-    attention = mechanisms.chosen(attention)
+    attention = mechanisms.resolve(attention)
     if mechanisms.is_placement(attention):
-        name = mechanisms.name(attention)
+        name = mechanisms.name_of(attention)
         raise UserError(
             f"attention: {name} is not defined for MobileNet, which takes channels -> module, as SE and CBAM"
         )

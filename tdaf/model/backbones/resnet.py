@@ -103,7 +103,7 @@ def resnet(
         UserError: a setting that has no network.
     """
     _check(depth, groups, width_per_group, width, stem, dims)
-    attention = mechanisms.chosen(attention)
+    attention = mechanisms.resolve(attention)
     block, counts = _LAYERS[depth]
     network = _Wide(width, block, counts, num_classes=1, groups=groups, width_per_group=width_per_group)
     if stem != "imagenet":

@@ -29,9 +29,9 @@ def vgg(depth: int = 16, batch_norm: bool = False, attention: Attention | str | 
     Raises:
         UserError: a setting that has no network.
     """
-    attention = mechanisms.chosen(attention)
+    attention = mechanisms.resolve(attention)
     if attention is not None and not mechanisms.is_placement(attention):
-        name = mechanisms.name(attention)
+        name = mechanisms.name_of(attention)
         raise UserError(f"attention: {name} is not defined for VGG, which has no residual branches to put it at")
     if depth not in _LETTERS:
         raise UserError(f"depth={depth}: VGG has the depths {', '.join(map(str, _LETTERS))}")
