@@ -17,111 +17,207 @@ train.py's.
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import importlib
+import inspect
+import os
 import sys
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tdaf.cli.arguments import given, main
+from benchmarks.report import Row, filled, markdown, write
+from tdaf.cli.script import Positive, main
 from tdaf.errors import UserError
 
 if TYPE_CHECKING:
+    from benchmarks.timing import Settings
+
+Images = Annotated[int, "a multiple of 32, 64 or more", lambda value: value >= 64 and value % 32 == 0]
+network = partial(Row, of="TDAF", to="plain", reference=True)  # its bar is for one network and batch
+rate = partial(Row, of="ours", rate=True)
+startup = partial(Row, to="import torch", measured="startup")
+
+# A subject: the functions of scripts/benchmarks/ that measure it, and its table with the bars, which are this project's
+# goals. In the order of their length: short processes before large networks.
+MEASURED_BY = {
+    "startup": ("process.startup",),
+    "loader": ("data.loader",),
+    "trainer": ("process.trainer",),
+    "model": ("networks.gflops", "networks.forward", "networks.training"),
+    "fold": ("networks.folding",),
+    "memory": ("networks.memory",),
+    "compile": ("networks.compiled",),
+    "detection": ("networks.detection",),
+    "pose": ("data.pose_crops", "data.pose_loader", "networks.pose_training"),
+    "clips": ("data.clips",),
+    "latency": ("networks.gflops", "networks.memory", "networks.inference", "networks.training", "networks.compiled"),
+}
+ROWS = {
+    "startup": [
+        startup("start_help", "train.py --help", of="--help", high=0.2),
+        startup("start_cfg", "train.py --cfg job", of="--cfg job", high=0.2),
+        startup("start_mistake", "train.py with a misspelt key", of="a misspelt key", high=0.2),
+    ],
+    "loader": [
+        rate("loader", "image loader, images/s", to="PIL + torchvision v1 transforms", low=1.9),
+        rate("loader_timm", "image loader, images/s", to="timm's create_loader", measured="loader", low=1.55),
+    ],
+    "trainer": [
+        Row("trainer", "Trainer's step, small network", "Trainer", "bare PyTorch loop", high=1.01),
+        Row("trainer_large", "Trainer's step, this network", "Trainer", "bare PyTorch loop", device="gpu", high=1.01),
+    ],
+    "model": [
+        network("gflops", "GFLOPs", low=1.231, high=1.241),
+        network("forward", "forward", device="cpu", high=1.26),
+        network("forward", "forward", device="gpu", high=1.38),
+        network("training", "training step", device="cpu", high=1.32),
+        network("training", "training step", device="gpu", high=1.42),
+        network("torchvision", "forward, plain", of="plain", to="torchvision's own network", measured="forward"),
+    ],
+    "fold": [
+        network("folded", "forward, TDAF folded", of="TDAF folded", to="TDAF", high=0.90),
+        Row("folded_difference", "change of a logit by folding", "difference", "largest logit", high=1e-5),
+        network("folded_plain", "forward, both folded", of="TDAF folded", to="plain folded", measured="folded"),
+    ],
+    "memory": [
+        network("saved", "MiB saved for backward, an image", high=1.30),
+        network("peak", "peak GiB of a training step", device="gpu"),
+    ],
+    "compile": [
+        network("compiled", "forward, both compiled", device="cpu", high=1.23),
+        network("compiled", "forward, both compiled", device="gpu", high=1.30),
+        network("compiled_training", "training step, both compiled", device="gpu", high=1.35),
+    ],
+    "detection": [
+        network("fcos_gflops", "GFLOPs of FCOS, 800x1344", low=1.091, high=1.101),
+        network("fcos", "forward of FCOS, 800x1344", device="cpu", high=1.14),
+        network("fcos", "forward of FCOS, 800x1344", device="gpu"),
+    ],
+    "pose": [
+        rate("pose_crop", "crop of a person, crops/s", to="PIL's transform"),
+        rate("pose_crop_opencv", "crop of a person, crops/s", to="OpenCV's warpAffine", measured="pose_crop"),
+        rate("pose_loader", "pose loader, images/s", to="PIL + NumPy in PyTorch's DataLoader"),
+        network("pose_gflops", "GFLOPs of the pose network"),
+        network("pose_training", "training step, pose network"),
+    ],
+    "clips": [
+        rate(f"{name}_{gop}{end}", f"{what}, a key frame every {gop}", to=peer, measured=f"{name}_{gop}", low=low)
+        for name, what, peer, end, bars in (
+            ("clips", "clip loader, clips/s", "plain PyAV", "", {250: 1.55, 12: 1.7}),
+            ("clips", "clip loader, clips/s", "torchcodec", "_torchcodec", {250: 1.1, 12: 1.05}),
+            ("clips_one", "clips in one process, clips/s", "plain PyAV", "", {250: None, 12: None}),
+            ("clips_work", "clips a second of a core's work", "plain PyAV", "", {250: None, 12: None}),
+            ("clips_work", "clips a second of a core's work", "torchcodec", "_torchcodec", {250: None, 12: None}),
+        )
+        for gop, low in bars.items()
+    ],
+    # compared with the paper rather than with a bar; each network is a table of its own
+    "latency": [
+        network("forward", "forward, eager", measured="inference"),
+        network("forward_folded", "forward, both folded", of="TDAF folded", to="plain folded", measured="inference"),
+        network("forward_compiled", "forward, both compiled", measured="compiled"),
+        network(
+            "forward_graphs", "as CUDA graphs", of="TDAF graph", to="plain graph", measured="inference", device="gpu"
+        ),
+        network("training", "training step, eager"),
+        network("training_compiled", "training step, both compiled", measured="compiled_training", device="gpu"),
+        network("saved", "MiB saved for backward, an image"),
+        network("peak", "peak GiB of a training step", device="gpu"),
+        network("gflops", "GFLOPs"),
+        network("gflops_flows", "GFLOPs of TDAF's flows", of="its flows", measured="gflops"),
+        network("gflops_gates", "GFLOPs of TDAF's ANARs", of="its gates", measured="gflops"),
+        network("gflops_rest", "GFLOPs of the rest", of="the rest", measured="gflops"),
+    ],
+}
+
+
+def benchmark(
+    *,
+    what: list[str] | None = None,
+    backbone: str | None = None,
+    anar: Positive = 3,
+    flows: Positive = 3,
+    batch: Positive | None = None,
+    size: Positive = 224,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    threads: Positive | None = None,
+    pairs: Positive | None = None,
+    images: Images = 160,
+    out: Path | None = None,
+) -> int:
+    command = _command(**locals())
+    for name in what or ():
+        if name not in ROWS:
+            raise UserError(f"what={','.join(what)}: {name!r} is none of {', '.join(ROWS)}")
     import torch
-    from benchmarks.settings import Settings
-    from benchmarks.timing import Result
 
-NUMBERS = {"anar": 3, "flows": 3, "batch": None, "size": 224, "threads": None, "pairs": None, "images": 160}
-OWN = ("what", "backbone", *NUMBERS, "device", "out")
-WHAT = ("startup", "loader", "trainer", "model", "fold", "memory", "compile", "detection", "pose", "clips", "latency")
-LATENCY = ("res50", "res101")  # the paper's
+    from benchmarks.timing import Settings
 
-
-def benchmark(arguments: list[str]) -> int:
-    own, rest = given(arguments, OWN, others=False)
-    if rest:
-        raise UserError(f"{rest[0]}: this script has no such setting; it has {', '.join(OWN)}")
-    chosen = _chosen(own["what"])
-    numbers = {name: _number(name, own[name], default) for name, default in NUMBERS.items()}
-    if numbers["images"] % 32 or numbers["images"] < 64:
-        raise UserError(f"images={numbers['images']}: give a multiple of 32, 64 or more")
-    device = _device(own["device"] or "auto")
-    import torch
-
-    from benchmarks import machine, report
-    from benchmarks.settings import Settings
-
-    threads = numbers.pop("threads")
-    if threads:
-        torch.set_num_threads(threads)
-    numbers["batch"] = numbers["batch"] or (128 if device.type == "cuda" else 8)
-    settings = Settings(backbone=own["backbone"] or "res50", device=device, **numbers)
-    subjects = _subjects()
-    for name in chosen:
-        for section, one in _tables(name, settings, own["backbone"]).items():
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: torch sees no GPU here; give device=cpu")
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    torch.set_num_threads(threads or torch.get_num_threads())
+    place, batch = torch.device("cuda" if on_gpu else "cpu"), batch or (128 if on_gpu else 8)
+    settings = Settings(backbone or "res50", anar, flows, batch, size, place, pairs, images)
+    for subject in (name for name in ROWS if not what or name in what):
+        for section, one in sections(subject, settings, backbone).items():
             print(f"measuring {section} ...", file=sys.stderr, flush=True)
-            about, start = {**machine.describe(one, arguments), "load": [machine.load()]}, time.perf_counter()
-            table = report.rows(name, subjects[name](one), one)
-            about |= {"load": [*about["load"], machine.load()], "seconds": round(time.perf_counter() - start)}
-            text = report.markdown(table, about, figures=one.gpu)
+            about, table = measure(subject, one, command)
+            text = markdown(table, about)
             print(text, flush=True)
-            if own["out"]:
-                report.write(Path(own["out"]), section, table, about, text)
+            if out:
+                write(out, section, table, about, text)
     return 0
 
 
-def _tables(name: str, settings: Settings, backbone: str | None) -> dict[str, Settings]:
-    """What a subject is measured with, by the name of its table."""
-    if name != "latency":
-        return {name: settings}
-    several = (backbone,) if backbone else LATENCY
-    return {f"{name}_{each}": dataclasses.replace(settings, backbone=each) for each in several}
+def sections(subject: str, settings: Settings, backbone: str | None) -> dict[str, Settings]:
+    """What a subject is measured with, by the name of its table: latency with both networks of the paper."""
+    if subject != "latency":
+        return {subject: settings}
+    several = (backbone,) if backbone else ("res50", "res101")
+    return {f"{subject}_{each}": dataclasses.replace(settings, backbone=each) for each in several}
 
 
-def _subjects() -> dict[str, Callable[[Settings], dict[str, Result]]]:
-    from benchmarks import clips, detection, latency, loader, model, pose, startup, trainer
-
-    measures = (
-        startup.starting,
-        loader.reading,
-        trainer.training_loop,
-        model.model,
-        model.folding,
-        model.memory,
-        model.compiling,
-        detection.detection,
-        pose.cropping,
-        clips.clips,
-        latency.latency,
-    )
-    return dict(zip(WHAT, measures, strict=True))
-
-
-def _chosen(text: str | None) -> list[str]:
-    """In the order of WHAT: short processes before large networks."""
-    asked = text.split(",") if text else WHAT
-    for name in asked:
-        if name not in WHAT:
-            raise UserError(f"what={text}: {name!r} is none of {', '.join(WHAT)}")
-    return [name for name in WHAT if name in asked]
-
-
-def _number(name: str, text: str | None, default: int | None) -> int | None:
-    if text is None:
-        return default
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise UserError(f"{name}={text}: give a whole number, 1 or more")
-    return int(text)
-
-
-def _device(text: str) -> torch.device:
-    if text not in ("auto", "cpu", "cuda"):
-        raise UserError(f"device={text}: give auto, cpu or cuda")
+def measure(subject: str, settings: Settings, command: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """On what, with what and when it was measured, and the subject's rows."""
     import torch
 
-    if text == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda: torch sees no GPU here; give device=cpu")
-    return torch.device("cuda" if text != "cpu" and torch.cuda.is_available() else "cpu")
+    import tdaf
+    from tdaf import env
+    from tdaf.engine.precision import Precision
+
+    load, start, found = os.getloadavg()[0], time.perf_counter(), {}
+    for function in MEASURED_BY[subject]:
+        module, _, name = function.partition(".")
+        found |= getattr(importlib.import_module(f"benchmarks.{module}"), name)(settings)
+    about = {
+        "date": datetime.date.today().isoformat(),
+        "command": command,
+        "commit": env.commit(),
+        "machine": env.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(settings.device) if settings.gpu else None,
+        "precision": Precision("auto", settings.device).kind,
+        **{name: getattr(settings, name) for name in ("backbone", "anar", "flows", "batch", "size")},
+        "versions": {
+            "tdaf": tdaf.__version__,
+            **env.versions("torch", "torchvision", "pillow", "timm", "av", "torchcodec"),
+        },
+        "load": [load, os.getloadavg()[0]],  # processes that wanted a core, the mean of the last minute
+        "seconds": round(time.perf_counter() - start),
+    }
+    return about, [filled(row, found, settings) for row in ROWS[subject]]
+
+
+def _command(out: Path | None, **settings: Any) -> str:
+    """What to type for the same again, without the path that was written to."""
+    defaults = inspect.signature(benchmark).parameters
+    texts = {name: ",".join(value) if isinstance(value, list) else value for name, value in settings.items()}
+    asked = [f"{name}={text}" for name, text in texts.items() if settings[name] != defaults[name].default]
+    return " ".join(["python scripts/benchmark.py", *asked])
 
 
 if __name__ == "__main__":

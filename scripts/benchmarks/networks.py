@@ -1,46 +1,132 @@
-"""The networks to measure, as train.py would build and place them."""
+"""What TDAF costs beside its plain backbone: multiply-adds, memory and time, as it is, folded and compiled.
+
+Each function measures one thing and returns it by the name under which the table of scripts/benchmark.py has it. Both
+sides are built and placed as train.py does it: the same settings but for flows=1, the same seed, channels last.
+"""
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from benchmarks.photographs import photograph
-from benchmarks.settings import Settings
+from benchmarks.data import photograph
+from benchmarks.timing import Settings, Times, interleaved
+from tasks.pose.skeleton import COCO
+from tdaf import measure
+from tdaf.build import make
 from tdaf.cli import build
 from tdaf.cli.compose import Config, compose
-from tdaf.engine.precision import Precision
-from tdaf.task import Task
+from tdaf.engine.precision import Precision, float32
+from tdaf.errors import RunError
+from tdaf.model.fold import fold
+from tdaf.model.normalise import Normalise
+from tdaf.task import Batch, Task
 
-CLASSES = 1000
-
-
-def configured(settings: Settings, flows: int, backbone: str | None = None) -> tuple[Config, Task]:
-    """The resolved settings of a training run and its task, with names for classes but no images."""
-    network = [f"backbone={backbone or settings.backbone}", f"anar={settings.anar}", f"flows={flows}"]
-    config = compose(["task=imagenet", *network])
-    task = build.make(config["task"], "task", data=SimpleNamespace(classes=[str(k) for k in range(CLASSES)]))
-    return config, task
+PLAIN, TDAF, TORCHVISION = "plain", "TDAF", "torchvision's own network"
+CLASSES = {"imagenet": range(1000), "coco_fcos": range(80), "coco_pose": COCO}
+Found = dict[str, Times | dict[str, float]]
 
 
-def network(settings: Settings, flows: int) -> nn.Module:
-    """The classification network, always the same weights, on the CPU."""
-    torch.manual_seed(0)
-    return build.network(*configured(settings, flows))
+def gflops(settings: Settings) -> Found:
+    """Multiply-adds of an image, and of TDAF's parts."""
+    plain, tdaf = _gflops(sides(settings), images(settings, batch=1))
+    parts = {"its flows": tdaf.flows, "its gates": tdaf.gates, "the rest": tdaf.rest}
+    return {"gflops": {PLAIN: plain.total, TDAF: tdaf.total, **parts}}
 
 
-def published(settings: Settings) -> nn.Module | None:
-    """torchvision's own network of this backbone, where it has one."""
-    weights = configured(settings, 1)[0]["weights"]
-    if weights is None:
-        return None
-    return torchvision.models.get_model(weights.split(".")[0].removesuffix("_Weights").lower())
+def forward(settings: Settings) -> Found:
+    """The forward pass; also of torchvision's own network, where it has this backbone."""
+    networks, weights = sides(settings), configured(settings, 1)[0]["weights"]
+    if weights is not None:
+        name = weights.split(".")[0].removesuffix("_Weights").lower()
+        normalise = Normalise([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        networks[TORCHVISION] = nn.Sequential(normalise, torchvision.models.get_model(name))
+    return {"forward": _forward_times(networks, images(settings), settings)}
+
+
+def training(settings: Settings) -> Found:
+    """A training step: forward, backward, update."""
+    return {"training": _training_times(sides(settings), settings)}
+
+
+def folding(settings: Settings) -> Found:
+    """Inference with batch norms folded into convolutions, and how far its logits are from the others, in float32."""
+    x = images(settings)
+    networks = _folded_sides(settings, x)
+    del networks[PLAIN]
+    with torch.no_grad():
+        whole, folded = (networks[name](x[:8].cpu()) for name in (TDAF, f"{TDAF} folded"))
+    difference = {"difference": float((folded - whole).abs().max()), "largest logit": float(whole.abs().max())}
+    return {"folded": _forward_times(networks, x, settings), "folded_difference": difference}
+
+
+def inference(settings: Settings) -> Found:
+    """As they are and folded, and on a GPU the folded ones as CUDA graphs: all in the same rounds."""
+    x = images(settings)
+    return {"inference": _forward_times(_folded_sides(settings, x), x, settings, graphs=settings.gpu)}
+
+
+def compiled(settings: Settings) -> Found:
+    """torch.compile on both sides, as trainer.compile=true does; the training step on a GPU only."""
+    networks, found = sides(settings), {}
+    for each in networks.values():
+        each.compile()
+    try:
+        found["compiled"] = _forward_times(networks, images(settings), settings)
+        if settings.gpu:
+            found["compiled_training"] = _training_times(networks, settings)
+    except torch._dynamo.exc.TorchDynamoException as error:
+        print(f"torch.compile failed: {str(error).splitlines()[0][:120]}", file=sys.stderr)
+    return found
+
+
+def memory(settings: Settings) -> Found:
+    """MiB an image that are kept for backward in float32, counted; on a GPU also the peak of a training step in GiB."""
+    x = images(settings, batch=2).cpu()
+    saved = {name: measure.saved_bytes(each.train(), x) / 2 / 2**20 for name, each in sides(settings).items()}
+    peak = {name: _peak(settings, name) / 2**30 for name in saved} if settings.gpu else {}
+    return {"saved": saved, "peak": peak}
+
+
+def detection(settings: Settings) -> Found:
+    """FCOS with 80 classes on one image of the size at which COCO is tested, without the suppression of boxes."""
+    x = torch.randint(0, 256, (1, 3, 800, 1344), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    plain, tdaf = _gflops(sides(settings, "coco_fcos"), x)
+    times = _forward_times(sides(settings, "coco_fcos"), x.to(settings.device), settings, rounds=10)
+    return {"fcos_gflops": {PLAIN: plain.total, TDAF: tdaf.total}, "fcos": times}
+
+
+def pose_training(settings: Settings) -> Found:
+    """A step of SimplePose at 256 x 192, gates at the deconvolutions."""
+    x = torch.randint(0, 256, (settings.batch, 3, 256, 192), dtype=torch.uint8, device=settings.device)
+    joints = torch.rand(settings.batch, len(COCO), 3, device=settings.device)  # x, y, and above 0 as they are labelled
+    joints[..., :2] *= 192
+    plain, tdaf = _gflops(sides(settings, "coco_pose"), x[:1])
+    times = _training_times(sides(settings, "coco_pose"), settings, "coco_pose", {"input": x, "joints": joints})
+    return {"pose_gflops": {PLAIN: plain.total, TDAF: tdaf.total}, "pose_training": times}
+
+
+def configured(settings: Settings, flows: int, task: str = "imagenet") -> tuple[Config, Task]:
+    """The resolved settings of a training run and its task, which knows its classes' names but no images."""
+    network = [f"backbone={settings.backbone}", f"anar={settings.anar}", f"flows={flows}"]
+    config = compose([f"task={task}", *network, f"trainer.batch={settings.batch}"])
+    return config, make(config["task"], "task", data=SimpleNamespace(classes=[str(name) for name in CLASSES[task]]))
+
+
+def sides(settings: Settings, task: str = "imagenet") -> dict[str, nn.Module]:
+    """The plain network and TDAF, always with the same weights, on the CPU."""
+    networks = {}
+    for name, flows in ((PLAIN, 1), (TDAF, settings.flows)):
+        torch.manual_seed(0)
+        networks[name] = build.network(*configured(settings, flows, task))
+    return networks
 
 
 def images(settings: Settings, batch: int | None = None) -> Tensor:
@@ -51,54 +137,95 @@ def images(settings: Settings, batch: int | None = None) -> Tensor:
     return x.repeat(-(-batch // len(x)), 1, 1, 1)[:batch].to(settings.device)
 
 
-def forward(network: nn.Module, x: Tensor, precision: Precision) -> Callable[[], Tensor]:
-    """A call that evaluates the batch."""
-    network.eval()
-
-    @torch.no_grad()
-    def call() -> Tensor:
-        with precision.autocast():
-            return network(x)
-
-    return call
+def labelled(settings: Settings) -> Batch:
+    """A batch of `images`, each of another class."""
+    x = images(settings)
+    label = torch.arange(len(x), device=x.device)
+    return {"input": x, "label": label % len(CLASSES["imagenet"]), "index": label}
 
 
-def training(network: nn.Module, x: Tensor, precision: Precision) -> Callable[[], None]:
-    """A call that makes one step of SGD on the batch."""
-    network.train()
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
-    label = torch.arange(len(x), device=x.device) % CLASSES
+def _folded_sides(settings: Settings, x: Tensor) -> dict[str, nn.Module]:
+    """Both sides with the running statistics of three batches, as they are and folded."""
+    networks = sides(settings)
+    with torch.no_grad():
+        for each in networks.values():
+            for _ in range(3):
+                each.train()(x[:8].cpu())
+    return {**networks, **{f"{name} folded": fold(each.eval()) for name, each in networks.items()}}
+
+
+def _forward_times(
+    networks: dict[str, nn.Module], x: Tensor, settings: Settings, rounds: int = 25, graphs: bool = False
+) -> Times:
+    """graphs: the folded networks as CUDA graphs as well."""
+    precision = Precision("auto", settings.device)
+
+    def evaluating(network: nn.Module) -> Callable[[], Tensor]:
+        @torch.no_grad()
+        def call() -> Tensor:
+            with precision.autocast():
+                return network(x)
+
+        precision.place(network).eval()
+        return call
+
+    calls: dict[str, Callable[[], object]] = {name: evaluating(each) for name, each in networks.items()}
+    if graphs:
+        graphed = {name: call for name, call in calls.items() if name.endswith(" folded")}
+        calls |= {name.replace("folded", "graph"): _graph(call) for name, call in graphed.items()}
+    return interleaved(calls, settings.pairs or rounds, settings.device, warm=3).of(len(x), "images")
+
+
+def _graph(call: Callable[[], object]) -> Callable[[], None]:
+    """The call as a CUDA graph, to be replayed without the CPU's part in it."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):  # what is allocated and chosen in the first calls must not be captured
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def _training_times(
+    networks: dict[str, nn.Module], settings: Settings, task: str = "imagenet", batch: Batch | None = None
+) -> Times:
+    calls = {name: _step(each, settings, task, batch or labelled(settings)) for name, each in networks.items()}
+    return interleaved(calls, settings.pairs or 12, settings.device, warm=3).of(settings.batch, "images")
+
+
+def _step(network: nn.Module, settings: Settings, task: str, batch: Batch) -> Callable[[], None]:
+    """A call that makes one step with the recipe's own optimizer."""
+    config, own = configured(settings, 1, task)
+    precision = Precision("auto", settings.device)
+    network = precision.place(network).train()
+    optimizer = build.optimizer(config)(network)
 
     def call() -> None:
         with precision.autocast():
-            outputs = network(x)
-        F.cross_entropy(outputs.float(), label).backward()
+            outputs = network(batch["input"])
+        sum(own.losses(float32(outputs), batch).values()).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
     return call
 
 
-def placed(settings: Settings) -> tuple[Precision, Callable[[int], nn.Module]]:
-    """Precision of the device, and a function from a number of flows to a network on it."""
-    precision = Precision("auto", settings.device)
-    return precision, lambda flows: precision.place(network(settings, flows))
+def _gflops(networks: dict[str, nn.Module], x: Tensor) -> list[measure.Gflops]:
+    return [measure.gflops(each.to("meta"), x.to("meta")) for each in networks.values()]
 
 
-def settled(network: nn.Module, x: Tensor, exactly: bool = False) -> nn.Module:
-    """The network with running statistics as after three batches like this one; exactly: with this batch's own."""
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    with torch.no_grad():
-        for norm in norms:
-            norm.momentum = 1.0 if exactly else norm.momentum
-        for _ in range(1 if exactly else 3):
-            network.train()(x)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    return network.eval()
-
-
-def milliseconds(times: dict[str, float], batch: int) -> dict[str, str]:
-    """Absolute figures of a row: milliseconds a call and images a second."""
-    return {name: f"{1000 * s:.2f} ms, {batch / s:.0f} images/s" for name, s in times.items()}
+def _peak(settings: Settings, side: str) -> int:
+    """Bytes allocated at most in a training step, with nothing else on the GPU."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    if torch.cuda.memory_allocated(settings.device) > 2**28:
+        raise RunError("peak memory: another measurement's tensors are still on the GPU")
+    step = _step(sides(settings)[side], settings, "imagenet", labelled(settings))
+    step()
+    torch.cuda.reset_peak_memory_stats(settings.device)
+    step()
+    return torch.cuda.max_memory_allocated(settings.device)

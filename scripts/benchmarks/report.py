@@ -1,92 +1,127 @@
-"""The table in Markdown, and everything in JSON."""
+"""What is to be reached, and what was: a table in Markdown, and everything in JSON."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.bars import BARS, Bar
-from benchmarks.settings import Settings
-from benchmarks.timing import Result
+if TYPE_CHECKING:  # the table is read before torch is
+    from benchmarks.timing import Settings, Times
 
-Row = dict[str, Any]
 HEAD = "| what | against | bar | ratio (quartiles) | null (quartiles) | pairs | bar met | figures, notes |"
 
 
-def rows(subject: str, found: dict[str, Result], settings: Settings) -> list[Row]:
-    """Every row of a subject's table as plain data; "value" is None where this machine has none."""
-    return [_row(bar, found.get(bar.key), settings) for bar in BARS[subject]]
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: the ratio `of` / `to`, two candidates of one measurement, and the bar of this project.
+
+    key: its name in the JSON file, which scripts/table.py reads. measured: the measurement, where its name is another.
+    low, high: the bar, what the ratio is to lie between. rate: of images a second, say, so that the ratio of seconds is
+    turned round. device: where the row is measured, "any", "cpu" or "gpu". reference: the bar is for ResNet-50, ANAR-3,
+    three flows, 224 pixels and 8 images or more, on a GPU 128.
+    """
+
+    key: str
+    what: str
+    of: str
+    to: str
+    measured: str = ""
+    low: float | None = None
+    high: float | None = None
+    device: str = "any"
+    rate: bool = False
+    reference: bool = False
+
+    @property
+    def bar(self) -> str:
+        if self.low is not None and self.high is not None:
+            return f"{self.low:g} to {self.high:g}"
+        return f"<= {self.high:g}" if self.high is not None else f">= {self.low:g}" if self.low is not None else "-"
+
+    def is_met(self, value: float) -> bool:
+        return (self.high is None or value <= self.high) and (self.low is None or value >= self.low)
+
+    def holds(self, settings: Settings) -> bool:
+        """Whether there is a bar, and for what was measured."""
+        network = (settings.backbone, settings.anar, settings.flows, settings.size) == ("res50", 3, 3, 224)
+        large = settings.batch >= (128 if settings.gpu else 8)
+        return self.bar != "-" and (not self.reference or network and large)
 
 
-def _row(bar: Bar, result: Result | None, settings: Settings) -> Row:
-    kind = "gpu" if settings.gpu else "cpu"
-    if result is None or bar.device not in ("any", kind):
-        result = Result(None)
-    holds = (bar.fixed or settings.of_the_bars) and (bar.low, bar.high) != (None, None)
-    judged = holds and result.value is not None
+def filled(row: Row, measured: Mapping[str, Times | dict[str, float]], settings: Settings) -> dict[str, Any]:
+    """The row as plain data; "value" is None where this machine has none.
+
+    measured: seconds in turns, or what was counted, by the name of the measurement.
+    """
+    found: Any = measured.get(row.measured or row.key, {})
+    value = ratio = null = None
+    absolute, note = {}, ""
+    if row.device in ("any", "gpu" if settings.gpu else "cpu") and found:
+        if isinstance(found, dict):
+            value = found[row.of] / found[row.to]
+            absolute = {name: f"{found[name]:.4g}" for name in (row.of, row.to)}
+        elif row.to not in found.seconds:
+            note = "not installed here, or none of this backbone"
+        else:
+            ratio = found.ratio(row.to, row.of) if row.rate else found.ratio(row.of, row.to)
+            value, null, note = ratio.median, asdict(found.null()), found.note
+            absolute = {name: found.figure(name) for name in (row.of, row.to)}
+    holds = row.holds(settings)
     return {
-        "key": bar.key,
-        "what": bar.what,
-        "peer": bar.peer,
-        "device": bar.device,
-        "bar": str(bar) if holds or result.value is None else "-",
-        "met": bar.met(result.value) if judged else None,
-        "value": result.value,
-        "ratio": vars(result.spread) if result.spread else None,
-        "null": vars(result.null) if result.null else None,
-        "absolute": result.absolute,
-        "note": result.note,
+        "key": row.key,
+        "what": row.what,
+        "peer": row.to,
+        "device": row.device,
+        "bar": row.bar if holds or value is None else "-",
+        "met": row.is_met(value) if holds and value is not None else None,
+        "value": value,
+        "ratio": asdict(ratio) if ratio else None,
+        "null": null,
+        "absolute": absolute,
+        "note": note,
     }
 
 
-def markdown(table: list[Row], about: dict[str, Any], figures: bool) -> str:
-    """figures: whether absolute figures are printed too."""
-    head = [_about(about), "", HEAD, "|" + "---|" * HEAD.count(" | ") + "---|"]
-    return "\n".join([*head, *(_line(row, figures) for row in table)])
-
-
-def _about(about: dict[str, Any]) -> str:
+def markdown(table: list[dict[str, Any]], about: dict[str, Any]) -> str:
+    """Absolute seconds are printed of a GPU alone; of a CPU that others use too, the ratio is what can be told."""
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
     loads = " and ".join(f"{load:.1f}" for load in about["load"])
-    return (
+    head = (
         f"{about['date']}, commit {about['commit'] or '-'}. {about['machine']}, {about['cores']} cores, "
         f"{about['threads']} threads, {about['gpu'] or 'no GPU'}; load at start and end {loads}. {versions}. "
         f"{about['precision']}, batch {about['batch']}, {about['seconds'] / 60:.0f} minutes:\n\n    {about['command']}"
     )
+    lines = [_line(row, figures=bool(about["gpu"]) or not row["ratio"]) for row in table]
+    return "\n".join([head, "", HEAD, "|" + "---|" * HEAD.count(" | ") + "---|", *lines])
 
 
-def _line(row: Row, figures: bool) -> str:
+def _line(row: dict[str, Any], figures: bool) -> str:
     what = row["what"] + (f" ({row['device'].upper()})" if row["device"] != "any" else "")
-    met = {None: "-", True: "yes", False: "**no**"}[row["met"]]
+    value = "-" if row["value"] is None else f"{row['value']:.3f}" if row["value"] > 0.001 else f"{row['value']:.1e}"
+    ratio = _spread(row["ratio"]) if row["ratio"] else value
     pairs = row["ratio"]["pairs"] if row["ratio"] else "-"
-    more = [f"{name} {figure}" for name, figure in row["absolute"].items()] if figures or not row["ratio"] else []
-    notes = "; ".join(filter(None, [*more, row["note"]])) or "-"
-    cells = [what, row["peer"], row["bar"], _value(row), _spread(row["null"]), pairs, met, notes]
+    met = {None: "-", True: "yes", False: "**no**"}[row["met"]]
+    absolute = [f"{name} {figure}" for name, figure in row["absolute"].items()] if figures else []
+    notes = "; ".join(filter(None, [*absolute, row["note"]])) or "-"
+    cells = [what, row["peer"], row["bar"], ratio, _spread(row["null"]), pairs, met, notes]
     return "| " + " | ".join(map(str, cells)) + " |"
-
-
-def _value(row: Row) -> str:
-    if row["ratio"]:
-        return _spread(row["ratio"])
-    if row["value"] is None:
-        return "-"
-    return f"{row['value']:.3f}" if row["value"] > 0.001 else f"{row['value']:.1e}"
 
 
 def _spread(spread: dict[str, float] | None) -> str:
     return f"{spread['median']:.3f} ({spread['low']:.3f}, {spread['high']:.3f})" if spread else "-"
 
 
-def write(out: Path, subject: str, table: list[Row], about: dict[str, Any], text: str) -> None:
+def write(out: Path, subject: str, table: list[dict[str, Any]], about: dict[str, Any], text: str) -> None:
     """`out`.json, and the section of this subject and kind of device in `out`.md; what else that file says stays."""
     kind = f"{subject} {'gpu' if about['gpu'] else 'cpu'}"
     out.parent.mkdir(parents=True, exist_ok=True)
-    data = out.with_suffix(".json")
+    data, page = out.with_suffix(".json"), out.with_suffix(".md")
     known = json.loads(data.read_text()) if data.exists() else {}
     data.write_text(json.dumps({**known, kind: {**about, "rows": table}}, indent=2) + "\n")
-    page = out.with_suffix(".md")
     before = page.read_text() if page.exists() else "# Benchmarks\n"
     begin, end = f"<!-- measured: {kind} -->", f"<!-- end: {kind} -->"
     section = f"{begin}\n### {kind}\n\n{text}\n{end}"

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.machine import processor
+from tdaf.env import processor
 from tdaf.cli.summary import commit, versions
 from studies import kept, plan, plots
 from studies.costs import step_times

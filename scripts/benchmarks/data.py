@@ -1,0 +1,299 @@
+"""Reading data, ours against what one would write otherwise: images, persons, clips; from files that are drawn here.
+
+Each function measures one thing and returns it by the name under which the table of scripts/benchmark.py has it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+from torchvision import datasets
+from torchvision import transforms as v1
+
+from benchmarks.timing import Settings, Times, in_turns, interleaved, now
+from tasks.pose.crop import crop, inverse
+from tdaf.cli import build
+from tdaf.cli.compose import compose
+from tdaf.demo.prepare import prepare
+from tdaf.engine.loader import Loader
+from tdaf.media.clip import read_clip
+
+OURS, V1, TIMM = "ours", "PIL + torchvision v1 transforms", "timm's create_loader"
+PIL, PIL_LOADER, OPENCV = "PIL's transform", "PIL + NumPy in PyTorch's DataLoader", "OpenCV's warpAffine"
+PYAV, TORCHCODEC = "plain PyAV", "torchcodec"
+CPU = torch.device("cpu")
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+ROUNDS, BATCH = 20, 32  # of the image and pose loaders
+PERSON = (256, 192)  # height and width of the pose network's input
+Person = tuple[Path, np.ndarray, np.ndarray]  # file, matrix (2, 3) from the network's input to it, key points (J, 3)
+CLIP_ROUNDS, FRAMES, RATE = 12, 16, 30
+LENGTH, WIDTH, HEIGHT = 300, 340, 256  # what most people's Kinetics is: ten seconds, short side 256
+STARTS = range(3, LENGTH - FRAMES, 47)  # all over a group of 250 frames, and of 12
+
+
+def loader(settings: Settings) -> dict[str, Times]:
+    """Read, decode, random resized crop, flip, collate, on to the main process; one worker each.
+
+    v1 also makes floats and normalises in the worker, as its users do; ours and timm's leave that to the device.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        size = write_photographs(Path(folder), settings.images)
+        transform = ["task.train_transform.short_side=null", "task.train_transform.scale=[0.08,1.0]"]
+        ours = build.task(compose(["task=imagenet", f"data.root={folder}", *transform])).dataset("train")
+        steps = [v1.RandomResizedCrop(224), v1.RandomHorizontalFlip(), v1.ToTensor(), v1.Normalize(MEAN, STD)]
+        plain = datasets.ImageFolder(f"{folder}/train", v1.Compose(steps))
+        epochs: dict[str, Callable[[], Iterable]] = {
+            V1: lambda: DataLoader(plain, BATCH, num_workers=1),
+            OURS: lambda: _our_loader(ours, range(settings.images)),
+        }
+        with contextlib.suppress(ImportError):
+            epochs[TIMM] = _timm(f"{folder}/train")
+        times = _epochs(epochs, settings)
+    return {"loader": times.of(1, "images", f"{settings.images} files of {size / 1000:.0f} KB")}
+
+
+def pose_crops(settings: Settings) -> dict[str, Times]:
+    """Persons of drawn pictures in memory, cut out by matrices of a training run, on one thread as in a worker."""
+    with tempfile.TemporaryDirectory() as folder:
+        samples = _persons(folder, 32)[2]
+        images = [Image.open(file).convert("RGB") for file, _, _ in samples]
+    pixels = [np.array(image) for image in images]
+    tensors = [torch.from_numpy(each).permute(2, 0, 1) for each in pixels]
+    backs = [back for _, back, _ in samples]
+    forths = [inverse(back) for back in backs]
+    calls: dict[str, Callable[[], object]] = {
+        PIL: lambda: [pil_crop(*each) for each in zip(images, backs, strict=True)],
+        OURS: lambda: [crop(*each, PERSON) for each in zip(tensors, forths, strict=True)],
+    }
+    with contextlib.suppress(ImportError):
+        import cv2
+
+        cv2.setNumThreads(1)
+        calls[OPENCV] = lambda: [cv2.warpAffine(*each, PERSON[::-1]) for each in zip(pixels, forths, strict=True)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        times = interleaved(calls, settings.pairs or ROUNDS, CPU)
+    finally:
+        torch.set_num_threads(threads)
+    return {"pose_crop": times.of(len(backs), "crops", "one thread")}
+
+
+def pose_loader(settings: Settings) -> dict[str, Times]:
+    """Read, decode, crop, collate, on to the main process; one worker each. The plain version also normalises and draws
+    the heat maps in the worker, as the published one does, but its crops are drawn beforehand; ours leaves the former
+    to the device."""
+    with tempfile.TemporaryDirectory() as folder:
+        ours, chosen, samples = _persons(folder, settings.images)
+        epochs = {
+            PIL_LOADER: lambda: DataLoader(samples, BATCH, num_workers=1, collate_fn=plain_persons),
+            OURS: lambda: _our_loader(ours, chosen),
+        }
+        times = _epochs(epochs, settings)
+    return {"pose_loader": times.of(1, "images", f"{len(chosen)} persons")}
+
+
+def clips(settings: Settings) -> dict[str, Times]:
+    """16 frames in a row from a file that is opened each time, at a key frame every 250 frames and every 12: in
+    PyTorch's DataLoader with a worker process a core; in one process; and in one process by the seconds that all cores
+    together worked, on which other programs have hardly an influence, and where more threads are not more speed."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for gop in (250, 12):
+            path = f"{folder}/{gop}.mp4"
+            note = f"{LENGTH} frames of {WIDTH}x{HEIGHT} in {write_video(path, gop) / 1000:.0f} KB"
+            readers = {PYAV: partial(plain_clip, path), OURS: partial(our_clip, path)}
+            with contextlib.suppress(ImportError, RuntimeError, OSError):  # the last two where it finds no FFmpeg
+                torchcodec_clip(path, 0)
+                readers[TORCHCODEC] = partial(torchcodec_clip, path)
+            for name, times in _clip_times(readers, settings).items():
+                found[f"{name}_{gop}"] = times.of(times.count, "clips", note)
+    return found
+
+
+def _clip_times(readers: dict[str, Callable[[int], Tensor]], settings: Settings) -> dict[str, Times]:
+    """readers: from a clip's first frame to the clip."""
+    rounds, workers = settings.pairs or CLIP_ROUNDS, len(os.sched_getaffinity(0))
+    starts = np.random.default_rng(0).permutation(list(STARTS) * (3 * workers)).tolist()
+
+    def loading(read: Callable[[int], Tensor]) -> Callable[[], object]:
+        # the workers are kept from call to call, and idle while another candidate is timed
+        keep = {"num_workers": workers, "persistent_workers": True, "collate_fn": partial(centre_clips, read)}
+        batches = DataLoader(starts, 2, **keep)
+        return lambda: [len(batch) for batch in batches]
+
+    def work(call: Callable[[], object]) -> float:
+        start = time.process_time()
+        call()
+        return time.process_time() - start
+
+    calls = {name: lambda read=read: [read(start) for start in STARTS] for name, read in readers.items()}
+    loaders = {name: loading(read) for name, read in readers.items()}
+    return {
+        "clips": interleaved(loaders, rounds, CPU).of(len(starts), "clips"),
+        "clips_one": interleaved(calls, rounds, CPU).of(len(STARTS), "clips"),
+        "clips_work": in_turns({n: partial(work, call) for n, call in calls.items()}, rounds).of(len(STARTS), "clips"),
+    }
+
+
+def _our_loader(dataset: Dataset, chosen: Sequence[int]) -> Iterable:
+    """One epoch of the samples `chosen`, in this order."""
+    order = [[(0, index) for index in chosen[first : first + BATCH]] for first in range(0, len(chosen), BATCH)]
+    return Loader(dataset, order, seed=0, workers=1)
+
+
+def _timm(folder: str) -> Callable[[], Iterable]:
+    """timm's loader without its last step, which normalises on the device."""
+    from timm.data import ImageDataset, create_loader
+
+    same = {"is_training": True, "scale": (0.08, 1.0), "color_jitter": 0.0, "interpolation": "bilinear"}
+    worker = {"num_workers": 1, "persistent_workers": False, "device": CPU}
+    loader = create_loader(ImageDataset(folder), (3, 224, 224), BATCH, **same, **worker)
+    return lambda: loader.loader
+
+
+def _epochs(candidates: dict[str, Callable[[], Iterable]], settings: Settings) -> Times:
+    """Seconds an image. An epoch is timed from its first batch to its last: without the worker's start, and with no
+    worker at work while another candidate is timed."""
+
+    def epoch(make_batches: Callable[[], Iterable]) -> float:
+        batches = iter(make_batches())
+        next(batches)
+        start = now(CPU)
+        count = sum(1 for _ in batches)
+        return (now(CPU) - start) / (count * BATCH)
+
+    calls = {name: partial(epoch, make_batches) for name, make_batches in candidates.items()}
+    for call in calls.values():
+        call()
+    return in_turns(calls, settings.pairs or ROUNDS)
+
+
+def _persons(folder: str, count: int) -> tuple[Dataset, list[int], list[Person]]:
+    """The pose task's training set on drawn pictures of 480 pixels, `count` indices into it, and these persons."""
+    root = prepare("coco_pose", Path(folder), seed=0, train=count, val=1, size=480)
+    dataset = build.task(compose(["task=coco_pose", f"data.root={root}"])).dataset("train")
+    torch.manual_seed(0)  # the augmentation's
+    chosen = torch.randperm(len(dataset))[:count].tolist()
+    samples = [(root / dataset.name(index), dataset[index]) for index in chosen]
+    return dataset, chosen, [(file, sample["inverse"].numpy(), sample["joints"].numpy()) for file, sample in samples]
+
+
+def plain_persons(samples: list[Person]) -> list[Tensor]:
+    """A training batch with PIL and NumPy alone: pixels as floats, heat maps, weights."""
+    batch = []
+    for file, back, joints in samples:
+        image = pil_crop(Image.open(file).convert("RGB"), back)
+        pixels = (image / np.float32(255) - np.float32(MEAN)) / np.float32(STD)
+        targets = np.zeros((len(joints), PERSON[0] // 4, PERSON[1] // 4), np.float32)
+        rows, columns = np.mgrid[: targets.shape[1], : targets.shape[2]]
+        for target, (x, y) in zip(targets, (joints[:, :2] / 4 + 0.5).astype(int), strict=True):
+            far = (abs(rows - y) > 6) | (abs(columns - x) > 6)
+            target[:] = np.where(far, 0, np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / 8))
+        batch.append((pixels.transpose(2, 0, 1).copy(), targets, joints[:, 2].copy()))
+    return default_collate(batch)
+
+
+def pil_crop(image: Image.Image, back: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8. PIL counts from pixels' corners, so half a pixel is taken off and put on."""
+    shift = 0.5 - back[:, :2].sum(1, keepdims=True) / 2
+    matrix = np.hstack([back[:, :2], back[:, 2:] + shift]).flatten().tolist()
+    return np.asarray(image.transform(PERSON[::-1], Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR))
+
+
+def centre_clips(read: Callable[[int], Tensor], starts: list[int]) -> Tensor:
+    """Clips of which the middle goes on, as training's crops do: uint8 (B, T, 112, 112, 3)."""
+    top, left = (HEIGHT - 112) // 2, (WIDTH - 112) // 2
+    clips = (read(start).permute(0, 2, 3, 1) for start in starts)  # as they lie in memory
+    return torch.stack([frames[:, top : top + 112, left : left + 112] for frames in clips])
+
+
+def our_clip(path: str, start: int) -> Tensor:
+    """uint8 RGB (T, 3, H, W), as from each of the three."""
+    return read_clip(Path(path), range(start, start + FRAMES))
+
+
+def plain_clip(path: str, start: int) -> Tensor:
+    """As most training code has it: seek, decode with the default settings, one array a frame."""
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        begin = round(start / RATE / stream.time_base)
+        container.seek(begin, stream=stream)
+        frames = []
+        for frame in container.decode(stream):
+            if frame.pts >= begin:
+                frames.append(frame.to_ndarray(format="rgb24"))
+            if len(frames) == FRAMES:
+                break
+    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+
+
+def torchcodec_clip(path: str, start: int) -> Tensor:
+    """With one thread and without its scan of the whole file, as ours."""
+    from torchcodec.decoders import VideoDecoder
+
+    decoder = VideoDecoder(path, seek_mode="approximate", num_ffmpeg_threads=1)
+    return decoder.get_frames_in_range(start, start + FRAMES).data
+
+
+def write_photographs(root: Path, count: int) -> float:
+    """JPEG files of ImageNet's size and compressibility as train/ of an image folder with two classes; val/ is empty.
+    Returns their mean size in bytes."""
+    for split in ("train", "val"):
+        for name in ("class0", "class1"):
+            (root / split / name).mkdir(parents=True)
+    generator, written = np.random.default_rng(0), 0
+    sizes, qualities = ((375, 500), (333, 500), (500, 375), (375, 500), (400, 500)), (92, 95, 90)
+    for number in range(count):
+        path = root / "train" / f"class{number % 2}" / f"{number:04d}.JPEG"
+        image = Image.fromarray(photograph(*sizes[number % len(sizes)], generator))
+        image.save(path, quality=qualities[number % len(qualities)])
+        written += path.stat().st_size
+    return written / count
+
+
+def photograph(height: int, width: int, generator: np.random.Generator) -> np.ndarray:
+    """Colour at four scales, the coarse ones strongest, some hard edges, and grain: uint8 (H, W, 3)."""
+    image = torch.zeros(1, 3, height, width)
+    for scale in (4, 8, 32, 128):
+        coarse = generator.random((1, 3, max(2, height // scale), max(2, width // scale)), dtype=np.float32)
+        image += F.interpolate(torch.from_numpy(coarse), size=(height, width), mode="bicubic") * scale**0.5
+    image = (image - image.min()) / (image.max() - image.min()) * 255
+    pixels = image[0].permute(1, 2, 0).numpy()
+    for _ in range(6):
+        top, left = generator.integers(0, height), generator.integers(0, width)
+        tall, wide = generator.integers(max(1, height // 20), 1 + height // 2, 2)
+        pixels[top : top + tall, left : left + wide] += generator.normal(0, 40, 3)
+    pixels = pixels + generator.normal(0, 9.0, (height, width, 1))  # grain: brings a file to about 100 KB
+    return pixels.clip(0, 255).astype(np.uint8)
+
+
+def write_video(path: str, gop: int) -> int:
+    """A view that wanders over a photograph, with a patch that moves across it, as h264. Returns the size in bytes."""
+    ground = photograph(HEIGHT + 120, WIDTH + 160, np.random.default_rng(0))
+    patch = photograph(60, 60, np.random.default_rng(1))
+    with av.open(path, "w") as container:
+        options = {"crf": "23", "preset": "medium", "g": str(gop)}
+        stream = container.add_stream("libx264", rate=RATE, options=options)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for number in range(LENGTH):
+            top, left = int(60 + 50 * np.sin(number / 20)), int(80 + 70 * np.cos(number / 17))
+            pixels = ground[top : top + HEIGHT, left : left + WIDTH].copy()
+            across = 3 * number % (WIDTH - 60)
+            pixels[50:110, across : across + 60] = patch
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+        container.mux(stream.encode())
+    return Path(path).stat().st_size
