@@ -212,7 +212,7 @@ def _why_none(settings: dict[str, Any]) -> str:
 
 def _statistics(predictor: Predictor, dataset: Dataset, count: int, out: Path) -> str:
     """Markdown tables of at most `count` samples, evenly over the data set; the same in OUT/statistics.json."""
-    from tdaf.model.statistics import flow_statistics, gate_statistics
+    from tdaf.model.maps import flow_statistics, gate_statistics
 
     def inputs() -> Iterator[Tensor]:
         for index in indices:  # one sample each: those of a batch would be padded to the largest of them

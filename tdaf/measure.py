@@ -10,7 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from tdaf.model.anar import ANAR
-from tdaf.model.flows import TDAF, MultiScale
+from tdaf.model.flows import Flows
 from tdaf.model.staged import Staged
 
 
@@ -54,7 +54,7 @@ def gflops(network: nn.Module, x: Tensor) -> Gflops:
     counts = {name: sum(operations.values()) / 2e9 for name, operations in counter.get_flop_counts().items()}
     total = counter.get_total_flops() / 2e9
     gates = _sum(network, counts, ANAR)
-    flows = _sum(network, counts, (TDAF, MultiScale, Staged)) - gates
+    flows = _sum(network, counts, (Flows, Staged)) - gates
     return Gflops(total, flows, gates, total - flows - gates)
 
 
@@ -63,23 +63,18 @@ def saved_bytes(network: nn.Module, x: Tensor) -> int:
 
     The network runs as it is, so in train mode its running statistics move.
     """
-    own = {_storage(t) for t in [*network.parameters(), *network.buffers()]}
-    kept: dict[int, torch.UntypedStorage] = {}
+    # A storage is one object however many tensors look at it; by address they are all alike on the meta device.
+    own = {t.untyped_storage() for t in [*network.parameters(), *network.buffers()]}
+    kept: set[torch.UntypedStorage] = set()
 
     def pack(tensor: Tensor) -> Tensor:
-        if _storage(tensor) not in own:
-            # Held until the end: the address of a freed storage could be counted as one seen before.
-            kept[_storage(tensor)] = tensor.untyped_storage()
+        kept.add(tensor.untyped_storage())
         return tensor
 
     with torch.enable_grad(), saved_tensors_hooks(pack, lambda tensor: tensor):
         outputs = network(x)
     del outputs
-    return sum(storage.nbytes() for storage in kept.values())
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return sum(storage.nbytes() for storage in kept - own)
 
 
 def _sum(network: nn.Module, counts: dict[str, float], kinds: type | tuple[type, ...]) -> float:

@@ -15,6 +15,7 @@ EXTENDING = ROOT / "docs" / "extending.md"
 FILES = {
     "backbone config": "backbone/mynet.yaml",
     "existing network config": "backbone/regnet.yaml",
+    "attention config": "attention/eca.yaml",
     "data set config": "task/mydata.yaml",
     "task config": "task/myseg.yaml",
 }

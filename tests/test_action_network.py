@@ -23,7 +23,7 @@ from tdaf.model.flows import TDAF, MultiScale
 from tdaf.model.inflate import inflate_weight
 from tdaf.model.normalise import Normalise
 from tdaf.model.pretrained import load
-from tdaf.model.pyramid import pyramid
+from tdaf.model.flows import pyramid
 
 torch.set_num_threads(1)
 plain = lambda staged: staged  # noqa: E731

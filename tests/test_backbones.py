@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import subprocess
-import sys
 from collections import OrderedDict
 from functools import partial
 
@@ -14,6 +11,7 @@ import torchvision
 from torch import nn
 
 from tdaf.errors import UserError
+from tdaf.model.attention.se_cbam import squeeze_excitation
 from tdaf.model.backbones.mobilenet import mobilenet
 from tdaf.model.backbones.resnet import resnet
 from tdaf.model.backbones.vgg import vgg
@@ -93,7 +91,9 @@ def test_names_and_shapes_are_torchvisions(build, theirs):
     with torch.device("meta"):
         ours, theirs = Network(build()).state_dict(), theirs().state_dict()
     names = [name.split(".", 3)[3] if name.startswith("body.") else name.split(".", 1)[1] for name in ours]
-    assert dict(zip(names, (t.shape for t in ours.values()))) == {name: t.shape for name, t in theirs.items()}
+    assert dict(zip(names, (t.shape for t in ours.values()), strict=True)) == {
+        name: t.shape for name, t in theirs.items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -122,23 +122,23 @@ def test_cut_network_equals_torchvisions(build, theirs):
             gradients.append(torch.autograd.grad(outputs[-1].square().sum(), next(network.parameters()))[0])
         assert torch.equal(*outputs) and outputs[0].std() > 0
         assert torch.equal(*gradients) and gradients[0].std() > 0
-    for ours, theirs in zip(ours.buffers(), theirs.buffers(), strict=True):
-        assert torch.equal(ours, theirs)
+    for a, b in zip(ours.buffers(), theirs.buffers(), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize(
-    "build",
+    ("build", "widths", "first"),
     [
-        partial(resnet, 18),
-        partial(resnet, 50),
-        partial(resnet, 18, stem="cifar"),
-        partial(vgg, 11),
-        mobilenet,
-        partial(mobilenet, stem="cifar"),
+        (partial(resnet, 18), [64, 128, 256, 512], 4),
+        (partial(resnet, 50), [256, 512, 1024, 2048], 4),
+        (partial(resnet, 18, stem="cifar"), [64, 128, 256, 512], 1),
+        (partial(vgg, 11), [64, 128, 256, 512, 512], 2),
+        (mobilenet, [64, 128, 256, 512, 1024], 2),
+        (partial(mobilenet, stem="cifar"), [64, 128, 256, 512, 1024], 1),
     ],
 )
-def test_widths_and_strides_are_those_of_the_maps(build, dims):
+def test_widths_and_strides_are_those_of_the_maps(build, widths, first, dims):
     with torch.device("meta"):
         staged = build(dims=dims)
         x = torch.rand(2, 3, *[16] * (dims - 2), 96, 64)
@@ -146,19 +146,10 @@ def test_widths_and_strides_are_those_of_the_maps(build, dims):
     assert staged.dims == dims and len(maps) == len(staged.stages)
     assert [m.shape[1] for m in maps] == staged.widths
     assert [tuple(m.shape[-2:]) for m in maps] == [(96 // s, 64 // s) for s in staged.strides]
+    assert staged.widths == widths and staged.strides[0] == first
 
 
-def test_stages_are_those_of_the_paper():
-    with torch.device("meta"):
-        assert resnet(50).widths == [256, 512, 1024, 2048] and resnet(50).strides == [4, 8, 16, 32]
-        assert resnet(34, stem="cifar").widths == [64, 128, 256, 512]
-        assert resnet(34, stem="cifar").strides == [1, 2, 4, 8]
-        assert vgg(16).widths == [64, 128, 256, 512, 512] and vgg(16).strides == [2, 4, 8, 16, 32]
-        assert mobilenet().widths == [64, 128, 256, 512, 1024] and mobilenet().strides == [2, 4, 8, 16, 32]
-        assert mobilenet(stem="cifar").strides == [1, 2, 4, 8, 16]
-
-
-@pytest.mark.parametrize("build", [partial(resnet, 18), partial(resnet, 50, attention="se"), mobilenet])
+@pytest.mark.parametrize("build", [partial(resnet, 18), partial(resnet, 50, attention=squeeze_excitation), mobilenet])
 def test_every_stage_ends_in_its_only_last_relu(build):
     staged = build().eval()
     x = torch.rand(1, 3, 64, 64)
@@ -213,15 +204,6 @@ def test_vgg_classifier_takes_any_width_and_clips():
         assert clips.classifier(512, 5)(clips(torch.rand(1, 3, 16, 64, 64))[-1]).shape == (1, 5)
 
 
-def test_a_copy_is_independent():
-    staged = vgg(11)
-    twin = copy.deepcopy(staged)
-    with torch.no_grad():
-        next(twin.parameters()).zero_()
-    assert next(staged.parameters()).abs().sum() > 0
-    assert twin.classifier(512, 3)[-1][-1].out_features == 3
-
-
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -230,20 +212,13 @@ def test_a_copy_is_independent():
         (lambda: resnet(18, groups=32, width_per_group=4), "a depth of 50 or more"),
         (lambda: resnet(50, groups=0), "must be 1 or more"),
         (lambda: resnet(50, dims=4), "dims=4"),
-        (lambda: resnet(50, attention="sse"), "attention=sse: .*none, se, cbam"),
         (lambda: vgg(12), "depth=12: VGG has the depths 11, 13, 16, 19"),
         (lambda: vgg(11, dims=1), "dims=1"),
         (lambda: mobilenet(stem="tiny"), "stem=tiny"),
         (lambda: mobilenet(dims=5), "dims=5"),
-        (lambda: mobilenet(attention="xx"), "attention=xx"),
     ],
 )
 def test_wrong_settings_are_one_line(build, message):
     with torch.device("meta"), pytest.raises(UserError, match=message) as caught:
         build()
     assert "\n" not in str(caught.value)
-
-
-def test_mobilenet_does_not_import_torchvision():
-    check = "import sys, tdaf.model.backbones.mobilenet as m; m.mobilenet(); assert 'torchvision' not in sys.modules"
-    assert subprocess.run([sys.executable, "-c", check]).returncode == 0

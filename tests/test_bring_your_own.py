@@ -10,13 +10,15 @@ import pytest
 import torch
 from commands import call, script
 from PIL import Image
+from torch import nn
 from torchvision.models import regnet_y_400mf
 
 from scripts import check_data, predict
 from tasks.classification.folder import ImageFolder
+from tdaf.errors import UserError
 from tdaf.model import pretrained
-from tdaf.model.attention import placement
 from tdaf.model.backbones.resnet import resnet
+from tdaf.model.backbones.vgg import vgg
 from tdaf.model.flows import TDAF
 
 SMALL = [
@@ -81,16 +83,28 @@ def test_an_existing_network_keeps_its_publishers_names_and_maps() -> None:
     torch.testing.assert_close(body(images)[0], maps[0], msg="masks of 1 - eta change nothing at stage 1")
 
 
-def test_an_attention_mechanism_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    space: dict = {}
-    exec(pages.block("attention"), space)
-    monkeypatch.setitem(placement.BRANCH, "eca", space["ECA"])
-    monkeypatch.setattr(placement, "NAMES", (*placement.NAMES, "eca"))
-    plain = resnet(18, width=16, attention="eca")
-    found = [name for name, module in plain.named_modules() if type(module).__name__ == "ECA"]
-    assert len(found) == 8, "one a block"
+def test_an_attention_mechanism_of_ones_own(
+    tmp_path: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages.module("myattention", "attention", tmp_path, monkeypatch)
+    pages.module("late", "attention elsewhere", tmp_path, monkeypatch)
+    from late import LateECA
+    from myattention import ECA
+
+    def found(network: nn.Module) -> list[str]:
+        return [name for name, module in network.named_modules() if isinstance(module, ECA)]
+
+    plain = resnet(18, width=16, attention=ECA)
+    assert len(found(plain)) == 8, "one a block"
     assert [m.shape[1] for m in TDAF(plain, flows=3)(torch.rand(2, 3, 33, 47))] == [16, 32, 64, 128]
-    assert resnet(18, width=16, attention="eca", dims=3)(torch.rand(2, 3, 4, 33, 33))[-1].shape == (2, 128, 1, 2, 2)
+    assert resnet(18, width=16, attention=ECA, dims=3)(torch.rand(2, 3, 4, 33, 33))[-1].shape == (2, 128, 1, 2, 2)
+    assert found(resnet(50, width=8, attention=LateECA())) == ["stages.2.layer3.4.after"]
+    with pytest.raises(UserError, match="attention: LateECA goes into the residual blocks of a ResNet"):
+        vgg(11, attention=LateECA())
+    run = [*SMALL, pages.install(tmp_path), "attention=eca", "attention.reach=5", "flows=2", f"data.root={own_folder}"]
+    assert call(monkeypatch, ["task=imagenet", *run, f"run_dir={tmp_path / 'run'}"]) == 0
+    weights = torch.load(tmp_path / "run/checkpoints/best.pt", weights_only=True)["network"]
+    assert weights["body.stages.0.layer1.0.attention.mix.weight"].shape == (1, 1, 5)
 
 
 def test_own_images(

@@ -1,22 +1,26 @@
-"""TDAF against a literal transcription of Eqs. 1-5, and what else it promises."""
+"""TDAF against a literal transcription of Eqs. 1-5, and what else it promises: the gate's gradients, hooks, masks."""
 
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
 from literal import assert_near, literal, loss_of, shrink_axis
-from tiny import settle, tiny
-from torch import Tensor
+from tiny import Residual, settle, tiny
+from torch import Tensor, nn
 
 from tdaf.errors import UserError
-from tdaf.model.flows import TDAF, MultiScale
-from tdaf.model.pyramid import halve
+from tdaf.model.backbones.resnet import resnet
+from tdaf.model.backbones.vgg import vgg
+from tdaf.model.flows import TDAF, MultiScale, halve, relu_gate
+from tdaf.model.fold import fold
+from tdaf.model.maps import attention_maps
+from tdaf.model.staged import Staged
 
 torch.set_num_threads(1)
 SIZES = {2: (43, 37), 3: (17, 35, 30)}
-
 
 CASES = [(dims, flows, "area", "all", 0.5, "mfbn", 3) for dims in (2, 3) for flows in (1, 2, 3, 4)]
 CASES += [(2, 3, how, "all", 0.5, "mfbn", 3) for how in ("bilinear", "stride")]
@@ -47,12 +51,10 @@ def test_equals_the_equations(dims, flows, how, gated, eta, norm, anar):
             modules = tdaf.earlier[n - 1]
         theirs = {f"stages.{k}": v for k, v in used[n][0].named_buffers()}
         theirs |= {f"gates.{k}": v for k, v in used[n][1].named_buffers()}
-        checked = 0
-        for name in ("stages", "gates"):
-            for key, value in modules[name].named_buffers():
-                assert_near(value.double(), theirs[f"{name}.{key}"].double())
-                checked += 1
-        assert checked >= 3
+        ours = [(f"{name}.{key}", v) for name in ("stages", "gates") for key, v in modules[name].named_buffers()]
+        assert len(ours) >= 3
+        for key, value in ours:
+            assert_near(value.double(), theirs[key].double())
     for which, module in enumerate((tdaf.stages, tdaf.gates)):
         for name, parameter in module.named_parameters():
             (ours,) = torch.autograd.grad(loss_of(maps), parameter, retain_graph=True)
@@ -163,3 +165,164 @@ def test_wrong_settings_say_so_in_one_line(settings, message):
     with pytest.raises(UserError, match=message) as caught:
         TDAF(tiny(), **settings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_fused_gate_gradients(inplace):
+    torch.manual_seed(0)
+    h = torch.randn(2, 5, 4, 3, dtype=torch.float64, requires_grad=True)
+    m = torch.rand(2, 1, 4, 3, dtype=torch.float64).mul(1.4).add(0.05).requires_grad_()
+    assert torch.autograd.gradcheck(lambda h, m: relu_gate(h * 1, m, inplace), (h, m))
+    weight = torch.randn_like(h)
+    ours = torch.autograd.grad((relu_gate(h * 1, m, inplace) * weight).sum(), (h, m))
+    theirs = torch.autograd.grad((torch.relu(h) * m * weight).sum(), (h, m))
+    for a, b in zip(ours, theirs, strict=True):
+        assert_near(a, b, 1e-12)
+    with torch.no_grad():
+        assert torch.equal(relu_gate(h.clone(), m, inplace), torch.relu(h) * m)
+
+
+def test_fused_gate_where_the_mask_is_zero():
+    torch.manual_seed(0)
+    h = torch.randn(1, 4, 1, 3, dtype=torch.float64, requires_grad=True)
+    logits = torch.tensor([-2000.0, 0.3, 900.0], dtype=torch.float64).reshape(1, 1, 1, 3).requires_grad_()
+    ours = torch.autograd.grad(relu_gate(h * 1, torch.sigmoid(logits)).square().sum(), (h, logits))
+    theirs = torch.autograd.grad((torch.relu(h) * torch.sigmoid(logits)).square().sum(), (h, logits))
+    assert torch.sigmoid(logits)[0, 0, 0, 0] == 0
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.isfinite(a).all()
+        assert_near(a, b, 1e-12)
+
+
+def test_fused_gate_sums_half_precision_in_float32():
+    torch.manual_seed(0)
+    h = torch.rand(1, 4096, 1, 1, dtype=torch.bfloat16, requires_grad=True)
+    m = torch.ones(1, 1, 1, 1, dtype=torch.bfloat16, requires_grad=True)
+    (grad,) = torch.autograd.grad(relu_gate(h * 1, m).sum(), m)
+    assert grad.dtype == torch.bfloat16
+    assert abs(grad.item() - h.float().sum().item()) <= 2**-8 * h.float().sum().item()
+
+
+def test_channels_last_stays():
+    network = TDAF(tiny(), flows=3, anar=7, anar_width=64).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 48, 48).to(memory_format=torch.channels_last)
+    for mode in (True, False):
+        for m in network.train(mode)(x):
+            assert m.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("flows", "momentum"), [(1, 0.1), (3, 0.1), (3, None)])
+@pytest.mark.parametrize("kind", [TDAF, MultiScale])
+def test_rematerialise_changes_nothing(kind, flows, momentum):
+    torch.manual_seed(0)
+    network = kind(tiny(), flows=flows)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = momentum
+    again = copy.deepcopy(network)
+    again.rematerialise = True
+    x = torch.randn(2, 3, 40, 33)
+    for _ in range(2):
+        for net in (network, again):
+            loss_of(net(x)).backward()
+    for (name, p), q in zip(network.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad), name
+    for (name, p), q in zip(network.named_buffers(), again.buffers(), strict=True):
+        assert torch.equal(p, q), name
+    assert again.stages[0].norm.num_batches_tracked == 2
+
+
+@pytest.mark.parametrize(("build", "rematerialise"), [("tiny", False), ("tiny", True), ("own", False)])
+def test_compiles_in_one_graph(build, rematerialise):
+    torch.manual_seed(0)
+    network = TDAF(BODIES[build][0](), flows=2, anar_width=64, rematerialise=rematerialise)
+    again = copy.deepcopy(network)
+    x = torch.randn(2, 3, 33, 40)
+    eager, compiled = network(x), torch.compile(again, backend="aot_eager", fullgraph=True)(x)
+    for ours, theirs in zip(compiled, eager, strict=True):
+        assert_near(ours, theirs)
+    for maps in (eager, compiled):
+        loss_of(maps).backward()
+    for (name, p), q in zip(network.named_parameters(), again.parameters(), strict=True):
+        assert p.grad is not None, name
+        assert_near(q.grad, p.grad, 1e-5)
+    for p, q in zip(network.buffers(), again.buffers(), strict=True):
+        assert_near(q.double(), p.double(), 1e-6)
+
+
+def own() -> Staged:
+    """Stages of a class of their own alone."""
+    stages = [Residual(3, 32, 2), Residual(32, 64, 2), Residual(64, 32, 2)]
+    return Staged(stages, [32, 64, 32], [2, 4, 8])
+
+
+BODIES = {
+    "own": (own, 40),
+    "tiny": (tiny, 40),
+    "resnet": (lambda: resnet(18, width=8), 64),
+    "vgg": (lambda: vgg(11), 32),
+}
+
+
+@pytest.mark.parametrize("norm", ["mfbn", "shared"])
+@pytest.mark.parametrize("build", BODIES)
+def test_hooks_of_a_stage_fire_in_each_flows_call(build: str, norm: str) -> None:
+    """On the map that goes on: the gated one, whether or not the stage ends in a ReLU or is a Sequential."""
+    torch.manual_seed(0)
+    staged, size = BODIES[build][0](), BODIES[build][1]
+    network = TDAF(staged, flows=3, norm=norm)
+    before: list[tuple[int, Tensor]] = []
+    after: list[tuple[int, Tensor, Tensor]] = []
+    backward: list[int] = []
+    for number, stage in enumerate(network.stages):
+        stage.register_forward_pre_hook(lambda _, args, n=number: before.append((n, *args)))
+        stage.register_forward_hook(lambda _, args, output, n=number: after.append((n, *args, output)))
+        stage.register_full_backward_hook(lambda _, inputs, outputs, n=number: backward.append(n))
+    x = torch.rand(2, 3, size, size, requires_grad=True)
+    maps = network(x)
+    last = list(range(len(maps)))
+    calls = last if norm == "mfbn" else [*last[:-2], *last[:-1], *last]
+    assert [n for n, *_ in before] == [n for n, *_ in after] == calls
+    loss_of(maps).backward()
+    assert sorted(backward) == sorted(calls)
+    for (n, given), (_, same, output), expected in zip(before[-len(maps) :], after[-len(maps) :], maps, strict=True):
+        assert torch.equal(output, expected), "what a hook sees is what goes on"
+        assert torch.equal(given, same) and (n == 0 or torch.equal(given, maps[n - 1]))
+
+
+def test_a_hook_may_change_a_gated_map_and_stages_stay_what_they_were() -> None:
+    staged = tiny()
+    stages = list(staged.stages)
+    network = TDAF(staged, flows=3)
+    assert network.stages is staged.stages and all(a is b for a, b in zip(stages, network.stages, strict=True))
+    assert isinstance(stages[0], nn.Sequential) and isinstance(stages[3], type(tiny().stages[3]))
+    network.stages[1].register_forward_hook(lambda stage, args, output: output * 0)
+    assert not network(torch.rand(2, 3, 40, 40))[1].any()
+    network, x = settle(TDAF(own(), flows=3)).eval(), torch.rand(1, 3, 40, 40)
+    for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        assert torch.equal(twin(x)[-1], network(x)[-1]) and isinstance(twin.stages[0], Residual)
+    folded = fold(network)
+    assert isinstance(folded.stages[0].norm, nn.Identity)
+    torch.testing.assert_close(folded(x)[-1], network(x)[-1])
+
+
+@pytest.mark.parametrize("norm", ["mfbn", "shared"])
+def test_attention_maps_are_the_masks(norm):
+    torch.manual_seed(0)
+    plain = tiny()
+    tdaf = TDAF(copy.deepcopy(plain), flows=3, gated=[1, 3], anar_width=64, norm=norm).train()
+    network = nn.Sequential(tdaf)
+    before = copy.deepcopy(tdaf.state_dict())
+    x = torch.randn(2, 3, 43, 37)
+    found = attention_maps(network, x)
+    for key, value in tdaf.state_dict().items():
+        assert torch.equal(value, before[key])
+    assert tdaf.training and tdaf.stages[0].training
+    _, masks, _ = literal(plain.eval(), tdaf.eval(), x, 3, "area", [1, 3], 0.5, norm == "mfbn")
+    assert list(found) == sorted(masks) == [(2, 1), (3, 1), (3, 3)]
+    for key, mask in masks.items():
+        assert mask.shape[1] == 1
+        assert_near(found[key], mask, 1e-5)
+    assert attention_maps(tiny(), x) == {}
+    with pytest.raises(ValueError, match="has 2"):
+        attention_maps(nn.Sequential(tdaf, TDAF(tiny())), x)

@@ -12,6 +12,7 @@ from torchvision.models import mobilenet_v2, resnet18, resnext50_32x4d
 from torchvision.ops import FrozenBatchNorm2d
 
 from tdaf.model.anar import ANAR
+from tdaf.model.attention.se_cbam import squeeze_excitation
 from tdaf.model.backbones.mobilenet import mobilenet
 from tdaf.model.backbones.resnet import resnet
 from tdaf.model.flows import TDAF, MultiScale
@@ -76,9 +77,9 @@ def test_tdaf(settings, dims):
 
 def test_backbones():
     assert_folds(shake(TDAF(resnet(18), flows=3, anar_width=64)), torch.randn(2, 3, 64, 64))
-    network = TDAF(mobilenet(attention="se"), flows=3, anar=5, depthwise=True, anar_width=64)
+    network = TDAF(mobilenet(attention=squeeze_excitation), flows=3, anar=5, depthwise=True, anar_width=64)
     assert_folds(shake(network), torch.randn(2, 3, 64, 64))
-    assert_folds(shake(MultiScale(resnet(18, attention="se"), flows=3)), torch.randn(2, 3, 64, 64))
+    assert_folds(shake(MultiScale(resnet(18, attention=squeeze_excitation), flows=3)), torch.randn(2, 3, 64, 64))
 
 
 class Untraceable(nn.Module):

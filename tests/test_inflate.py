@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from tdaf.errors import UserError
+from tdaf.model.attention.se_cbam import CBAM, squeeze_excitation
 from tdaf.model.backbones.mobilenet import mobilenet
 from tdaf.model.backbones.resnet import resnet
 from tdaf.model.backbones.vgg import vgg
@@ -35,7 +37,7 @@ def small() -> Staged:
         nn.Conv2d(12, 4, 1),
     )
     staged = Staged([first, second], [8, 4], [4, 4])
-    for name, tensor in staged.state_dict().items():
+    for tensor in staged.state_dict().values():
         if tensor.is_floating_point():
             tensor.uniform_(-1, 1) if tensor.ndim > 1 else tensor.uniform_(0.5, 1.5)
     return staged.eval()
@@ -48,7 +50,7 @@ def test_still_clip_gives_the_images_maps():
     solid.stages[0].conv.stride = (1, 2, 2)
     x = torch.rand(2, 3, 37, 41)
     clip = x.unsqueeze(2).expand(-1, -1, 31, -1, -1)
-    for ours, theirs in zip(solid(clip), flat(x)):
+    for ours, theirs in zip(solid(clip), flat(x), strict=True):
         torch.testing.assert_close(ours[:, :, ours.shape[2] // 2], theirs, rtol=1e-5, atol=1e-4)
         assert ours.shape[3:] == theirs.shape[2:]
     assert solid.dims == 3 and flat.dims == 2
@@ -106,7 +108,7 @@ def test_vgg_has_c3ds_first_pool_and_mobilenet_spares_time_first():
         assert [m.shape[2] for m in resnet(18, stem="cifar", dims=3)(clip)] == [16, 8, 4, 2]
 
 
-@pytest.mark.parametrize("attention", ["se", "cbam"])
+@pytest.mark.parametrize("attention", [squeeze_excitation, CBAM])
 @pytest.mark.parametrize("build", [resnet, mobilenet])
 def test_nothing_2d_is_left(build, attention):
     with torch.device("meta"):
@@ -117,7 +119,7 @@ def test_nothing_2d_is_left(build, attention):
 
 def test_a_layer_without_twin_is_named():
     staged = Staged([nn.Sequential(nn.Conv2d(3, 4, 1), nn.InstanceNorm2d(4))], [4], [1])
-    with pytest.raises(TypeError, match="InstanceNorm2d"):
+    with pytest.raises(UserError, match="dims=3: InstanceNorm2d"):
         inflate(staged)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tdaf.model.init import initialise
+from tdaf.model.staged import initialise
 
 
 def test_initialise_is_kaiming_fan_out():

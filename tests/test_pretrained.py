@@ -11,6 +11,7 @@ import torchvision
 from torch import Tensor, nn
 
 from tdaf.errors import UserError
+from tdaf.model.attention.se_cbam import squeeze_excitation
 from tdaf.model.backbones.mobilenet import mobilenet
 from tdaf.model.backbones.resnet import resnet
 from tdaf.model.backbones.vgg import vgg
@@ -145,7 +146,7 @@ def test_2d_weights_are_inflated(plain18):
 
 
 def test_new_attention_and_a_new_stem_may_differ(plain18):
-    report = load(Network(resnet(18, attention="se")), plain18)
+    report = load(Network(resnet(18, attention=squeeze_excitation)), plain18)
     assert len(report.missing) == 8 * 4 and all(".attention." in name for name in report.missing)
     report = load(Network(resnet(18, stem="cifar")), plain18)
     assert report.mismatched == [("body.stages.0.conv1.weight", (64, 3, 7, 7), (64, 3, 3, 3))]
@@ -187,7 +188,11 @@ def test_equal_names_in_two_stages_are_never_mixed_up():
         (partial(vgg, 16), torchvision.models.vgg19, "features.19.weight is 512x256x3x3"),
         (partial(vgg, 11), torchvision.models.vgg11_bn, "features.8.weight is 256x128x3x3"),
         (mobilenet, torchvision.models.mobilenet_v2, "nothing of the backbone fits"),
-        (partial(resnet, 50), partial(Network, resnet(50, attention="se")), r"layer1\.0\.attention.* has no place"),
+        (
+            partial(resnet, 50),
+            lambda: Network(resnet(50, attention=squeeze_excitation)),
+            r"0\.attention.* has no place",
+        ),
         (partial(resnet, 18), partial(Network, resnet(34)), "layer1.2.conv1.weight has no place"),
         (partial(resnet, 34), partial(Network, resnet(18)), "layer1.2.conv1.weight is not in the checkpoint"),
         (partial(resnet, 18), mobilenet, "nothing of the backbone fits"),

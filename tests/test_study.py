@@ -29,7 +29,7 @@ from results.evidence import holm, interval, paired  # noqa: E402
 
 GROUPS = study.read()
 ROWS = {row.name: row for group in GROUPS for row in group.rows}
-NETWORK = ("anar", "flows", "eta", "attention", "backbone.", "tdaf.")  # what rows of one group may differ in
+NETWORK = ("anar", "flows", "eta", "attention", "backbone.", "tdaf.", "task._target_")  # what rows of one group may differ in
 
 
 @functools.cache
@@ -57,8 +57,10 @@ def test_every_row_is_another_run_and_has_its_references() -> None:
     assert {name for row in ROWS.values() for name in row.against} <= ROWS.keys()
     assert len(ROWS["plain"].seeds) >= 5 and ROWS["TDAF"].seeds == ROWS["plain"].seeds == ROWS["multi-scale"].seeds
     compared = next(group for group in GROUPS if group.name == "comparison")
-    mechanisms = "none se cbam nonlocal a2 cgnl aa sasa abn resatt tdam"
-    assert {composed(row)["attention"] for row in compared.rows} == set(mechanisms.split())
+    chosen = {word.partition("=")[2] for row in compared.rows for word in row.settings if word.startswith("attention=")}
+    assert chosen | {"none"} == {
+        "none", "se", "cbam", "nonlocal", "a2", "cgnl", "aa", "sasa", "abn", "resatt", "tdam"
+    }
 
 
 @torch.no_grad()
@@ -67,7 +69,8 @@ def test_every_row_builds(row: study.Row) -> None:
     config = composed(row)
     task = build.make(config["task"], "task", data=SimpleNamespace(classes=[str(k) for k in range(10)]))
     pixels = torch.zeros(2, 3, 48, 48, dtype=torch.uint8)
-    assert build.network(config, task).eval()(pixels).shape == (2, 10)
+    outputs = build.network(config, task).eval()(pixels)
+    assert (outputs["logits"] if isinstance(outputs, dict) else outputs).shape == (2, 10)
 
 
 def test_statistics_are_the_textbooks() -> None:

@@ -142,8 +142,10 @@ def _text(value: Any) -> str:
 
 
 def _named(config: Config) -> dict[str, Any]:
-    """The settings by their dotted names, and under "backbone" and "tdaf" which file of configs/ was chosen."""
-    values = identity(config, (SEED,))
+    """The settings by their dotted names; "backbone", "attention" and "tdaf" say which file of configs/ was chosen."""
+    values = identity(config, (SEED, "attention._target_", "attention._partial_", "backbone.attention"))
+    mechanism = config.get("attention") or {"_target_": "none"}
+    values["attention"] = _chosen("attention", flat(mechanism)) or str(mechanism["_target_"]).rpartition(".")[2]
     for group in ("backbone", "tdaf"):
         target = str(values.get(group + TARGET, ABSENT)).rpartition(".")[2]
         values[group] = _chosen(group, flat(config.get(group))) or target
@@ -154,13 +156,20 @@ def _chosen(group: str, settings: dict[str, Any]) -> str | None:
     """The file of configs/ that these settings are from; None for a network of the user's own."""
     for path in sorted((FOLDER / group).glob("*.yaml")):
         content = OmegaConf.to_container(OmegaConf.load(path))
-        own = flat(content.get(group, content))
+        own = _without_attention(flat(content.get(group, content)))  # a backbone is the same one with a mechanism in it
+        given = _without_attention(settings)
+        if "_target_" not in own or "_target_" not in given:
+            continue
         fixed = [
             name for name, value in own.items() if name == "_target_" or group == "backbone" and "${" not in str(value)
         ]
-        if own.keys() == settings.keys() and all(own[name] == settings[name] for name in fixed):
+        if own.keys() == given.keys() and all(own[name] == given[name] for name in fixed):
             return path.stem
     return None
+
+
+def _without_attention(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if not name.startswith("attention")}
 
 
 @functools.cache

@@ -36,7 +36,7 @@ from tdaf.engine.trained import load_checkpoint
 from tdaf.errors import RunError
 from tdaf.model.anar import ANAR
 from tdaf.model.maps import attention_maps
-from tdaf.model.statistics import gate_statistics
+from tdaf.model.maps import gate_statistics
 
 if TYPE_CHECKING:
     from study import Group, Row
@@ -45,7 +45,7 @@ LEVEL = 0.95
 ROUNDS = 7  # of timing
 BATCH = 100
 EXCHANGES = ("its own", "even over the places", "of another image", "the mean of all images", "one number", "1 - eta")
-# of (flow, stage), over all images: the mean mask, on the object and beside it, and what tdaf/model/statistics.py says:
+# of (flow, stage), over all images: the mean mask, on the object and beside it, and what tdaf/model/maps.py says:
 # the shares of saturated values, and the deviations within a mask, of the mean mask, and over the images at a place
 COLUMNS = ("mean", "on the object", "beside it", "closed", "open", "within", "fixed", "varying")
 BEGIN, END = "<!-- measured -->", "<!-- end of what was measured -->"

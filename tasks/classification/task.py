@@ -153,37 +153,34 @@ class Classification:
         return self.data.classes
 
     def network(self, backbone: Staged, tdaf: Callable[[Staged], Staged]) -> nn.Module:
-        classes = len(self.classes)
-        body = tdaf(backbone.for_classes(classes))
-        width = body.widths[-1]
-        published = self.head == "published" and body.classifier is not None
-        if published and self.dropout:
+        body = tdaf(backbone)
+        return Classifier(body, self.make_head(body, body.widths[-1]), self.normalise(body))
+
+    def make_head(self, body: Staged, width: int) -> nn.Module:
+        """From a last map of `width` channels to logits."""
+        if self.head == "linear" or body.classifier is None:
+            return LinearHead(width, len(self.classes), self.dropout)
+        if self.dropout:
             raise UserError(
                 f"task.dropout={self.dropout}: this backbone's published classifier has its own; use task.head=linear"
             )
-        head = body.classifier(width, classes) if published else LinearHead(width, classes, self.dropout)
-        return Classifier(body, head, Normalise(self.mean, self.std, body.dims))
+        return body.classifier(width, len(self.classes))
+
+    def normalise(self, body: Staged) -> Normalise:
+        return Normalise(self.mean, self.std, body.dims)
 
     def dataset(self, split: str) -> Samples:
         if split == "train":
             return Samples(self.data.split(split), self.train_transform, self.mixing)
         return Samples(self.data.split(split), self.val_transform, Mixing(0.0, 0.0))
 
-    def losses(self, outputs: Tensor | dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """outputs: logits (B, K), or those and an attention branch's, whose loss is added with weight 1 (Fukui et al.
-        2019, Sec. 3.3). A mixed batch counts both labels by their weights."""
-        if isinstance(outputs, Tensor):
-            return {"cross_entropy": self._loss(outputs, batch)}
-        return {
-            "cross_entropy": self._loss(outputs["logits"], batch),
-            "attention_branch": self._loss(outputs["branch"], batch),
-        }
-
-    def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        own = self._cross_entropy(logits, batch["label"])
-        if "mixed_label" not in batch:
-            return own.mean()
-        return torch.lerp(own, self._cross_entropy(logits, batch["mixed_label"]), batch["mixed_weight"]).mean()
+    def losses(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """outputs: logits (B, K). A mixed batch counts both labels by their weights."""
+        own = self._cross_entropy(outputs, batch["label"])
+        if "mixed_label" in batch:
+            mixed = self._cross_entropy(outputs, batch["mixed_label"])
+            own = torch.lerp(own, mixed, batch["mixed_weight"])
+        return {"cross_entropy": own.mean()}
 
     def _cross_entropy(self, logits: Tensor, label: Tensor) -> Tensor:
         return F.cross_entropy(logits.float(), label, label_smoothing=self.label_smoothing, reduction="none")

@@ -65,7 +65,8 @@ def compose(arguments: Sequence[str]) -> Config:
     if config["run_dir"] is None:
         changed = _changed(OmegaConf.to_container(before), OmegaConf.to_container(after), config)
         chosen = [o.input_line for o in overrides if _chooses_file(o, overrides) and o.key_or_group not in NAMED]
-        chosen = [text for text in chosen if not text.startswith("hydra")]
+        # no mechanism is no change, whether or not the command says so
+        chosen = [text for text in chosen if not text.startswith("hydra") and text != "attention=none"]
         config["run_dir"] = str(_run_dir(config, choices, sorted({*changed, *chosen})))
     return _at_home(config)
 

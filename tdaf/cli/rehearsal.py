@@ -39,6 +39,8 @@ def shapes(network: nn.Module, training: Dataset, validation: Dataset, batch: in
             continue
         try:
             empty.train(mode)(inputs.to("meta").expand(size, *inputs.shape[1:]))
+        except UserError:
+            raise
         except (RuntimeError, ValueError) as error:
             shape = "x".join(map(str, inputs.shape[1:]))
             split = "training" if mode else "validation"

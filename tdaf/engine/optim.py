@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from tdaf.errors import UserError
 
@@ -45,7 +44,7 @@ def optimizer(
             if not parameter.requires_grad or id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            norm = isinstance(module, (_NormBase, nn.GroupNorm, nn.LayerNorm))
+            norm = isinstance(module, (nn.GroupNorm, nn.LayerNorm)) or hasattr(module, "running_mean")
             bias = name == "bias" and (norm_biases or not norm)
             norm = norm and not bias
             depthwise = getattr(module, "groups", 1) > 1 and module.groups == getattr(module, "in_channels", 0)

@@ -10,20 +10,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tdaf.errors import UserError
-from tdaf.model.init import initialise
+from tdaf.model.staged import initialise
 
 LAYERS = (2, 3, 5, 7)
 INIT = ("kaiming", "identity")
 
 
 class ANAR(nn.Module):
-    """g_l: a map (B, A, *size) -> a mask (B, 1, *asked size) in [0, 1].
+    """g_l: a map (B, A, *size) -> a mask (B, 1, *any size that is asked for) in [0, 1].
 
-    channels: A. layers: 2, 3, 5 or 7 (Table 1; 2 up-samples without parameters). width: c of Table 1, a multiple of
-    32; None is its literal reading, c = A. dims: 2, or 3 with time as one more axis of every kernel.
-    depthwise: each kernel larger than one pixel becomes a depthwise one and a 1x1 (for MobileNet, Sec. 4.1).
-    init: "kaiming" (He et al. 2015, as the paper), or "identity": every mask starts as 1 - eta, so gate + eta = 1 and
-    a pretrained network starts as itself. Raises UserError for a setting out of range.
+    Every convolution and deconvolution but the last: no bias, batch norm, ReLU. The last: 1x1, bias, sigmoid.
+
+    Args:
+        channels: A, of the map.
+        layers: 2, 3, 5 or 7 (Table 1; 2 up-samples without parameters).
+        width: c of Table 1, a multiple of 32; None is its literal reading, c = A.
+        dims: 2, or 3 with time as one more axis of every kernel.
+        depthwise: each kernel larger than one pixel becomes a depthwise one and a 1x1 (for MobileNet, Sec. 4.1).
+        init: "kaiming" (He et al. 2015, as the paper), or "identity": every mask starts as 1 - eta, so gate + eta = 1
+            and a pretrained network starts as itself.
+        eta: of Eq. 5; for init="identity" alone.
+
+    Raises:
+        UserError: a setting out of range.
     """
 
     def __init__(
@@ -50,10 +59,12 @@ class ANAR(nn.Module):
             7: ([c // 8, c // 8], [c // 16, c // 16], c // 32),
         }[layers]
         widths = [trans, *downs]
-        self.down = nn.ModuleList(_layer(a, b, 3, dims, depthwise) for a, b in zip(widths, downs))
+        self.down = nn.ModuleList(_layer(a, b, 3, dims, depthwise) for a, b in zip(widths, downs, strict=False))
         sources = [widths[-1], *joins]
-        self.up = nn.ModuleList(_layer(a, b, 4, dims, depthwise, relu=False) for a, b in zip(sources, joins))
-        self.skip = nn.ModuleList(_layer(a, b, 1, dims, relu=False) for a, b in zip(widths[-2::-1], joins))
+        self.up = nn.ModuleList(
+            _layer(a, b, 4, dims, depthwise, relu=False) for a, b in zip(sources, joins, strict=False)
+        )
+        self.skip = nn.ModuleList(_layer(a, b, 1, dims, relu=False) for a, b in zip(widths[-2::-1], joins, strict=True))
         self.last = _layer(sources[-1], last, 4, dims, depthwise) if layers > 2 else None
         self.mask = _conv(dims)(last, 1, 1)
         initialise(self)
@@ -71,7 +82,7 @@ class ANAR(nn.Module):
         for down in self.down:
             skips.append(x)
             x = down(x)
-        for up, skip in zip(self.up, self.skip):
+        for up, skip in zip(self.up, self.skip, strict=True):
             above = skips.pop()
             x = F.relu(_resize(up(x), above.shape[2:]) + skip(above), inplace=True)
         if self.last is None:

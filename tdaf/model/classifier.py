@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from tdaf.model.staged import Staged
@@ -24,8 +25,7 @@ class LinearHead(nn.Module):
 
 class Classifier(nn.Module):
     """Normalise, body, head: (B, 3, [T,] H, W) -> logits (B, classes); V views a sample, (B, V, 3, [T,] H, W), to
-    (B, V, classes). In training, a body with an attention branch (Staged.for_classes) gives {"logits", "branch"}, the
-    latter the branch's own logits.
+    (B, V, classes).
 
     Keys of the state dict: `body.stages...` and `head...`, each followed by torchvision's own.
     """
@@ -34,14 +34,14 @@ class Classifier(nn.Module):
         super().__init__()
         self.normalise, self.body, self.head = normalise, body, head
 
-    def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
+    def forward(self, x: Tensor) -> Tensor:
+        views, last = self.features(x)
+        return self.head(last).view(*views, -1)
+
+    def features(self, x: Tensor) -> tuple[torch.Size, Tensor]:
+        """The body's last map (views, width, [t,] h, w) of all views, and their shape, (B,) or (B, V)."""
         views = x.shape[:-3] if self.body.dims == 2 else x.shape[:-4]
-        last = self.body(self.normalise(x.flatten(0, len(views) - 1)))[-1]
-        scores = self.body.scores if self.body.stages[-1].training else 0
-        if not scores:
-            return self.head(last).view(*views, -1)
-        logits, branch = self.head(last[:, scores:]), last[:, :scores].flatten(2)[:, :, 0]
-        return {"logits": logits.view(*views, -1), "branch": branch.view(*views, -1)}
+        return views, self.body(self.normalise(x.flatten(0, len(views) - 1)))[-1]
 
 
 def log_probabilities(outputs: Tensor) -> Tensor:

@@ -1,36 +1,106 @@
-"""TDAF (paper, Sec. 3) and its multi-scale control (Sec. 4.5): a staged network as N flows which share all weights."""
+"""TDAF (paper, Sec. 3) and its multi-scale control (Sec. 4.5): a staged network as N flows which share all weights.
+
+Eq. 1, the depth of a flow: `depth`. Eq. 2, what a flow reads: `pyramid`. Eqs. 3 and 5, the gate that a flow's map puts
+on the next flow's: `mask` and `relu_gate`, inside the call of a `GatedSequential`. Eq. 4, multi-flow batch norm:
+`clone_flows`, which shares Parameters and copies statistics.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from tdaf.errors import UserError
 from tdaf.model.anar import ANAR, check_anar
-from tdaf.model.gate import gated as run_gated
-from tdaf.model.pyramid import check_downsample, pyramid
-from tdaf.model.rematerialise import rematerialised
-from tdaf.model.sharing import check_flows, clone_flows, depth, flow_modules, keep_shared, tie
 from tdaf.model.staged import Staged
 
+DOWNSAMPLE = ("area", "bilinear", "stride")
 NORM = ("mfbn", "shared")
 
+Gate = Callable[[Tensor], Tensor]  # a stage's map (B, C, *size) -> the factor (B, 1, *size) that it is multiplied by
 
-class TDAF(nn.Module):
-    """A staged network with top-down attention (Eqs. 1-5); it has the fields of Staged and returns what Staged does.
 
-    flows: N, 1 <= N <= L. 1 is the plain network itself: no gate, no clone. anar: layers of each gate (2, 3, 5, 7).
-    eta: Eq. 5, in [0, 1]. gated: "all", the 1-based stages that have a gate, from 1..L-1, or "appended": those of them
-    that a task has appended to the backbone (Staged.append), as the paper has it for pose (Sec. 4.3).
-    downsample: Eq. 2, "area", "bilinear" or "stride". anar_width, depthwise, gate_init: see ANAR.
-    norm: "mfbn" (Eq. 4), or "shared": one set of statistics for all flows. rematerialise: keep each stage's input only
-    and compute the stage again in backward; also when flows is 1. Raises UserError for a setting out of range.
+class Flows(nn.Module):
+    """N flows of one staged network, the last of which is the network itself; what TDAF and MultiScale have in common.
 
-    `stages` is the list given, run by the last flow, so its state-dict keys are the plain network's. `gates` is by
-    stage number. `earlier` holds the clones of flows 1..N-1, whose state is their statistics alone. What is to change
-    in `staged` (a stage appended, a stem replaced) must change before.
+    Attributes:
+        stages: the list given, run by flow N, so that its state-dict keys are the plain network's.
+        widths, strides, dims, classifier, appended: as of `Staged`.
+        gates: ModuleDict of gates by 1-based stage number; empty in MultiScale.
+        earlier: ModuleList of {"stages", "gates"} for flows 1..N-1, clones with the very same Parameters and statistics
+            of their own, which alone are in the state dict; empty where all flows run the same modules.
+        tied: False lets every flow keep Parameters of its own from then on, in `state_dict` too (`fold` does).
+    """
+
+    def __init__(self, staged: Staged, flows: int, downsample: str, norm: str, rematerialise: bool) -> None:
+        super().__init__()
+        most = len(staged.stages)
+        if isinstance(flows, bool) or not isinstance(flows, int) or not 1 <= flows <= most:
+            raise UserError(f"flows={flows}: this backbone has {most} stages, so flows must be between 1 and {most}")
+        for name, value, choices in (("downsample", downsample, DOWNSAMPLE), ("norm", norm, NORM)):
+            if value not in choices:
+                raise UserError(f"{name}={value}: must be one of {', '.join(choices)}")
+        self.stages = staged.stages
+        self.widths, self.strides = list(staged.widths), list(staged.strides)
+        self.dims, self.classifier, self.appended = staged.dims, staged.classifier, staged.appended
+        self.flows, self.downsample, self.rematerialise = flows, downsample, rematerialise
+        self.gates = nn.ModuleDict()
+
+    def _share(self, norm: str) -> None:
+        """Makes the earlier flows, and sharing survive loading (assign=True too). The last thing a constructor does."""
+        self.earlier = nn.ModuleList(clone_flows(self.stages, self.gates, self.flows) if norm == "mfbn" else [])
+        self.tied = True
+        self.register_state_dict_post_hook(_drop_shared)
+        self.register_load_state_dict_pre_hook(_expect_shared)
+        self.register_load_state_dict_post_hook(tie)
+
+    def flow_modules(self, flow: int) -> tuple[list[nn.Module], Mapping[str, nn.Module]]:
+        """The S(n) stages of flow n (1-based), and the gates by stage number that it may run."""
+        if flow < self.flows and len(self.earlier):
+            modules = self.earlier[flow - 1]
+            return list(modules["stages"]), modules["gates"]
+        return list(self.stages)[: depth(flow, self.flows, len(self.stages))], self.gates
+
+    def _run(self, run: Callable[..., Tensor], modules: tuple[nn.Module, ...], *inputs: object) -> Tensor:
+        return rematerialised(run, modules, *inputs) if self.rematerialise else run(*inputs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Flows:
+        super()._apply(fn, recurse)  # replaces Parameters when they leave the meta device, for example
+        tie(self)
+        return self
+
+
+class TDAF(Flows):
+    """A staged network with top-down attention (Eqs. 1-5); it has the fields of `Staged` and returns what that returns.
+
+    What is to change in `staged` (a stage appended, a stem replaced) must change before. Forward hooks of a stage fire
+    once in the call of each flow that has it, as on the plain network: on `stages[l]` flow N's, on
+    `earlier[n - 1]["stages"][l]` flow n's (with norm="shared" all on `stages[l]`). They see the stage's input and the
+    map that goes on from it, which is the gated one where the stage has a gate.
+
+    Args:
+        staged: the network, of L stages.
+        flows: N, 1 <= N <= L. 1 is the plain network itself: no gate, no clone.
+        anar: layers of each gate, 2, 3, 5 or 7 (Table 1).
+        eta: what is added to each mask (Eq. 5), in [0, 1].
+        gated: "all"; a list of the 1-based stages that have a gate, from 1..L-1; or "appended": those of them that a
+            task has appended to the backbone (`Staged.append`), as the paper has it for pose (Sec. 4.3).
+        downsample: how an input is halved (Eq. 2), "area", "bilinear" or "stride"; see `halve`.
+        anar_width, depthwise, gate_init: of each gate; see `ANAR`.
+        norm: "mfbn" (Eq. 4), or "shared": one set of statistics for all flows.
+        rematerialise: keep each stage's input alone and compute the stage again in backward; also with one flow.
+
+    Raises:
+        UserError: a setting out of range.
     """
 
     def __init__(
@@ -47,54 +117,48 @@ class TDAF(nn.Module):
         gate_init: str = "kaiming",
         rematerialise: bool = False,
     ) -> None:
-        super().__init__()
-        _take(self, staged)
-        self.flows = check_flows(flows, len(staged.stages))
-        self.downsample = check_downsample(downsample)
+        super().__init__(staged, flows, downsample, norm, rematerialise)
         check_anar(anar, gate_init, eta)
         self.eta = eta
-        self.rematerialise = rematerialise
-        self.gates = nn.ModuleDict()
-        for stage in _gated_stages(gated, len(staged.stages), staged.appended) if flows > 1 else ():
+        for stage in _gated_stages(gated, len(self.stages), self.appended) if flows > 1 else ():
             width = self.widths[stage - 1]
             self.gates[str(stage)] = ANAR(width, anar, anar_width, self.dims, depthwise, gate_init, eta)
-        self.earlier = _earlier(self, norm)
-        keep_shared(self)
+            take_gate(self.stages[stage - 1])
+        self._share(norm)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """x (B, C, [T,] H, W) -> the L maps of the last flow, the last one last."""
         maps: list[Tensor] = []
-        for flow, x in enumerate(pyramid(x, self.flows, self.dims, self.downsample), start=1):
-            maps = self._flow(flow, x, maps)
+        for flow, smaller in enumerate(pyramid(x, self.flows, self.dims, self.downsample), start=1):
+            maps = self._flow(flow, smaller, maps)
         return maps
 
     def _flow(self, flow: int, x: Tensor, above: list[Tensor]) -> list[Tensor]:
-        stages, gates = flow_modules(self, flow)
+        """The maps of one flow, given those of the flow before it."""
+        stages, gates = self.flow_modules(flow)
         maps = []
         for number, stage in enumerate(stages, start=1):
             if number <= len(above) and str(number) in gates:
                 gate = gates[str(number)]
-                x = self._run(run_gated, (stage, gate), stage, gate, x, above[number - 1], self.eta)
+                x = self._run(_gated, (stage, gate), stage, x, gate, above[number - 1], self.eta)
             else:
                 x = self._run(stage, (stage,), x)
             maps.append(x)
         return maps
 
-    def _run(self, run: Callable[..., Tensor], modules: tuple[nn.Module, ...], *inputs: object) -> Tensor:
-        return rematerialised(run, modules, *inputs) if self.rematerialise else run(*inputs)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TDAF:
-        super()._apply(fn, recurse)
-        tie(self)
-        return self
-
-
-class MultiScale(nn.Module):
+class MultiScale(Flows):
     """The control of Sec. 4.5: the same flows without gates, their pooled features side by side for the classifier.
 
-    The settings are TDAF's. `forward` returns the last flow's maps, of which the last is followed, over channels, by
-    the last map of flows N-1..1, each pooled to one value a channel and spread over the map's size: any head that
-    pools sees them side by side, and `widths[-1]` counts them. Raises UserError for a setting out of range.
+    `forward` returns the last flow's maps, of which the last is followed, over channels, by the last map of flows
+    N-1..1, each pooled to one value a channel and spread over the map's size: any head that pools sees them side by
+    side, and `widths[-1]` counts them.
+
+    Args:
+        staged, flows, downsample, norm, rematerialise: as TDAF's.
+
+    Raises:
+        UserError: a setting out of range.
     """
 
     def __init__(
@@ -105,23 +169,20 @@ class MultiScale(nn.Module):
         norm: str = "mfbn",
         rematerialise: bool = False,
     ) -> None:
-        super().__init__()
-        _take(self, staged)
-        self.flows = check_flows(flows, len(staged.stages))
-        self.downsample = check_downsample(downsample)
-        self.rematerialise = rematerialise
-        last = [depth(flow, flows, len(staged.stages)) for flow in range(flows, 0, -1)]
-        self.widths[-1] = sum(staged.widths[stages - 1] for stages in last)
-        self.gates = nn.ModuleDict()
-        self.earlier = _earlier(self, norm)
-        keep_shared(self)
+        super().__init__(staged, flows, downsample, norm, rematerialise)
+        depths = [depth(flow, flows, len(self.stages)) for flow in range(flows, 0, -1)]
+        self.widths[-1] = sum(staged.widths[stages - 1] for stages in depths)
+        self._share(norm)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """x (B, C, [T,] H, W) -> L maps; the last one has the channels of all flows."""
         pooled: list[Tensor] = []
         maps: list[Tensor] = []
-        for flow, x in enumerate(pyramid(x, self.flows, self.dims, self.downsample), start=1):
-            maps = self._flow(flow, x)
+        for flow, y in enumerate(pyramid(x, self.flows, self.dims, self.downsample), start=1):
+            maps = []
+            for stage in self.flow_modules(flow)[0]:
+                y = self._run(stage, (stage,), y)
+                maps.append(y)
             if flow < self.flows:
                 pooled.insert(0, maps[-1].flatten(2).mean(2))
         size = maps[-1].shape[2:]
@@ -130,54 +191,210 @@ class MultiScale(nn.Module):
             maps[-1] = torch.cat([maps[-1], *spread], dim=1)
         return maps
 
-    def _flow(self, flow: int, x: Tensor) -> list[Tensor]:
-        maps = []
-        for stage in flow_modules(self, flow)[0]:
-            x = rematerialised(stage, (stage,), x) if self.rematerialise else stage(x)
-            maps.append(x)
-        return maps
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MultiScale:
-        super()._apply(fn, recurse)
-        tie(self)
-        return self
+def depth(flow: int, flows: int, stages: int) -> int:
+    """S(n), the number of stages of flow n of N (Eq. 1). flow is 1-based."""
+    return stages - (flows - flow)
 
 
-def _take(network: nn.Module, staged: Staged) -> None:
-    if staged.attend is not None:
-        raise UserError("attention=abn: its branch names the classes of an image, so give task=imagenet or cifar10")
-    network.stages = staged.stages
-    network.widths = list(staged.widths)
-    network.strides = list(staged.strides)
-    network.dims = staged.dims
-    network.classifier = staged.classifier
-    network.appended = staged.appended
-    network.attend = staged.attend
-    network.scores = staged.scores
+def halve(x: Tensor, dims: int, downsample: str = "area") -> Tensor:
+    """x (B, C, *size) -> (B, C, *ceil(size / 2)); all `dims` last axes are halved, time too in 3D.
+
+    area: mean of cells of 2 pixels an axis; an odd last cell is the mean of what it has.
+    bilinear: linear interpolation between pixel centres. stride: every second pixel, starting with the first.
+    """
+    if downsample == "stride":
+        return x[..., ::2, ::2] if dims == 2 else x[..., ::2, ::2, ::2]
+    if downsample == "area":
+        pool = F.avg_pool2d if dims == 2 else F.avg_pool3d
+        return pool(x, 2, stride=2, ceil_mode=True, count_include_pad=False)
+    size = [(s + 1) // 2 for s in x.shape[2:]]
+    return F.interpolate(x, size=size, mode="bilinear" if dims == 2 else "trilinear", align_corners=False)
 
 
-def _earlier(network: nn.Module, norm: str) -> nn.ModuleList:
-    if norm not in NORM:
-        raise UserError(f"norm={norm}: must be one of {', '.join(NORM)}")
-    return clone_flows(network.stages, network.gates, network.flows) if norm == "mfbn" else nn.ModuleList()
+def pyramid(x: Tensor, flows: int, dims: int, downsample: str = "area") -> list[Tensor]:
+    """The inputs x_1 of flows 1..N (Eq. 2), the smallest first; flow N reads x itself."""
+    inputs = [x]
+    for _ in range(flows - 1):
+        inputs.append(halve(inputs[-1], dims, downsample))
+    return inputs[::-1]
+
+
+def mask(h: Tensor, gate: nn.Module, above: Tensor, eta: float) -> Tensor:
+    """g_l[above] + eta (Eq. 5): (B, 1, *size) for a map h (B, C, *size), above (B, A, *smaller) the previous flow's."""
+    # A deconvolution doubles a map whose size was rounded up: what lies beyond half of h is of no cell of h, and would
+    # squeeze the mask. Elsewhere every size is half of the next flow's, rounded up, and nothing is cut.
+    above = above[(..., *(slice(-(-size // 2)) for size in h.shape[2:]))]
+    return gate(above, h.shape[2:]).to(h.dtype) + eta
+
+
+def _gated(stage: nn.Module, x: Tensor, gate: nn.Module, above: Tensor, eta: float) -> Tensor:
+    # h_l[x] * (g_l[above] + eta), in one call of the stage
+    return stage(x, gate=functools.partial(mask, gate=gate, above=above, eta=eta))
+
+
+class GatedSequential(nn.Sequential):
+    """A stage whose call may include its gate; where it ends in a plain nn.ReLU, the two are one operation."""
+
+    def forward(self, x: Tensor, gate: Gate | None = None) -> Tensor:
+        """x (B, C, *size) -> the stage's map, times gate(map)."""
+        if gate is None:
+            return super().forward(x)
+        *layers, last = self
+        if type(last) is not nn.ReLU or not layers:
+            h = super().forward(x)
+            return h * gate(h)
+        for layer in layers:
+            x = layer(x)
+        return relu_gate(x, gate(x), last.inplace)
+
+
+class GatedModule:
+    """The same for a stage of a class of its own; `take_gate` puts it in front of that class."""
+
+    def forward(self, x: Tensor, gate: Gate | None = None) -> Tensor:
+        h = super().forward(x)
+        return h if gate is None else h * gate(h)
+
+    def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:
+        return _new_gated, (type(self).__mro__[2],), self.__dict__  # pickle finds no class that was made at run time
+
+
+def take_gate(stage: nn.Module) -> None:
+    """Lets the stage be called with a gate, so that its hooks see the gated map. It keeps its names, hooks and type."""
+    if type(stage) is nn.Sequential:
+        stage.__class__ = GatedSequential
+    elif not isinstance(stage, (GatedSequential, GatedModule)):
+        stage.__class__ = _gated_class(type(stage))
+
+
+@functools.cache
+def _gated_class(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(f"Gated{kind.__name__}", (GatedModule, kind), {"__module__": kind.__module__})
+
+
+def _new_gated(kind: type[nn.Module]) -> nn.Module:
+    return object.__new__(_gated_class(kind))
+
+
+def relu_gate(h: Tensor, m: Tensor, inplace: bool = False) -> Tensor:
+    """relu(h) * m, storing for backward no map but the result. h (B, C, *size), m (B, 1, *size) >= 0, of one dtype.
+
+    inplace writes into h, as nn.ReLU(inplace=True) does. Where m is 0 its gradient is taken as 0: a mask that
+    comes from a sigmoid is 0 only where the sigmoid is flat.
+    """
+    # A compiler plans memory itself, and does not follow every function that writes into its input.
+    inplace = inplace and not torch.compiler.is_compiling()
+    if torch.is_grad_enabled() and (h.requires_grad or m.requires_grad):
+        return _ReluGate.apply(h, m, inplace)
+    return (h.relu_() if inplace else h.relu()).mul_(m)
+
+
+class _ReluGate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, h: Tensor, m: Tensor, inplace: bool) -> Tensor:
+        y = (h.relu_() if inplace else h.relu()).mul_(m)
+        if inplace:
+            ctx.mark_dirty(h)
+        ctx.save_for_backward(y, m)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        y, m = ctx.saved_tensors
+        grad_h = grad_m = None
+        if ctx.needs_input_grad[1]:
+            # relu(h) is y / m, so h itself need not be kept. Half precision sums over channels in float32.
+            wide = torch.promote_types(y.dtype, torch.float32)
+            total = (grad_y * y).sum(1, keepdim=True, dtype=wide)
+            grad_m = torch.where(m > 0, total / m, 0).to(m.dtype)
+        if ctx.needs_input_grad[0]:
+            grad_h = torch.ops.aten.threshold_backward(grad_y * m, y, 0)
+        return grad_h, grad_m, None
+
+
+def clone_flows(stages: nn.ModuleList, gates: nn.ModuleDict, flows: int) -> list[nn.ModuleDict]:
+    """Flows 1..N-1, each cut to its S(n) stages and to the gates it reads: those of stages that flow n-1 has too.
+
+    A flow is a deep copy with the very same Parameters: only buffers are copied (Eq. 4). So any norm is multi-flow.
+    """
+    shared = {id(p): p for p in chain(stages.parameters(), gates.parameters())}
+    earlier = []
+    for flow in range(1, flows):
+        own = depth(flow, flows, len(stages))
+        read = own - 1 if flow > 1 else 0
+        flow_gates = nn.ModuleDict({key: gate for key, gate in gates.items() if int(key) <= read})
+        flow_modules = nn.ModuleDict({"stages": nn.ModuleList(list(stages)[:own]), "gates": flow_gates})
+        earlier.append(copy.deepcopy(flow_modules, dict(shared)))
+    return earlier
+
+
+def tie(network: Flows, *unused: Any) -> None:
+    """Puts the network's Parameters back into every earlier flow."""
+    for flow in network.earlier if network.tied else ():
+        for name, module in flow.named_modules():
+            for key, _ in list(module.named_parameters(recurse=False)):
+                setattr(module, key, network.get_parameter(f"{name}.{key}"))
+
+
+def _shared(network: Flows, prefix: str) -> dict[str, nn.Parameter]:
+    if not network.tied:
+        return {}
+    return dict(network.earlier.named_parameters(prefix + "earlier", remove_duplicate=False))
+
+
+def _drop_shared(network: Flows, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
+    for key in _shared(network, prefix):
+        state.pop(key, None)
+
+
+def _expect_shared(network: Flows, state: dict[str, Any], prefix: str, *unused: Any) -> None:
+    # A clone is offered its present value: nothing is missing and nothing changes, as flow N loads the new one.
+    state.update(_shared(network, prefix))
+
+
+def rematerialised(run: Callable[..., Tensor], modules: Sequence[nn.Module], *inputs: Any) -> Tensor:
+    """run(*inputs), of which backward keeps the inputs alone and computes the rest again.
+
+    modules: what `run` calls. They update their running statistics the first time only, so statistics and gradients
+    equal those of run(*inputs).
+    """
+    if not torch.is_grad_enabled():
+        return run(*inputs)
+    if torch.compiler.is_compiling():
+        # A compiler records the forward pass once and repeats pure operations only, so statistics are safe.
+        return checkpoint(run, *inputs, use_reentrant=False)
+    return checkpoint(run, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(modules)))
+
+
+@contextmanager
+def _statistics_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
+    # Layers get buffers to spoil. Switching track_running_stats off instead would change what batch norm saves for
+    # backward, which checkpoint compares with the first run.
+    layers = [layer for root in modules for layer in root.modules() if layer.training]
+    kept = [(layer, name, buffer) for layer in layers for name, buffer in layer.named_buffers(recurse=False)]
+    for layer, name, buffer in kept:
+        setattr(layer, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for layer, name, buffer in kept:
+            setattr(layer, name, buffer)
 
 
 def _gated_stages(gated: str | Sequence[int], stages: int, appended: int) -> list[int]:
+    """The 1-based stages that the setting `gated` names."""
     everywhere = list(range(1, stages))
     if gated == "all":
         return everywhere
     if gated == "appended":
-        return _appended_stages(everywhere, appended)
+        if appended < 2:
+            found = "only one appended stage, the last, which has no gate" if appended else "no appended stages"
+            raise UserError(f"gated=appended: this network has {found}; give all or a list of stages")
+        return everywhere[1 - appended :]
     if isinstance(gated, str) or not all(stage in everywhere for stage in gated):
         names = "all, appended" if appended > 1 else "all"
         raise UserError(
             f"gated={gated}: must be {names} or a list of stages between 1 and {stages - 1}; the last stage has no gate"
         )
     return sorted(set(gated))
-
-
-def _appended_stages(everywhere: list[int], appended: int) -> list[int]:
-    if appended < 2:
-        found = "only one appended stage, the last, which has no gate" if appended else "no appended stages"
-        raise UserError(f"gated=appended: this network has {found}; give all or a list of stages")
-    return everywhere[1 - appended :]

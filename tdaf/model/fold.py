@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections import defaultdict
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
-from torchvision.ops import FrozenBatchNorm2d
 
-from tdaf.model.freeze import FixedBatchNorm2d
-from tdaf.model.sharing import untie
+from tdaf.model.flows import Flows, GatedModule, GatedSequential
 
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 _DECONVOLUTIONS = (nn.ConvTranspose2d, nn.ConvTranspose3d)
-_NORMS = (nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, FrozenBatchNorm2d, FixedBatchNorm2d)
 
 
 def fold(network: nn.Module) -> nn.Module:
-    """A copy for inference (eval mode, no gradients) with every batch norm that follows a convolution folded into it.
+    """Batch norm folded into the convolution before it, for inference.
 
     TDAF's flows have statistics of their own, so the copy's flows have weights of their own: it is larger, and faster.
     Pairs are found by symbolic tracing (torch.fx) of the largest modules that allow it; what cannot be traced is left
-    as it is and its children are tried. Names stay: a folded norm becomes nn.Identity. Outputs agree to rounding.
+    as it is and its children are tried. Names stay: a folded norm becomes nn.Identity.
+
+    Args:
+        network: any module; it is left as it is.
+
+    Returns:
+        A copy in eval mode and without gradients, whose outputs agree with the network's in eval mode to rounding.
     """
     network = copy.deepcopy(network).eval().requires_grad_(False)
     for module in network.modules():
-        if hasattr(module, "earlier") and hasattr(module, "tied"):
-            untie(module)
+        if isinstance(module, Flows):
+            module.tied = False
     _fold(network)
     return network
 
@@ -45,14 +49,24 @@ def _fold(module: nn.Module) -> None:
         _replace(module, norm, nn.Identity())
 
 
+@functools.cache
+def _norms() -> tuple[type[nn.Module], ...]:
+    from torchvision.ops import FrozenBatchNorm2d  # torchvision takes as long to import as torch
+
+    from tdaf.model.freeze import FixedBatchNorm2d
+
+    return (nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, FrozenBatchNorm2d, FixedBatchNorm2d)
+
+
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, _NORMS) or super().is_leaf_module(module, name)
+        return isinstance(module, _norms()) or super().is_leaf_module(module, name)
 
 
 def _trace(module: nn.Module) -> fx.Graph | None:
+    without_gate = {"gate": None} if isinstance(module, (GatedSequential, GatedModule)) else None
     try:
-        return _Tracer().trace(module)
+        return _Tracer().trace(module, without_gate)
     except Exception:  # tracing runs a user's own code on symbols, which may fail in any way
         return None
 
@@ -80,7 +94,7 @@ def _pairs(root: nn.Module, graph: fx.Graph) -> list[tuple[str, str]]:
 def _foldable(conv: nn.Module, norm: nn.Module) -> bool:
     # A parametrised convolution has another type, or no Parameter "weight" (torch.nn.utils.weight_norm).
     plain = type(conv) in _CONVOLUTIONS + _DECONVOLUTIONS and "weight" in dict(conv.named_parameters(recurse=False))
-    return plain and isinstance(norm, _NORMS) and norm.running_mean is not None and norm.running_var is not None
+    return plain and isinstance(norm, _norms()) and norm.running_mean is not None and norm.running_var is not None
 
 
 def _fused(conv: nn.Module, norm: nn.Module) -> nn.Module:

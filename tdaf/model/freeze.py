@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _NormBase
 
 from tdaf.errors import UserError
 from tdaf.model.staged import Staged
@@ -26,9 +23,18 @@ class FrozenBatchNorm2d(torchvision.ops.FrozenBatchNorm2d):
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
-# Not nn.BatchNorm2d: whoever asks for batch norm over all ranks must not get these statistics moved.
-class FixedBatchNorm2d(_NormBase):
+# No subclass of nn.BatchNorm2d: whoever asks for batch norm over all ranks must not get these statistics moved.
+class FixedBatchNorm2d(nn.Module):
     """Batch norm by the statistics that were loaded, in train mode too; weight and bias train."""
+
+    def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = True) -> None:
+        super().__init__()
+        self.num_features, self.eps = num_features, eps
+        self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
@@ -37,8 +43,12 @@ class FixedBatchNorm2d(_NormBase):
 def freeze_stages(body: Staged, count: int) -> None:
     """The parameters of the first `count` stages, the stem among them, no longer train, in any flow.
 
-    body: Staged, TDAF or MultiScale. 1 is FCOS's FREEZE_CONV_BODY_AT: 2 (tianzhi0549/FCOS,
-    fcos_core/modeling/backbone/resnet.py: stem and res2). Raises UserError for a count that the body has not.
+    Args:
+        body: Staged, TDAF or MultiScale.
+        count: 1 is FCOS's FREEZE_CONV_BODY_AT: 2 (tianzhi0549/FCOS, fcos_core/modeling/backbone/resnet.py: stem, res2).
+
+    Raises:
+        UserError: a count that the body has not.
     """
     if not 0 <= count <= len(body.stages):
         stages = len(body.stages)
@@ -50,48 +60,40 @@ def freeze_stages(body: Staged, count: int) -> None:
 def fix_batch_norm(body: Staged, mode: str) -> None:
     """What of the backbone's batch norms trains, in every flow. The gates' are new and always train.
 
-    mode: "frozen", nothing, and weight and bias are buffers, which no count of parameters sees; "affine", weight and
-    bias, with the statistics as loaded; "trained", everything (the body is left alone). Names in the state dict stay.
-    body: Staged, TDAF or MultiScale. Norms without running statistics stay as they are. Raises UserError for any other
-    mode.
+    Names in the state dict stay; norms without running statistics stay as they are.
+
+    Args:
+        body: Staged, TDAF or MultiScale.
+        mode: "frozen", nothing, and weight and bias are buffers, which no count of parameters sees; "affine", weight
+            and bias, with the statistics as loaded; "trained", everything (the body is left alone).
+
+    Raises:
+        UserError: any other mode.
     """
     if mode not in MODES:
         raise UserError(f"batch_norm={mode}: give one of {', '.join(MODES)}")
     if mode == "trained":
         return
-    for stages in _flows(body):
-        _replace(stages, _frozen if mode == "frozen" else _fixed)
+    for stages in [body.stages, *[flow["stages"] for flow in getattr(body, "earlier", ())]]:
+        fixed: dict[nn.Module, nn.Module] = {}
+        for parent in list(stages.modules()):
+            for name, norm in parent.named_children():
+                if isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)) and norm.running_mean is not None:
+                    if norm not in fixed:
+                        fixed[norm] = _fixed(norm, mode).train(norm.training)
+                    setattr(parent, name, fixed[norm])
 
 
-def _flows(body: nn.Module) -> Iterator[nn.ModuleList]:
-    yield body.stages
-    for flow in getattr(body, "earlier", ()):
-        yield flow["stages"]
-
-
-def _replace(stages: nn.ModuleList, made: Callable[[nn.Module], nn.Module]) -> None:
-    new: dict[nn.Module, nn.Module] = {}
-    for parent in list(stages.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, (nn.BatchNorm2d, nn.SyncBatchNorm)) and child.running_mean is not None:
-                if child not in new:
-                    new[child] = made(child).train(child.training)
-                setattr(parent, name, new[child])
-
-
-def _frozen(norm: nn.Module) -> FrozenBatchNorm2d:
-    frozen = FrozenBatchNorm2d(norm.num_features, norm.eps)
-    ones = torch.ones_like(norm.running_mean)
-    frozen.weight = ones if norm.weight is None else norm.weight.detach().clone()
-    frozen.bias = torch.zeros_like(ones) if norm.bias is None else norm.bias.detach().clone()
-    frozen.running_mean, frozen.running_var = norm.running_mean, norm.running_var
-    return frozen
-
-
-def _fixed(norm: nn.Module) -> FixedBatchNorm2d:
-    fixed = FixedBatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine)
-    # the very same Parameters, which the flows share
-    fixed.weight, fixed.bias = norm.weight, norm.bias
+def _fixed(norm: nn.Module, mode: str) -> FrozenBatchNorm2d | FixedBatchNorm2d:
+    """The same norm without statistics of its batches; weight and bias are the very same Parameters, or buffers."""
+    if mode == "frozen":
+        fixed = FrozenBatchNorm2d(norm.num_features, norm.eps)
+        ones = torch.ones_like(norm.running_mean)
+        fixed.weight = ones if norm.weight is None else norm.weight.detach().clone()
+        fixed.bias = torch.zeros_like(ones) if norm.bias is None else norm.bias.detach().clone()
+    else:
+        fixed = FixedBatchNorm2d(norm.num_features, norm.eps, norm.affine)
+        fixed.weight, fixed.bias = norm.weight, norm.bias
+        fixed.num_batches_tracked = norm.num_batches_tracked
     fixed.running_mean, fixed.running_var = norm.running_mean, norm.running_var
-    fixed.num_batches_tracked = norm.num_batches_tracked
     return fixed

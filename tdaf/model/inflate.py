@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tdaf.errors import UserError
 from tdaf.model.staged import Staged
 
 _POOLS = {nn.MaxPool2d: nn.MaxPool3d, nn.AvgPool2d: nn.AvgPool3d}
@@ -13,13 +14,21 @@ _DROPOUTS = {nn.Dropout2d: nn.Dropout3d}
 
 
 def inflate(staged: Staged, stem: nn.Module | None = None) -> Staged:
-    """`staged` itself, with every 2D layer replaced by its 3D twin and `dims` 3.
+    """A 2D network made 3D: every 2D layer replaced by its 3D twin.
 
-    A kernel k becomes (k, k, k) with the 2D weights repeated over time and divided by k, so that a still clip gives
-    the image's maps away from the clip's ends; a stride s becomes (s, s, s); batch norm keeps its affine and
-    statistics. `stem` is the one convolution or pool whose stride spares time: conv1 7x7x7 with stride (1, 2, 2)
-    in Hara et al. 2018, pool1 1x2x2 in Tran et al. 2015 (C3D).
-    Raises TypeError for a 2D layer that has no known twin.
+    A kernel k becomes (k, k, k) with the 2D weights repeated over time and divided by k, so that a still clip gives the
+    image's maps away from the clip's ends; a stride s becomes (s, s, s); batch norm keeps its affine and statistics.
+
+    Args:
+        staged: changed in place.
+        stem: the one convolution or pool whose stride spares time: conv1 7x7x7 with stride (1, 2, 2) in Hara et al.
+            2018, pool1 1x2x2 in Tran et al. 2015 (C3D).
+
+    Returns:
+        `staged`, with `dims` 3.
+
+    Raises:
+        UserError: a module whose class says "2d" and has no known twin.
     """
     _inflate_children(staged.stages, stem)
     staged.dims = 3
@@ -54,7 +63,7 @@ def _twin(layer: nn.Module, spare_time: bool) -> nn.Module | None:
     if kind in _DROPOUTS:
         return _DROPOUTS[kind](layer.p, layer.inplace)
     if "2d" in kind.__name__:
-        raise TypeError(f"{kind.__name__} has no 3D twin in tdaf.model.inflate, so this backbone cannot have dims=3")
+        raise UserError(f"dims=3: {kind.__name__}, of the backbone or its attention, is for images and has no 3D twin")
     return None
 
 

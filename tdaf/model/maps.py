@@ -1,32 +1,48 @@
-"""The masks of a network with TDAF, for pictures (paper, Fig. 3b)."""
+"""The masks of a network with TDAF, for pictures (paper, Fig. 3b), and what gates and batch norms have come to.
+
+The statistics answer two claims of the paper: that masks tell places of an image apart (Sec. 3.2, Fig. 3b), and that
+the flows' activations have other statistics, smaller in the later flows, which masks have been applied to (Sec. 3.1).
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from tdaf.model.flows import TDAF
-from tdaf.model.sharing import depth, flow_modules
+from tdaf.model.flows import TDAF, Flows, depth
+
+CLOSED, OPEN = 0.05, 0.95  # below and above, a gate is called saturated: the sigmoid's slope is a fifth of its largest
 
 
 @torch.no_grad()
 def attention_maps(network: nn.Module, x: Tensor) -> dict[tuple[int, int], Tensor]:
-    """network(x) in eval mode -> {(flow, stage): g (B, 1, [T,] H, W) in [0, 1]}, both 1-based, of the TDAF inside.
+    """The masks of network(x) in eval mode, whose modes are put back.
 
-    The mask at (n, l) was made from flow n-1 and multiplied, with eta added, onto stage l of flow n; its size is that
-    of the map. Empty without TDAF, or with one flow. Raises ValueError when the network holds two TDAFs.
+    Args:
+        network: any module with at most one TDAF in it.
+        x: its input.
+
+    Returns:
+        {(flow, stage): g (B, 1, [T,] H, W) in [0, 1]}, both 1-based. The mask at (n, l) was made from flow n-1 and
+        multiplied, with eta added, onto stage l of flow n; its size is that of the map. Empty without TDAF, or with one
+        flow.
+
+    Raises:
+        ValueError: the network holds two TDAFs.
     """
     tdaf = _only(network)
     masks: dict[tuple[int, int], Tensor] = {}
-    places = _places(tdaf) if tdaf else {}
+    calls = _gate_calls(tdaf) if tdaf else {}
 
     def keep(gate: nn.Module, inputs: tuple, mask: Tensor) -> None:
-        masks[places[gate][0]] = mask
-        places[gate].rotate(-1)
+        masks[calls[gate][0]] = mask
+        calls[gate].rotate(-1)
 
-    handles = [gate.register_forward_hook(keep) for gate in places]
+    handles = [gate.register_forward_hook(keep) for gate in calls]
     modes = {module: module.training for module in network.modules()}
     try:
         network.eval()
@@ -50,14 +66,160 @@ def mask_strides(network: nn.Module) -> dict[tuple[int, int], int]:
     tdaf = _only(network)
     if tdaf is None:
         return {}
-    keys = sorted(key for places in _places(tdaf).values() for key in places)
+    keys = sorted(key for calls in _gate_calls(tdaf).values() for key in calls)
     return {(flow, stage): tdaf.strides[stage - 1] * 2 ** (tdaf.flows - flow) for flow, stage in keys}
 
 
 def mask_eta(network: nn.Module) -> float | None:
     """eta of Eq. 5: a map is multiplied by what lies between eta and 1 + eta. None for a network without masks."""
     tdaf = _only(network)
-    return tdaf.eta if tdaf is not None and _places(tdaf) else None
+    return tdaf.eta if tdaf is not None and _gate_calls(tdaf) else None
+
+
+@dataclass(frozen=True)
+class GateStatistics:
+    """Of all masks at one flow and stage; each mask counts alike, whatever its size. Deviations are of the population.
+
+    The variance of all values, deviation ** 2, comes apart in two ways. within ** 2 + between ** 2: within the masks,
+    and between their means. Where `within` is 0 each mask is constant. fixed ** 2 + varying ** 2: over the places of
+    the mean mask, and over the masks at a place. Where `varying` is 0 every input has the same mask (of few inputs,
+    `fixed` has a part of what varies by chance). Both are None where sizes differ.
+
+    Attributes:
+        masks: how many, a view each.
+        size: of each of them, ([T,] h, w); None where they differ.
+        smallest, largest: of all values.
+        closed, open: the shares of values below `CLOSED` and above `OPEN`.
+    """
+
+    masks: int
+    size: tuple[int, ...] | None
+    mean: float
+    deviation: float
+    smallest: float
+    largest: float
+    closed: float
+    open: float
+    within: float
+    between: float
+    fixed: float | None
+    varying: float | None
+
+
+def gate_statistics(network: nn.Module, batches: Iterable[Tensor]) -> dict[tuple[int, int], GateStatistics]:
+    """{(flow, stage): statistics of its masks over all `batches`}, in eval mode; empty for a network without masks.
+
+    batches: the network's inputs, (B, ...) each, on its device. Raises ValueError when the network holds two TDAFs.
+    """
+    tallies: dict[tuple[int, int], _Tally] = defaultdict(_Tally)
+    for x in batches:
+        for key, masks in attention_maps(network, x).items():
+            tallies[key].add(masks)
+    return {key: tally.statistics() for key, tally in sorted(tallies.items())}
+
+
+class _Tally:
+    """What GateStatistics needs of masks that are seen once, a batch at a time."""
+
+    def __init__(self) -> None:
+        self.sizes: set[tuple[int, ...]] = set()
+        self.rows: list[Tensor] = []  # a mask each: mean, variance, smallest, largest, shares closed and open
+        self.total: Tensor | float = 0.0
+
+    def add(self, masks: Tensor) -> None:
+        """masks: (B, 1, *size)."""
+        flat = masks.detach().double().flatten(1)
+        shares = ((flat < CLOSED).double().mean(1), (flat > OPEN).double().mean(1))
+        columns = (flat.mean(1), flat.var(1, correction=0), flat.amin(1), flat.amax(1), *shares)
+        self.rows.append(torch.stack(columns, 1).cpu())
+        self.sizes.add(tuple(masks.shape[2:]))
+        if len(self.sizes) == 1:
+            self.total = self.total + flat.sum(0).cpu()
+
+    def statistics(self) -> GateStatistics:
+        means, variances, smallest, largest, closed, opened = torch.cat(self.rows).unbind(1)
+        between = means.var(correction=0)
+        variance = variances.mean() + between
+        same = len(self.sizes) == 1
+        fixed = (self.total / len(means)).var(correction=0) if same else None
+        return GateStatistics(
+            masks=len(means),
+            size=next(iter(self.sizes)) if same else None,
+            mean=means.mean().item(),
+            deviation=variance.sqrt().item(),
+            smallest=smallest.min().item(),
+            largest=largest.max().item(),
+            closed=closed.mean().item(),
+            open=opened.mean().item(),
+            within=variances.mean().sqrt().item(),
+            between=between.sqrt().item(),
+            fixed=fixed.sqrt().item() if same else None,
+            varying=(variance - fixed).clamp(min=0).sqrt().item() if same else None,
+        )
+
+
+@dataclass(frozen=True)
+class FlowStatistics:
+    """Of the batch norms of one flow in one part of the network.
+
+    Attributes:
+        norms: how many.
+        mean, variance: of |running mean| and of running variance over all their channels.
+        mean_distance, variance_distance: |a - b| / |b|, a this flow's running means (variances) of a norm and b the
+            last flow's, Euclidean over its channels, averaged over the norms; 0 for the last flow itself.
+    """
+
+    norms: int
+    mean: float
+    variance: float
+    mean_distance: float
+    variance_distance: float
+
+
+def flow_statistics(network: nn.Module) -> dict[tuple[str, int], FlowStatistics]:
+    """{("stage 1", flow): statistics}, then the gates' as ("gate 1", flow), of the TDAF or MultiScale inside.
+
+    Flows that share one set of statistics (norm="shared") are one entry, of the last flow. Only norms with running
+    statistics count, frozen ones too; a part without any is left out. Empty without flows in the network.
+    """
+    found: dict[tuple[str, int], FlowStatistics] = {}
+    for body in (module for module in network.modules() if isinstance(module, Flows)):
+        last = dict(_parts(body, body.flows))
+        for flow in range(1, body.flows + 1) if len(body.earlier) else [body.flows]:
+            for name, part in _parts(body, flow):
+                norms = {key: norm for key, norm in part.named_modules() if _has_statistics(norm)}
+                if norms:
+                    others = [last[name].get_submodule(key) for key in norms]
+                    found[name, flow] = _compared(list(norms.values()), others)
+    return dict(sorted(found.items(), key=lambda entry: (entry[0][0].startswith("gate"), entry[0])))
+
+
+def _parts(body: Flows, flow: int) -> Iterator[tuple[str, nn.Module]]:
+    """The stages and gates that a flow runs; flow 1 has no gates, and shared ones are the last flow's."""
+    stages, gates = body.flow_modules(flow)
+    yield from ((f"stage {number}", stage) for number, stage in enumerate(stages, 1))
+    yield from ((f"gate {key}", gate) for key, gate in gates.items())
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "running_mean", None), Tensor)
+
+
+def _compared(norms: list[nn.Module], others: list[nn.Module]) -> FlowStatistics:
+    means, variances = zip(*[(norm.running_mean.double(), norm.running_var.double()) for norm in norms], strict=True)
+    return FlowStatistics(
+        norms=len(norms),
+        mean=torch.cat(means).abs().mean().item(),
+        variance=torch.cat(variances).mean().item(),
+        mean_distance=_distance(means, [norm.running_mean.double() for norm in others]),
+        variance_distance=_distance(variances, [norm.running_var.double() for norm in others]),
+    )
+
+
+def _distance(ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> float:
+    """0 / 0, of norms that have seen nothing yet, is 0."""
+    parts = [torch.dist(a, b) / b.norm().clamp(min=1e-12) for a, b in zip(ours, theirs, strict=True)]
+    return torch.stack(parts).mean().item()
 
 
 def _only(network: nn.Module) -> TDAF | None:
@@ -67,11 +229,11 @@ def _only(network: nn.Module) -> TDAF | None:
     return found[0] if found else None
 
 
-def _places(tdaf: TDAF) -> dict[nn.Module, deque[tuple[int, int]]]:
-    """Where each gate's masks go, in the order of its calls: with norm="shared" one module serves several flows."""
-    places: dict[nn.Module, deque[tuple[int, int]]] = defaultdict(deque)
+def _gate_calls(tdaf: TDAF) -> dict[nn.Module, deque[tuple[int, int]]]:
+    """The (flow, stage) of each gate's calls in their order: with norm="shared" one module serves several flows."""
+    calls: dict[nn.Module, deque[tuple[int, int]]] = defaultdict(deque)
     for flow in range(2, tdaf.flows + 1):
-        for stage, gate in flow_modules(tdaf, flow)[1].items():
+        for stage, gate in tdaf.flow_modules(flow)[1].items():
             if int(stage) < depth(flow, tdaf.flows, len(tdaf.stages)):
-                places[gate].append((flow, int(stage)))
-    return dict(places)
+                calls[gate].append((flow, int(stage)))
+    return dict(calls)

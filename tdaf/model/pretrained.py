@@ -17,7 +17,7 @@ from tdaf.model.inflate import inflate_weight
 
 _STAGE = re.compile(r"^(?:.*?\.)?stages\.(\d+)\.(.+)$")
 _EARLIER = re.compile(r"\bearlier\.(\d+)\.")  # where TDAF keeps the statistics of the flows before the last one
-_ADDED = re.compile(r"\.(attention|after|top_down)\.")  # what a mechanism of tdaf/model/attention adds to a block
+_ADDED = re.compile(r"\.(attention|after|top_down)\.")  # what a mechanism adds to a block
 _INNER = re.compile(r"(?:^|\.)((?:earlier\.\d+\.)?(?:stages|gates)\.\d+\..+)$")
 _CONTAINERS = ("network", "state_dict", "model")
 _WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
@@ -25,7 +25,14 @@ _WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.
 
 @dataclass
 class Report:
-    """What `load` did, by the network's names (`unexpected`: the checkpoint's). str() gives a few lines to print."""
+    """What `load` did; str() gives a few lines to print.
+
+    Attributes:
+        loaded, missing: tensors by the network's names.
+        unexpected: those of the checkpoint that the network has not, by the checkpoint's names.
+        mismatched: (name, the checkpoint's shape, the network's), left alone.
+        inflated: how many of the loaded ones were 2D kernels made 3D.
+    """
 
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -42,35 +49,43 @@ class Report:
         if self.unexpected:
             lines.append(f"not in the network ({len(self.unexpected)}): {_some(self.unexpected)}")
         if self.mismatched:
-            shown = [f"{name} {_shape(theirs)} for {_shape(ours)}" for name, theirs, ours in self.mismatched]
-            lines.append(f"of another shape, left alone ({len(shown)}): {_some(shown)}")
+            shapes = [f"{name} {_shape(theirs)} for {_shape(ours)}" for name, theirs, ours in self.mismatched]
+            lines.append(f"of another shape, left alone ({len(shapes)}): {_some(shapes)}")
         return "\n".join(lines)
 
 
 def load(network: nn.Module, state: dict[str, Tensor]) -> Report:
-    """Copy what fits of `state` into `network`, in place.
+    """Copies what fits of a state dict into a network, in place.
 
-    `state` is a state dict of this project (any task's, with or without TDAF) or a plain one of torchvision's. Names
-    are the same but for a prefix: `body.stages.1.layer2.0.conv1.weight` here is `layer2.0.conv1.weight` there. The
-    statistics of TDAF's earlier flows, where the checkpoint has none of its own, are those of the last flow; 2D
+    Names are the same but for a prefix: `body.stages.1.layer2.0.conv1.weight` here is `layer2.0.conv1.weight` there.
+    The statistics of TDAF's earlier flows, where the checkpoint has none of its own, are those of the last flow; 2D
     kernels are inflated for a 3D network. A head of another class count stays as it is and is reported, and so does a
     stem of another size.
-    Raises UserError, with nothing changed, when the backbone's own names or shapes differ: another architecture.
+
+    Args:
+        network: any module with a staged network in it.
+        state: of this project (any task's, with or without TDAF), or a plain one of torchvision's.
+
+    Returns:
+        What was loaded and what was not.
+
+    Raises:
+        UserError: the backbone's own names or shapes differ: another architecture. Nothing is changed then.
     """
-    wanted = network.state_dict()
-    places = _places(state, wanted)
-    shift = _earlier_flows(state) - _earlier_flows(wanted)
+    own = network.state_dict()
+    names = _names_by_alias(state, own)
+    shift = _earlier_flows(state) - _earlier_flows(own)
     report = Report()
     copies: list[tuple[Tensor, Tensor]] = []
     used: set[str] = set()
-    for name, ours in wanted.items():
-        found = next((places[alias] for alias in _aliases(name, shift) if alias in places), None)
-        if found is None:
+    for name, ours in own.items():
+        source = next((names[alias] for alias in _aliases(name, shift) if alias in names), None)
+        if source is None:
             if not name.endswith("num_batches_tracked"):  # not there in checkpoints from before PyTorch 0.4.1
                 report.missing.append(name)
             continue
-        used.add(found)
-        theirs = state[found]
+        used.add(source)
+        theirs = state[source]
         if _inflatable(theirs, ours):
             theirs = inflate_weight(theirs, tuple(ours.shape))
             report.inflated += 1
@@ -80,7 +95,7 @@ def load(network: nn.Module, state: dict[str, Tensor]) -> Report:
         else:
             report.mismatched.append((name, tuple(theirs.shape), tuple(ours.shape)))
     report.unexpected = [name for name in state if name not in used and not name.endswith("num_batches_tracked")]
-    _check_architecture(report, wanted, state)
+    _check_architecture(report, own, state)
     with torch.no_grad():
         for ours, theirs in copies:
             ours.copy_(theirs)
@@ -88,9 +103,17 @@ def load(network: nn.Module, state: dict[str, Tensor]) -> Report:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a file: ours ({"network": ...}), a plain one, or one under "state_dict" or "model".
+    """The state dict in a file. Never runs code from the file.
 
-    Raises UserError for a file that is missing, unreadable, or holds no state dict. Never runs code from the file.
+    Args:
+        path: of a checkpoint of this project ({"network": ...}), a plain state dict, or one under "state_dict" or
+            "model"; names may begin as DistributedDataParallel and torch.compile make them.
+
+    Returns:
+        Tensors by name, on the CPU.
+
+    Raises:
+        UserError: a file that is missing, unreadable, or holds no state dict.
     """
     path = Path(path)
     if not path.is_file():
@@ -122,7 +145,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 def torchvision_weights(name: str) -> dict[str, Tensor]:
     """The weights that torchvision names `name` ("ResNet50_Weights.IMAGENET1K_V1"), downloaded unless cached.
 
-    Raises UserError for an unknown name, or when the download fails.
+    Returns:
+        A plain state dict of torchvision's, for `load`.
+
+    Raises:
+        UserError: an unknown name, or a download that fails.
     """
     from torchvision.models import get_model_weights, get_weight, list_models  # as long to import as torch
 
@@ -167,21 +194,21 @@ def _earlier_flows(state: dict[str, Tensor]) -> int:
     return max((int(match[1]) + 1 for match in map(_EARLIER.search, state) if match), default=0)
 
 
-def _places(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, str]:
+def _names_by_alias(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, str]:
     """Every alias that finds a tensor of the checkpoint -> the tensor's own name in it."""
-    places = {_inner_name(name): name for name in state} | {name: name for name in state}
+    names = {_inner_name(name): name for name in state} | {name: name for name in state}
     # Two stages with children of the same names ("0.weight") cannot be told apart without their stage.
-    times = Counter(_plain_name(name) for name in wanted if not _EARLIER.search(name))
-    return {alias: name for alias, name in places.items() if times[alias] < 2 or alias in wanted}
+    times = Counter(_plain_name(name) for name in own if not _EARLIER.search(name))
+    return {alias: name for alias, name in names.items() if times[alias] < 2 or alias in own}
 
 
 def _inflatable(theirs: Tensor, ours: Tensor) -> bool:
     return theirs.ndim == 4 and ours.ndim == 5 and theirs.shape == ours.shape[:2] + ours.shape[3:]
 
 
-def _check_architecture(report: Report, wanted: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+def _check_architecture(report: Report, own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
     """Heads, gates, attention blocks, appended stages and the stem's size may differ; else the backbone may not."""
-    backbone = [name for name in wanted if _STAGE.match(name) and not _EARLIER.search(name)]
+    backbone = [name for name in own if _STAGE.match(name) and not _EARLIER.search(name)]
     loaded = set(report.loaded).intersection(backbone)
     stages = {_STAGE.match(name)[1] for name in loaded}
     layers = {_plain_name(name).split(".")[0] for name in loaded}
@@ -190,7 +217,7 @@ def _check_architecture(report: Report, wanted: dict[str, Tensor], state: dict[s
             _refuse(f"{_plain_name(name)} is {_shape(theirs)} in the checkpoint and {_shape(ours)} in the network")
     if not loaded:
         theirs = f"{next(iter(state))} {_shape(next(iter(state.values())).shape)}" if state else "nothing"
-        ours = f"{backbone[0]} {_shape(wanted[backbone[0]].shape)}" if backbone else "no stages"
+        ours = f"{backbone[0]} {_shape(own[backbone[0]].shape)}" if backbone else "no stages"
         _refuse(f"the checkpoint begins with {theirs}, the network with {ours}, and nothing of the backbone fits")
     for name in report.missing:
         if name in backbone and _STAGE.match(name)[1] in stages and not _ADDED.search(name):

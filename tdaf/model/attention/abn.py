@@ -1,18 +1,17 @@
-"""The attention branch network (Fukui et al. 2019, arXiv 1812.10025)."""
+"""The attention branch network (Fukui et al. 2019, arXiv 1812.10025). Its task is tasks/classification/abn.py."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from tdaf.model.init import initialise
-from tdaf.model.staged import Attend
+from tdaf.errors import UserError
+from tdaf.model.staged import Staged, initialise
 
 
-class AttentionBranch(nn.Module):
+class AttentionBranch2d(nn.Module):
     """The branch that names the classes and so learns where to look: maps of the K classes from a copy of the last
     stage, at the size of its input; from these, their mean as class scores, and a mask in 0..1 of one channel.
 
@@ -33,51 +32,56 @@ class AttentionBranch(nn.Module):
         self.mask_norm = nn.BatchNorm2d(1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The stage's input (B, C, H, W) -> mask (B, 1, H, W), class maps (B, K, H, W)."""
+        """The stage's input (B, C, H, W) -> mask (B, 1, H, W), class scores (B, K, 1, 1)."""
         maps = self.relu(self.maps_norm(self.maps(self.norm(self.layers(x)))))
-        return self.mask_norm(self.mask(maps)).sigmoid(), maps
+        # A linear layer and a mean commute: on the mean it costs as good as nothing.
+        return self.mask_norm(self.mask(maps)).sigmoid(), self.scores(maps.mean((2, 3), keepdim=True))
 
 
-class PerceptionBranch(nn.Module):
+class PerceptionBranch2d(nn.Module):
     """A network's last stage, which sees its input x as x * (1 + M(x)) (Fukui et al. 2019, Eq. 2), M the mask of its
-    `attention`; the stage's own layers keep their names.
+    `attention`, which `name_classes` makes; the stage's own layers keep their names.
 
-    x (B, C, H, W) -> the stage's map; in training the K class scores come before its channels, each the same at every
-    place, so that a stage remains a function of one map to one map, whoever runs it.
+    x (B, C, H, W) -> the K class scores of the branch, each the same at every place, before the channels of the stage's
+    map: so a stage remains a function of one map to one map, whoever runs it.
     """
 
-    def __init__(self, attention: AttentionBranch, stage: nn.Sequential) -> None:
+    def __init__(self, stage: nn.Sequential) -> None:
         super().__init__()
-        self.attention = attention
+        self.register_module("attention", None)
         for name, layer in stage.named_children():
             self.add_module(name, layer)
 
+    def name_classes(self, channels: int, classes: int) -> None:
+        """Makes the branch, drawn anew, for a stage whose own map has `channels`.
+
+        The branch's layers are the stage's with stride 1 and no pool, so a basic block, a group and VGG's three
+        convolutions have one as well. (The publication's VGG is not in the authors' repository; this one is ours.)
+        """
+        children = [child for name, child in self.named_children() if name != "relu_out"]
+        layers = copy.deepcopy(nn.Sequential(*children))
+        _keep_size(layers)
+        self.attention = initialise(AttentionBranch2d(layers, channels, classes))
+
     def forward(self, x: Tensor) -> Tensor:
+        if self.attention is None:
+            raise UserError(
+                "attention: an attention branch names the classes of an image, so it needs a task that has some: "
+                "tasks.classification.abn.AttentionBranchClassification"
+            )
         attention, *layers = self.children()
-        mask, maps = attention(x)
+        mask, scores = attention(x)
         x = x * (1 + mask)
         for layer in layers:
             x = layer(x)
-        if not self.training:
-            return x
-        scores = attention.scores(maps).mean((2, 3), keepdim=True)
         return torch.cat([scores.to(x.dtype).expand(-1, -1, *x.shape[2:]), x], dim=1)
 
 
-def place(parts: Sequence[dict[str, nn.Module]]) -> Attend:
-    """The attention branch comes before layer4, once the number of classes is known."""
-    return attend
+class AttentionBranch:
+    """The attention branch comes before a ResNet's layer4 or a VGG's fifth stage."""
 
-
-def attend(stage: nn.Sequential, width: int, classes: int) -> PerceptionBranch:
-    """The last stage, of `width` channels, with its attention branch for that many classes; the branch is drawn anew.
-
-    The branch's layers are the stage's own with stride 1 and no pool, so a basic block, a group and VGG's three
-    convolutions have one as well. (The publication's VGG is not in the authors' repository; this one is ours.)
-    """
-    layers = copy.deepcopy(nn.Sequential(*[layer for name, layer in stage.named_children() if name != "relu_out"]))
-    _keep_size(layers)
-    return PerceptionBranch(initialise(AttentionBranch(layers, width, classes)), stage)
+    def place(self, staged: Staged) -> None:
+        staged.stages[-1] = PerceptionBranch2d(staged.stages[-1])
 
 
 def _keep_size(layers: nn.Module) -> None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from tdaf.model.attention import residual_layer
+from tdaf.model.staged import Staged
 
 LEVELS = (3, 2, 1)  # times that the mask of a module in stage 1, 2 and 3 is halved (Sec. 3.2, Fig. 2)
 R = 1  # residual units between two poolings of the mask (Sec. 3.3)
@@ -87,7 +91,7 @@ class Residual(nn.Module):
         return self.after((1 + mask) * self.trunk(x))
 
 
-def place(parts: list[OrderedDict[str, nn.Module]]) -> None:
+class ResidualAttention:
     """Builds the publication's network in place of ResNet's blocks, of which it keeps the widths, groups and strides.
 
     ResNet-50 becomes Attention-56 (Table 2; fwang91/residual-attention-network, imagenet_model/
@@ -98,24 +102,27 @@ def place(parts: list[OrderedDict[str, nn.Module]]) -> None:
 
     A stage ends in the batch norm (and ReLU) with which the next one would begin, so stages cut the network as it is.
     """
-    units = [len(stage[f"layer{number}"]) for number, stage in enumerate(parts, start=1)]
-    modules = (1, 2, 3) if units[2] > 6 else (1, 1, 1)
-    p, t = (0, 1) if units[2] == 2 else (1, 2)
-    for number, stage in enumerate(parts, start=1):
-        name = f"layer{number}"
-        blocks = stage.pop(name)
-        if "maxpool" in stage:
-            width = stage["bn1"].num_features
-            stage["bn_pool"], stage["relu_pool"] = _activation(width)
-        widths, inputs, stride = _read(blocks[0])
-        made: list[nn.Module] = [Unit(widths, inputs, stride)]
-        if number <= len(LEVELS):
-            for _ in range(modules[number - 1]):
-                made.append(Residual(lambda: Unit(widths), widths.outside, LEVELS[number - 1], p, t))
-        else:
-            made += [Unit(widths) for _ in range(len(blocks) - 1)]
-        stage[name] = nn.Sequential(*made)
-        stage["bn_out"] = nn.BatchNorm2d(widths.outside)
+
+    def place(self, staged: Staged) -> None:
+        layers = [residual_layer(staged, number, self) for number in range(1, len(staged.stages) + 1)]
+        modules = (1, 2, 3) if len(layers[2]) > 6 else (1, 1, 1)
+        p, t = (0, 1) if len(layers[2]) == 2 else (1, 2)
+        for number, (stage, blocks) in enumerate(zip(staged.stages, layers, strict=True), start=1):
+            parts = OrderedDict(stage.named_children())
+            name, relu = f"layer{number}", parts.pop("relu_out")
+            del parts[name]
+            if "maxpool" in parts:
+                parts["bn_pool"], parts["relu_pool"] = _activation(parts["bn1"].num_features)
+            widths, inputs, stride = _read(blocks[0])
+            made: list[nn.Module] = [Unit(widths, inputs, stride)]
+            if number <= len(LEVELS):
+                unit = partial(Unit, widths)
+                for _ in range(modules[number - 1]):
+                    made.append(Residual(unit, widths.outside, LEVELS[number - 1], p, t))
+            else:
+                made += [Unit(widths) for _ in range(len(blocks) - 1)]
+            parts |= {name: nn.Sequential(*made), "bn_out": nn.BatchNorm2d(widths.outside), "relu_out": relu}
+            staged.stages[number - 1] = nn.Sequential(parts)
 
 
 def _read(block: nn.Module) -> tuple[Widths, int, int]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+
+from tdaf.model.attention import block_width, residual_layer
+from tdaf.model.backbones.resnet import Basic, Deep
+from tdaf.model.staged import Staged
 
 REDUCTION = 16
 # of ResNet-101 and ResNet-152, by the number of blocks in layer3: which of them have the module
@@ -37,7 +41,7 @@ class TopDown(nn.Module):
 
     def forward(self, bottom: Tensor, top: Tensor) -> Tensor:
         """bottom (B, C, [T,] H, W), top (B, D, [T',] H', W') -> the bottom modulated."""
-        # The layers know whether they have been inflated. Asking a map would hide them from torch.fx, which folds norms.
+        # The layers know whether they have been inflated. Asking x would hide them from torch.fx, which folds norms.
         places = tuple(range(2, 2 + len(self.expand.kernel_size)))
         above, below = (x.mean(places, keepdim=True) for x in (top, bottom))
         above, below = self.reduce_top(above), self.reduce_bottom(below)
@@ -46,22 +50,44 @@ class TopDown(nn.Module):
         return bottom * (bottom * searchlight).sum(1, keepdim=True).sigmoid()
 
 
-def place(parts: Sequence[dict[str, nn.Module]]) -> None:
-    """Every block of layer3 and layer4, two steps: a bottleneck's last convolution runs again (feedback distance m = 1)
-    or a basic block's two (m = 2), as the authors' networks have it for ResNet-50 and for ResNet-18 and -34.
+class TopDownBasic(Basic):
+    """A basic block whose two convolutions run again (feedback distance m = 2), on the modulated input."""
+
+    def branch(self, x: Tensor) -> Tensor:
+        again = self.relu(self.top_down.bn1(self.conv1(self.top_down(x, super().branch(x)))))
+        return self.top_down.bn2(self.conv2(again))
+
+
+class TopDownDeep(Deep):
+    """A bottleneck whose last convolution runs again (m = 1), on its modulated input."""
+
+    def branch(self, x: Tensor) -> Tensor:
+        bottom = self.reduced(x)
+        return self.top_down.bn3(self.conv3(self.top_down(bottom, self.bn3(self.conv3(bottom)))))
+
+
+class TopDownAttention:
+    """Every block of layer3 and layer4, two steps: a bottleneck's last convolution runs again or a basic block's two,
+    as the authors' networks have it for ResNet-50 and for ResNet-18 and -34.
 
     In ResNet-101 and -152 a choice of layer3's blocks (the repository's td_train_and_evaluate.py). ResNeXt is our
     extension: the same as the ResNet of its depth.
     """
-    for number in (3, 4):
-        blocks = parts[number - 1][f"layer{number}"]
-        for index, block in enumerate(blocks):
-            if index in _SOME.get(len(blocks), range(len(blocks))):
-                block.top_down = _top_down(block)
+
+    def place(self, staged: Staged) -> None:
+        for number in (3, 4):
+            blocks = residual_layer(staged, number, self)
+            for index, block in enumerate(blocks):
+                if index in _SOME.get(len(blocks), range(len(blocks))):
+                    _look_again(block)
 
 
-def _top_down(block: nn.Module) -> TopDown:
-    if hasattr(block, "conv3"):
-        return TopDown(block.conv3.in_channels, block.conv3.out_channels, {"bn3": block.conv3.out_channels})
-    width = block.conv1.out_channels
-    return TopDown(block.conv1.in_channels, width, {"bn1": width, "bn2": width})
+def _look_again(block: Basic | Deep) -> None:
+    """The same block, of the class whose branch runs twice."""
+    channels = block_width(block)
+    if isinstance(block, Deep):
+        block.top_down = TopDown(block.conv3.in_channels, channels, {"bn3": channels})
+        block.__class__ = TopDownDeep
+    else:
+        block.top_down = TopDown(block.conv1.in_channels, channels, {"bn1": channels, "bn2": channels})
+        block.__class__ = TopDownBasic

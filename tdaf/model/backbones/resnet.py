@@ -9,49 +9,49 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from tdaf.errors import UserError
-from tdaf.model.attention.placement import place
+from tdaf.model import attention as mechanisms
+from tdaf.model.attention import Attention
 from tdaf.model.inflate import inflate
-from tdaf.model.init import initialise
-from tdaf.model.staged import Staged
+from tdaf.model.staged import Staged, initialise
 
 
-class Basic(BasicBlock):
-    """torchvision's block with places for modules: `attention` at the end of its residual branch, `after` its last
-    ReLU, and `top_down`, with which the branch's end is computed twice, the second time from an input that it modulates
-    and with its norms. With `activate` False the last ReLU is left to the stage, and nothing comes after it."""
+class _Block:
+    """torchvision's residual blocks with places for modules: `attention` at the end of the residual branch, `after` the
+    block's last ReLU. With `activate` False that ReLU is left to the stage, and nothing comes after it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.attention: nn.Module | None = None
         self.after: nn.Module | None = None
-        self.top_down: nn.Module | None = None
         self.activate = True
 
     def forward(self, x: Tensor) -> Tensor:
-        branch = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        if self.top_down is not None:
-            again = self.relu(self.top_down.bn1(self.conv1(self.top_down(x, branch))))
-            branch = self.top_down.bn2(self.conv2(again))
-        return _join(self, x, branch)
+        branch = self.branch(x)
+        if self.attention is not None:
+            branch = self.attention(branch)
+        branch += x if self.downsample is None else self.downsample(x)
+        if not self.activate:
+            return branch
+        out = self.relu(branch)
+        return out if self.after is None else self.after(out)
 
 
-class Deep(Bottleneck):
-    """torchvision's bottleneck with the same changes."""
+class Basic(_Block, BasicBlock):
+    """Two 3x3 convolutions."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.attention: nn.Module | None = None
-        self.after: nn.Module | None = None
-        self.top_down: nn.Module | None = None
-        self.activate = True
+    def branch(self, x: Tensor) -> Tensor:
+        return self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
 
-    def forward(self, x: Tensor) -> Tensor:
-        branch = self.relu(self.bn1(self.conv1(x)))
-        bottom = self.relu(self.bn2(self.conv2(branch)))
-        branch = self.bn3(self.conv3(bottom))
-        if self.top_down is not None:
-            branch = self.top_down.bn3(self.conv3(self.top_down(bottom, branch)))
-        return _join(self, x, branch)
+
+class Deep(_Block, Bottleneck):
+    """A bottleneck of 1x1, 3x3, 1x1."""
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.bn3(self.conv3(self.reduced(x)))
+
+    def reduced(self, x: Tensor) -> Tensor:
+        """What the last convolution reads."""
+        return self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))))
 
 
 class _Wide(ResNet):
@@ -85,48 +85,48 @@ def resnet(
     width_per_group: int = 64,
     width: int = 64,
     stem: str = "imagenet",
-    attention: str = "none",
+    attention: Attention | str | None = None,
     dims: int = 2,
 ) -> Staged:
-    """ResNet; with groups > 1 ResNeXt (32x4d: groups 32, width_per_group 4). width: planes of the first layer, 64 in
-    every published network; the following layers have 2, 4 and 8 times as many.
+    """ResNet; with groups > 1 ResNeXt (32x4d: groups 32, width_per_group 4). L = 4, the stem in stage 1.
 
-    L = 4, the stem in stage 1; strides 4, 8, 16, 32. `stem`: "imagenet", 7x7 with stride 2 and a pool; "small" (inputs of
-    about 64 pixels) and "cifar" (32), 3x3 with stride 2 or 1 and no pool, strides from 2 or 1 on.
-    `attention`: a mechanism of tdaf/model/attention, where its publication places it.
-    `dims=3`: all kernels cubes, stem stride (1, 2, 2), shortcut B (Hara et al. 2018, Table 1).
-    Raises UserError for a setting that has no network.
+    Args:
+        depth: 18, 34, 50, 101 or 152.
+        width: planes of the first layer, 64 in every published network; the others have 2, 4 and 8 times as many.
+        stem: "imagenet", 7x7 with stride 2 and a pool, strides 4, 8, 16, 32; "small" (inputs of about 64 pixels) and
+            "cifar" (32), 3x3 with stride 2 or 1 and no pool, strides from 2 or 1 on.
+        attention: None or "none"; or a mechanism, as in tdaf/model/attention: `channels -> module` for the end of every
+            residual branch, before the sum (SENet, Fig. 3; CBAM, Fig. 3), or an object that places itself.
+        dims: 3: all kernels cubes, stem stride (1, 2, 2), shortcut B (Hara et al. 2018, Table 1).
+
+    Raises:
+        UserError: a setting that has no network.
     """
     _check(depth, groups, width_per_group, width, stem, dims)
+    attention = mechanisms.resolve(attention)
     block, counts = _LAYERS[depth]
     network = _Wide(width, block, counts, num_classes=1, groups=groups, width_per_group=width_per_group)
     if stem != "imagenet":
         network.conv1 = nn.Conv2d(3, width, 3, stride=STEMS[stem], padding=1, bias=False)
-    layers = [network.layer1, network.layer2, network.layer3, network.layer4]
     widths = [width * 2**i * block.expansion for i in range(4)]
-    for layer in layers:
+    stages = []
+    for number in range(1, 5):
+        layer = network.get_submodule(f"layer{number}")
         layer[-1].activate = False
-    parts: list[OrderedDict[str, nn.Module]] = [OrderedDict({f"layer{i}": layer}) for i, layer in enumerate(layers, 1)]
-    first = OrderedDict(conv1=network.conv1, bn1=network.bn1, relu=network.relu, maxpool=network.maxpool)
-    if stem != "imagenet":
-        del first["maxpool"]
-    parts[0] = OrderedDict(**first, **parts[0])
-    attend = place(attention, parts, dims)
-    stages = [nn.Sequential(OrderedDict(**part, relu_out=nn.ReLU(inplace=True))) for part in parts]
-    staged = Staged(stages, widths, [STEMS[stem] * 2**i for i in range(4)], attend=attend)
+        stages.append(OrderedDict({f"layer{number}": layer, "relu_out": nn.ReLU(inplace=True)}))
+        if attention is not None and not mechanisms.is_placement(attention):
+            for part in layer:
+                part.attention = attention(widths[number - 1])
+    first = OrderedDict(conv1=network.conv1, bn1=network.bn1, relu=network.relu)
+    if stem == "imagenet":
+        first["maxpool"] = network.maxpool
+    stages[0] = OrderedDict(**first, **stages[0])
+    staged = Staged(map(nn.Sequential, stages), widths, [STEMS[stem] * 2**i for i in range(4)])
+    if mechanisms.is_placement(attention):
+        attention.place(staged)
     if dims == 3:
         inflate(staged, stem=network.conv1)
     return initialise(staged)
-
-
-def _join(block: Basic | Deep, x: Tensor, branch: Tensor) -> Tensor:
-    if block.attention is not None:
-        branch = block.attention(branch)
-    branch += x if block.downsample is None else block.downsample(x)
-    if not block.activate:
-        return branch
-    out = block.relu(branch)
-    return out if block.after is None else block.after(out)
 
 
 def _check(depth: int, groups: int, width_per_group: int, width: int, stem: str, dims: int) -> None:

@@ -9,26 +9,30 @@ from torch import nn
 from torchvision.models.vgg import cfgs, make_layers
 
 from tdaf.errors import UserError
-from tdaf.model.attention import abn
+from tdaf.model import attention as mechanisms
+from tdaf.model.attention import Attention
 from tdaf.model.inflate import inflate
-from tdaf.model.init import initialise
-from tdaf.model.staged import Staged
+from tdaf.model.staged import Staged, initialise
 
 _LETTERS = {11: "A", 13: "B", 16: "D", 19: "E"}  # the columns of the publication's Table 1
 
 
-def vgg(depth: int = 16, batch_norm: bool = False, attention: str = "none", dims: int = 2) -> Staged:
-    """VGG with the publication's three fully connected layers as `classifier`.
+def vgg(depth: int = 16, batch_norm: bool = False, attention: Attention | str | None = None, dims: int = 2) -> Staged:
+    """VGG with the publication's three fully connected layers as `classifier`. L = 5, strides 2, 4, 8, 16, 32.
 
-    L = 5, strides 2, 4, 8, 16, 32. The published network, and the one of the paper's 138.4M parameters, has no batch
-    norm. `dims=3`: all kernels cubes, pool1 1x2x2 (C3D, Tran et al. 2015), so that 16 frames reach the last stage.
-    `attention`: "none" or "abn", an attention branch before the last stage; the others are for blocks.
-    Raises UserError for a depth or an attention that VGG has not.
+    Args:
+        depth: 11, 13, 16 or 19.
+        batch_norm: the published network, and the one of the paper's 138.4M parameters, has none.
+        attention: None or "none"; or an object that places itself in stages without blocks (an attention branch).
+        dims: 3: all kernels cubes, pool1 1x2x2 (C3D, Tran et al. 2015), so that 16 frames reach the last stage.
+
+    Raises:
+        UserError: a setting that has no network.
     """
-    if attention not in ("none", "abn"):
-        raise UserError(f"attention={attention}: not defined for VGG, which has no blocks; give none or abn")
-    if attention == "abn" and dims == 3:
-        raise UserError("attention=abn: defined for images, not for clips (dims=3)")
+    attention = mechanisms.resolve(attention)
+    if attention is not None and not mechanisms.is_placement(attention):
+        name = mechanisms.name_of(attention)
+        raise UserError(f"attention: {name} is not defined for VGG, which has no residual branches to put it at")
     if depth not in _LETTERS:
         raise UserError(f"depth={depth}: VGG has the depths {', '.join(map(str, _LETTERS))}")
     if dims not in (2, 3):
@@ -43,8 +47,9 @@ def vgg(depth: int = 16, batch_norm: bool = False, attention: str = "none", dims
             pools.append(layer)
             features = OrderedDict()
     classifier = partial(vgg_classifier, dims=dims)
-    attend = abn.attend if attention == "abn" else None
-    staged = Staged(stages, [64, 128, 256, 512, 512], [2, 4, 8, 16, 32], classifier=classifier, attend=attend)
+    staged = Staged(stages, [64, 128, 256, 512, 512], [2, 4, 8, 16, 32], classifier=classifier)
+    if attention is not None:
+        attention.place(staged)
     if dims == 3:
         inflate(staged, stem=pools[0])
     return initialise(staged)

@@ -1,11 +1,18 @@
-"""The convolutional block attention module (Woo et al. 2018)."""
+"""Attention at the end of each branch: squeeze-and-excitation (Hu et al. 2018) and CBAM (Woo et al. 2018)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-REDUCTION = 16  # Sec. 4.1
+REDUCTION = 16  # Hu et al., Sec. 6.1; Woo et al., Sec. 4.1
+
+
+def squeeze_excitation(channels: int, reduction: int = REDUCTION) -> nn.Module:
+    """SE (Hu et al. 2018, Eqs. 2-4) for a map of `channels`, both layers with bias; torchvision's module."""
+    from torchvision.ops import SqueezeExcitation  # torchvision takes as long to import as torch
+
+    return SqueezeExcitation(channels, max(1, channels // reduction))
 
 
 class CBAM(nn.Module):
@@ -16,9 +23,9 @@ class CBAM(nn.Module):
     (Jongchan/attention-module, MODELS/cbam.py and model_resnet.py).
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, reduction: int = REDUCTION) -> None:
         super().__init__()
-        hidden = max(1, channels // REDUCTION)
+        hidden = max(1, channels // reduction)
         self.mlp = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, channels, 1))
         self.spatial = nn.Conv2d(2, 1, 7, padding=3, bias=False)
         self.norm = nn.BatchNorm2d(1, momentum=0.01)

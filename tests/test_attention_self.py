@@ -1,0 +1,204 @@
+"""Attention augmented convolution and stand-alone self-attention: their equations query by query, counts, places."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from mechanisms import count, gigas, mechanism, on_meta, places
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tdaf.measure import saved_bytes
+from tdaf.model.attention.self_attention import HEADS, AugmentedConv2d, LocalAttention2d
+from tdaf.model.backbones.resnet import resnet
+
+torch.set_num_threads(1)
+
+
+def layer(stride: int = 1, halved: int = 0) -> AugmentedConv2d:
+    torch.manual_seed(0)
+    return AugmentedConv2d(nn.Conv2d(12, 48, 3, stride, padding=1), 0.2, 0.4, halved, side=3)
+
+
+def augmented(x: Tensor, module: AugmentedConv2d) -> Tensor:
+    """Bello et al. 2019, Eqs. 1-4 and the concatenation of Sec. 3.2, one sample, head, query and key at a time."""
+    side = (len(module.rows) + 1) // 2
+    kernel = module.qkv.weight.flatten(1)
+    key, value = module.keys // HEADS, module.values // HEADS
+    height, width = x.shape[2:]
+    every = [(i, j) for i in range(height) for j in range(width)]
+    attended = torch.zeros(len(x), module.values, height, width)
+    for b in range(len(x)):
+        projected = {place: kernel @ x[b, :, *place] for place in every}
+        for head in range(HEADS):
+            for q_place in every:
+                q = projected[q_place][head * key :][:key]
+                logits = []
+                for place in every:
+                    k = projected[place][module.keys + head * key :][:key]
+                    down, right = (max(1 - side, min(side - 1, t - s)) for s, t in zip(q_place, place, strict=True))
+                    logits.append(q @ (k + module.rows[down + side - 1] + module.columns[right + side - 1]))
+                weights = (torch.stack(logits) / math.sqrt(key)).softmax(0)
+                values = [projected[place][2 * module.keys + head * value :][:value] for place in every]
+                total = sum(w * v for w, v in zip(weights, values, strict=True))
+                attended[b, head * value : (head + 1) * value, *q_place] = total
+    mixed = torch.einsum("oi,bihw->bohw", module.mix.weight.flatten(1), attended)
+    return torch.cat([F.conv2d(x, module.conv.weight, padding=1), mixed], dim=1)
+
+
+def local(x: Tensor, module: LocalAttention2d) -> Tensor:
+    """Ramachandran et al. 2019, Eq. 3, one sample, head, query and key at a time."""
+    w_q, w_k, w_v = module.qkv.weight.flatten(1).chunk(3)
+    heads, depth = len(module.rows), len(w_q) // len(module.rows)
+    height, width = x.shape[2:]
+    y = torch.zeros(len(x), len(w_q), height, width)
+    for b in range(len(x)):
+        for h in range(heads):
+            own = slice(h * depth, (h + 1) * depth)
+            for i in range(height):
+                for j in range(width):
+                    q = (w_q @ x[b, :, i, j])[own]
+                    near = [(a, c) for a in range(i - 3, i + 4) for c in range(j - 3, j + 4)]
+                    near = [(a, c) for a, c in near if 0 <= a < height and 0 <= c < width]
+                    logits = []
+                    for a, c in near:
+                        r = torch.cat([module.rows[h, a - i + 3], module.columns[h, c - j + 3]])
+                        logits.append(q @ (w_k @ x[b, :, a, c])[own] + q @ r)
+                    weights = torch.stack(logits).softmax(0)
+                    y[b, own, i, j] = sum(
+                        w * (w_v @ x[b, :, a, c])[own] for w, (a, c) in zip(weights, near, strict=True)
+                    )
+    return y
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("stride", "halved"), [(1, 0), (2, 0), (1, 1), (2, 1)])
+def test_augmented_convolution(stride: int, halved: int) -> None:
+    """On a map larger than the tables; with a stride or halved, the attention reads a smaller one of averages."""
+    module = layer(stride, halved)
+    x = torch.randn(1, 12, 9, 6)
+    small = x
+    for _ in range((stride > 1) + halved):
+        parts = F.pad(torch.ones(1, 1, *small.shape[2:]), (1, 1, 1, 1)).unfold(2, 3, 2).unfold(3, 3, 2).sum((4, 5))
+        total = F.pad(small, (1, 1, 1, 1)).unfold(2, 3, 2).unfold(3, 3, 2).sum((4, 5))
+        small = total / parts
+    seen = augmented(small, module)[:, -module.values :]
+    local = F.conv2d(x, module.conv.weight, stride=stride, padding=1)
+    assert local.shape[2:] == (-(-9 // stride), -(-6 // stride))
+    assert stride > 1 or halved or seen.std((2, 3)).min() > 0.01
+    if halved:
+        seen = F.interpolate(seen, size=local.shape[2:], mode="bilinear")
+    torch.testing.assert_close(module(x), torch.cat([local, seen], dim=1), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(9, 6), (1, 1), (2, 5)])
+def test_local_attention(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    module, x = LocalAttention2d(6, 16), torch.randn(1, 6, *size)
+    assert module.heads == 2
+    torch.testing.assert_close(module(x), local(x, module), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_local_attentions_stride_is_an_average_pool_after_the_attention():
+    module = LocalAttention2d(8, 16, stride=2)
+    x = torch.randn(1, 8, 7, 10)
+    whole = copy.deepcopy(module)
+    whole.pool = nn.Identity()
+    y = module(x)
+    assert y.shape == (1, 16, 4, 5)
+    torch.testing.assert_close(y[:, :, :3], F.avg_pool2d(whole(x)[:, :, :6], 2))
+    torch.testing.assert_close(y[:, :, 3:], F.avg_pool2d(whole(x)[:, :, 6:], (1, 2)))
+
+
+@torch.no_grad()
+def test_what_is_four_places_away_is_not_seen():
+    torch.manual_seed(0)
+    module = LocalAttention2d(8, 8)
+    x = torch.randn(1, 8, 11, 11)
+    y = module(x)
+    x[:, :, 2, 5] += 1
+    changed = (module(x) != y).any(1)[0]
+    assert changed[0:6, 2:9].all() and changed.sum() == 42
+
+
+def added(width: int, inputs: int, values: int, side: int, keys: int = 160) -> int:
+    """Parameters of an augmented 3x3 less those of the plain one (Sec. 3.2)."""
+    attention = inputs * (2 * keys + values) + values**2 + 2 * (2 * side - 1) * keys // 8
+    return attention - 9 * inputs * values
+
+
+def test_parameters_by_hand_and_as_published() -> None:
+    fifty = 25_557_032 + 4 * added(128, 128, 16, 14) + 6 * added(256, 256, 24, 14) + 3 * added(512, 512, 48, 7)
+    assert count(on_meta(50, "aa")) + 2049 * 1000 == fifty == pytest.approx(25.8e6, abs=0.05e6)
+    first = added(128, 64, 32, 14) + added(256, 128, 64, 14) + added(512, 256, 128, 7)
+    rest = 3 * added(128, 128, 32, 14) + 5 * added(256, 256, 64, 14) + 2 * added(512, 512, 128, 7)
+    narrow = count(on_meta(34, "aa")) + 513 * 1000
+    assert narrow == 21_797_672 + first + rest == pytest.approx(20.7e6, abs=0.05e6)
+    assert count(on_meta(101, "aa")) + 2049 * 1000 == pytest.approx(45.4e6, abs=0.05e6)
+    # 3 w^2 + 7 w, the transforms and embeddings of local attention, for the 9 w^2 of a 3x3 convolution
+    widths = [64] * 3 + [128] * 4 + [256] * 6 + [512] * 3
+    local = count(on_meta(50, "sasa")) + 2049 * 1000
+    assert local == 25_557_032 + sum(7 * w - 6 * w**2 for w in widths) == 18_038_632
+    assert local == pytest.approx(18.0e6, abs=0.05e6)
+
+
+@pytest.mark.parametrize(("ratio", "published"), [(0.25, 24.3e6), (0.5, 22.3e6), (0.75, 20.7e6)])
+def test_published_parameters_of_other_ratios(ratio: float, published: float) -> None:
+    wide = on_meta(50, "aa", keys=ratio, values=ratio)
+    assert count(wide) + 2049 * 1000 == pytest.approx(published, abs=0.05e6)
+
+
+def test_published_gflops() -> None:
+    """Two a multiply-add. SASA's definition has 49 products with keys, embeddings and values for a query: 7.0 GFLOPs as
+    published. What runs has 100 with keys and values, and less with embeddings."""
+    plain, fifty, local = (2 * gigas(on_meta(50, name)) for name in ("none", "aa", "sasa"))
+    assert fifty == pytest.approx(8.3, rel=0.015)
+    assert 2 * gigas(on_meta(34, "aa")) == pytest.approx(7.1, rel=0.015)
+    assert fifty / plain - 1 == pytest.approx(0.022, abs=0.001)  # TDAF's Table 3b: +1.3%
+    defined = plain * 1e9
+    for width, side, blocks in ((64, 56, 3), (128, 28, 4), (256, 14, 6), (512, 7, 3)):
+        for block in range(blocks):
+            read = side * 2 if block == 0 and width > 64 else side  # attention before the pool
+            defined += 2 * ((3 * width**2 + 3 * 49 * width) * read**2 - 9 * width**2 * side**2)
+    assert defined / 1e9 == pytest.approx(7.0, abs=0.05)
+    assert local == pytest.approx(7.26, abs=0.01)
+    assert local / plain - 1 == pytest.approx(-0.112, abs=0.002)  # published -14.6%, TDAF's Table 3b +34.5%
+
+
+@pytest.mark.parametrize(
+    ("depth", "name", "blocks", "locals_"),
+    [(18, "conv1", [2, 2, 2], 16), (50, "conv2", [4, 6, 3], 16), (152, "conv2", [8, 36, 3], 50)],
+)
+def test_places(depth: int, name: str, blocks: list[int], locals_: int) -> None:
+    """One convolution of every block in the last three stages; and every 3x3 of the blocks, nothing else."""
+    expected = [f"stages.{s}.layer{s + 1}.{b}.{name}" for s, n in enumerate(blocks, start=1) for b in range(n)]
+    assert places(on_meta(depth, "aa"), AugmentedConv2d) == expected
+    staged = on_meta(depth, "sasa")
+    assert len(places(staged, LocalAttention2d)) == locals_
+    assert {m.heads for m in staged.modules() if isinstance(m, LocalAttention2d)} == {HEADS}
+    spatial = [n for n, m in staged.named_modules() if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1)]
+    assert spatial == ["stages.0.conv1"]
+
+
+@torch.no_grad()
+def test_embeddings_start_small() -> None:
+    staged = resnet(50, attention=mechanism("aa"))
+    tables = [m.rows for m in staged.modules() if isinstance(m, AugmentedConv2d)]
+    assert torch.cat(tables).std().item() == pytest.approx(20**-0.5, rel=0.1)
+
+
+def test_memory_is_far_from_49_copies_of_keys_and_values():
+    with torch.device("meta"):
+        module = LocalAttention2d(64, 64)
+        kept = saved_bytes(module, torch.zeros(8, 64, 56, 56))
+    assert kept < 300e6  # 49 copies of keys and values alone would be 629 MB
+
+
+@pytest.mark.parametrize(("width", "heads"), [(8, 1), (16, 2), (64, 8), (72, 6), (512, 8)])
+def test_narrow_layers_have_fewer_heads(width, heads):
+    assert LocalAttention2d(width, width).heads == heads
