@@ -31,7 +31,7 @@ from av.video.reformatter import VideoReformatter
 from tdaf.errors import UnreadableSample, UserError
 from tdaf.media.container import opened
 from tdaf.media.cut import missing_bytes
-from tdaf.media.suffixes import VIDEOS
+from tdaf.media.files import VIDEOS
 
 NOTES = (".csv", ".txt")
 USUAL_RATE = Fraction(25)  # where a file does not say

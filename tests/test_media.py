@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tdaf.errors import UnreadableSample
 from tdaf.media import drawing
-from tdaf.media.pictures import Media
+from tdaf.media.files import Media
 from tdaf.media.video import Video, VideoWriter
 
 

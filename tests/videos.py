@@ -54,6 +54,16 @@ def rewritten(path: Path, target: Path, **options: str) -> Path:
     return target
 
 
+def damaged(path: Path, target: Path, packet: int) -> Path:
+    """The same file with the bytes of one packet turned over, its head apart."""
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        begin, size = [(p.pos, p.size) for p in container.demux(video=0) if p.size][packet]
+    data[begin + 8 : begin + size] = bytes(255 - byte for byte in data[begin + 8 : begin + size])
+    target.write_bytes(data)
+    return target
+
+
 def sound(path: Path) -> Path:
     """A tenth of a second of silence and no picture."""
     with av.open(str(path), "w") as container:

@@ -11,8 +11,8 @@ from torch.utils.data import default_collate
 
 from tasks.action.transforms import Transform
 from tdaf.errors import UserError
-from tdaf.media.pictures import Media
-from tdaf.media.suffixes import is_video
+from tdaf.media.files import Media
+from tdaf.media.files import is_video
 from tdaf.task import Batch
 
 

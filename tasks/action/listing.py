@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tdaf.errors import UserError
-from tdaf.media.suffixes import VIDEOS
+from tdaf.media.files import VIDEOS
 
 
 @dataclass

@@ -14,7 +14,7 @@ from tasks.action.listing import Layout, Listing
 from tasks.action.splits import Hmdb51Layout, Ucf101Layout
 from tdaf.errors import UserError
 from tdaf.media.clip import Wanted, count_frames, decode_whole, read_clip
-from tdaf.media.skip_list import read_skip_list
+from tdaf.media.files import read_skip_list
 
 LAYOUTS = ("kinetics", "ucf101", "hmdb51")
 

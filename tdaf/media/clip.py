@@ -1,163 +1,227 @@
-"""Some frames of a video to pixels, exactly those that a plain decode of the whole file would give."""
+"""Some frames of a video file to pixels, exactly those that a plain decode of the whole file would give.
+
+An index says which frame lies where without decoding anything. Frames are counted as they are shown, from 0, without
+those that an edit list cuts away, which is how a plain decode numbers them. Time stamps are only compared, never
+computed with, so a variable rate is as exact as a constant one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 
 import av
+import numpy as np
+import torch
 from torch import Tensor
 
 from tdaf.errors import UnreadableSample
-from tdaf.media.collected import Collected, Doubt, turns
-from tdaf.media.container import Path, opened, whole_table
-from tdaf.media.cut import missing_bytes
-from tdaf.media.droppable import droppable
-from tdaf.media.frame_index import FrameIndex, frame_index, leaders
+from tdaf.media.video import check_whole, decode, has_frame_table, opened, quarter_turns, to_rgb
 
-# The frames wanted, counted from 0, in any order and also repeated; or what chooses them, told how many there are.
-Wanted = Sequence[int] | Callable[[int], Sequence[int]]
+Path = str | os.PathLike[str]
+# The frames to read, counted from 0, in any order and also repeated; or what chooses them, given how many there are.
+FrameChoice = Sequence[int] | Callable[[int], Sequence[int]]
 
 MARGIN = 32  # packets; more than the distance by which an encoder changes the order of frames
+KEY, DISCARD = 1, 2  # FFmpeg's AVINDEX_KEYFRAME and AVINDEX_DISCARD_FRAME
+# containers that say when a frame is shown
+STAMPED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "flv"}
+DELAYED = {"h264", "hevc", "vvc"}  # decoded by FFmpeg with a delay that their packets do not tell
+
+
+class IndexMismatch(Exception):
+    """What was decoded is not what the file's header or index promised."""
 
 
 @dataclass(frozen=True)
-class Facts:
-    """Of a video. width, height: in pixels, as shown. fps: frames a second, the mean where `varies`. duration: in
-    seconds as the file says, None where it does not."""
+class FrameIndex:
+    """Where the key frames of a file lie.
 
-    frames: int
-    width: int
-    height: int
-    fps: float | None
-    duration: float | None
-    codec: str
-    varies: bool
+    Args:
+        frames: how many frames are to be shown, None where only decoding tells.
+        before: of each key frame, the frames to be shown that precede it in the file. Without any key frame the file
+            can only be read from its start.
+        stamps: of each key frame, its time stamp in the stream's units.
+        kind: of time stamp, "dts" or "pts".
+        seek_offset: what a seek adds to a stamp, as FFmpeg takes a time to seek in mp4 for one of presentation.
+    """
+
+    frames: int | None = None
+    before: Sequence[int] = ()
+    stamps: Sequence[int] = ()
+    kind: str = "pts"
+    seek_offset: int = 0
+
+    def last_key(self, frame: int) -> int:
+        """The last key frame that has at most `frame` frames before it; -1 where there is none."""
+        return int(np.searchsorted(self.before, frame, side="right")) - 1
 
 
-def read_clip(path: Path, wanted: Wanted, short_side: int | None = None) -> Tensor:
-    """uint8 RGB (T, 3, H, W), the memory behind it (T, H, W, 3). short_side: scaled to it while colours are converted.
+def read_clip(path: Path, frames: FrameChoice, short_side: int | None = None) -> Tensor:
+    """Reads frames of a video file.
 
     Decoding begins at the last key frame before the clip. Where a file's time stamps do not say for certain which frame
     is which (h264 in AVI has none), or did not keep what they promised, it begins at the start of the file. A turn by a
     multiple of 90 degrees that the file asks for is made, as players make it; mirroring is not, and pixels that are
     not square are taken as square. Where the size changes on the way, frames are scaled to what the header says.
-    Raises UnreadableSample when one of the frames cannot be decoded; no frame ever stands for another.
+
+    Args:
+        path: of the file.
+        frames: which frames, from 0, in any order and also repeated; or a function that chooses them, called once with
+            the number of frames.
+        short_side: pixels of the frames' short side, to which they are scaled while colours are converted.
+
+    Returns:
+        uint8 RGB (T, 3, H, W), the memory behind it (T, H, W, 3).
+
+    Raises:
+        UnreadableSample: one of the frames cannot be decoded, or the file is cut off; no frame ever stands for another.
     """
-    places, promised = None, None
-    for tried in (False, True):
-        with opened(path, tried) as (container, stream):
-            if missing_bytes(path):
-                decode_whole(path)  # tells how much is there
-            index = _indexed(path, container, stream)
-            if places is None:
-                places, promised = _places(path, wanted, index.frames), index.frames
-            sized = tried or not whole_table(container, stream)
-            try:
-                return Collected(places, stream, short_side, sized).filled(_from_key(container, stream, index, places))
-            except (Doubt, av.FFmpegError):
-                if sized:
-                    break  # opening it with a first frame decoded would change nothing
+    with opened(path, probe=False) as (container, stream):
+        index = _index(path, container, stream)
+        numbers = _chosen(path, frames, index.frames)
+        # a header that was not probed may lie of the size
+        size = (stream.codec_context.width, stream.codec_context.height) if has_frame_table(container, stream) else None
+        try:
+            return _collect(_from_key_frame(container, stream, index, numbers), numbers, stream, short_side, size)
+        except (IndexMismatch, av.FFmpegError):
+            pass
     with opened(path) as (container, stream):
         try:
-            return Collected(places, stream, short_side).filled(_from_start(path, container, stream, promised))
-        except Doubt as error:
-            raise UnreadableSample(f"it ends before frame {max(places)} ({path})") from error
+            return _collect(enumerate(decode(path, container, stream, index.frames)), numbers, stream, short_side)
+        except IndexMismatch as error:
+            raise UnreadableSample(f"it ends before frame {max(numbers)} ({path})") from error
 
 
 def count_frames(path: Path) -> int:
-    """Read from the file's table or packets, and by decoding all of it only where these do not tell.
-    Raises UnreadableSample."""
-    with opened(path, tried=False) as (container, stream):
-        frames = None if missing_bytes(path) else _indexed(path, container, stream).frames
-    return decode_whole(path) if frames is None else _some(path, frames)
+    """How many frames a file has, from its table or packets, and by decoding all of it only where these do not tell.
+
+    Raises:
+        UnreadableSample: no video, no frame in it, or cut off.
+    """
+    with opened(path, probe=False) as (container, stream):
+        frames = _index(path, container, stream).frames
+    return decode_whole(path) if frames is None else frames
 
 
 def decode_whole(path: Path) -> int:
-    """Decodes every frame and returns how many there are. UnreadableSample where one is damaged or missing, or where
-    the file ends before its container says so."""
+    """Decodes every frame and returns how many there are.
+
+    Raises:
+        UnreadableSample: one is damaged or missing, or the file ends before its container says so.
+    """
     with opened(path) as (container, stream):
-        promised = _indexed(path, container, stream).frames
+        promised = _index(path, container, stream).frames
     with opened(path) as (container, stream):
-        frames = sum(1 for _ in _from_start(path, container, stream, promised))
-    missing = missing_bytes(path)
-    if missing:
-        raise UnreadableSample(f"cut off: {missing} bytes and all after frame {frames} are missing ({path})")
-    return _some(path, frames)
+        return sum(1 for _ in decode(path, container, stream, promised))
 
 
-def inspect(path: Path) -> Facts:
-    """Raises UnreadableSample, also where the first frame cannot be decoded."""
-    frames = count_frames(path)
-    with opened(path) as (container, stream):
-        _, first = next(_from_start(path, container, stream, frames))
-        sides = (first.width, first.height)[:: -1 if turns(first) % 2 else 1]
-        rate = stream.average_rate or stream.guessed_rate
-        if stream.duration is not None:
-            duration = float(stream.duration * stream.time_base)
-        else:
-            duration = None if container.duration is None else container.duration / av.time_base
-        codec, varies = stream.codec_context.name, _indexed(path, container, stream).varies
-    return Facts(frames, *sides, float(rate) if rate else None, duration, codec, varies)
+def frame_index(container: av.container.InputContainer, stream: av.VideoStream) -> FrameIndex:
+    """From the table that an mp4 file begins or ends with, else from the headers of all packets, which reads the file
+    once. The container stands anywhere afterwards. Raises av.FFmpegError where the packets cannot be read."""
+    mp4 = "mp4" in container.format.name
+    if has_frame_table(container, stream):
+        entries = stream.index_entries
+        # one at a time: hundreds of small objects at once set off Python's search for garbage
+        stamps = np.fromiter((entry.timestamp for entry in entries), np.int64, len(entries))
+        flags = np.fromiter((entry.flags for entry in entries), np.int64, len(entries))
+        (first, *_), leading = _head(container.demux(stream))
+        if leading or first.pts is None or first.dts is None:
+            return FrameIndex()
+        return _made_index(stamps, flags & KEY > 0, flags & DISCARD == 0, "dts", first.pts - first.dts)
+    packets = [
+        (packet.pts, packet.dts, packet.is_keyframe, not packet.is_discard)
+        for packet in container.demux(stream)
+        if packet.size
+    ]
+    known = [pts for pts, _, _, shown in packets if shown]
+    if any(pts is None for pts, *_ in packets) or not _are_shown_at(known, container.format.name, stream.codec_context.name):
+        return FrameIndex()
+    kind = "dts" if mp4 and all(dts is not None for _, dts, *_ in packets) else "pts"
+    stamps = np.array([dts if kind == "dts" else pts for pts, dts, *_ in packets], np.int64)
+    keys, shown = (np.array([packet[field] for packet in packets], bool) for field in (2, 3))
+    offset = packets[0][0] - packets[0][1] if kind == "dts" else 0
+    return _made_index(stamps, keys, shown, kind, offset)
 
 
-def _indexed(path: Path, container: av.container.InputContainer, stream: av.VideoStream) -> FrameIndex:
+def _made_index(stamps: np.ndarray, keys: np.ndarray, shown: np.ndarray, kind: str, offset: int) -> FrameIndex:
+    """stamps, keys, shown: of every packet."""
+    before = np.cumsum(shown) - shown
+    return FrameIndex(int(shown.sum()), before[keys], stamps[keys], kind, offset)
+
+
+def _are_shown_at(pts: list[int], container: str, codec: str) -> bool:
+    """Whether packets carry the time at which their frame is shown. AVI knows no such time: FFmpeg fills it in, rightly
+    where frames are shown in the order of their packets and the decoder's delay is known, wrongly for h264."""
+    if not pts or len(set(pts)) < len(pts) or min(pts) < pts[0]:
+        return False
+    return container in STAMPED or (codec not in DELAYED and pts == sorted(pts))
+
+
+def _head(packets: Iterator[av.Packet]) -> tuple[list[av.Packet], int]:
+    """The first packet, a key frame's, and those up to the next one that is shown after it; and how many of these are
+    shown before it, though they come behind it in the file."""
+    head = [next(packets)]
+    for packet in packets:
+        head.append(packet)
+        if not packet.size or packet.pts is None or head[0].pts is None or packet.pts > head[0].pts:
+            break
+    return head, sum(not p.is_discard for p in head[1:-1])
+
+
+def _index(path: Path, container: av.container.InputContainer, stream: av.VideoStream) -> FrameIndex:
+    check_whole(path)
     try:
-        return frame_index(container, stream)
+        index = frame_index(container, stream)
     except av.FFmpegError as error:
         raise UnreadableSample(f"cut off or damaged: {error.strerror} ({path})") from error
-
-
-def _places(path: Path, wanted: Wanted, total: int | None) -> list[int]:
-    """total: of frames, None where only decoding tells."""
-    if total is None and callable(wanted):
-        total = count_frames(path)
-    if total is not None:
-        _some(path, total)
-    places = list(wanted(total) if callable(wanted) else wanted)
-    if total is not None and places and max(places) >= total:
-        raise UnreadableSample(f"it has {total} frames, and so no frame {max(places)} ({path})")
-    return places
-
-
-def _some(path: Path, frames: int) -> int:
-    if not frames:
+    if index.frames == 0:
         raise UnreadableSample(f"not one frame in it ({path})")
-    return frames
+    return index
 
 
-def _from_key(
-    container: av.container.InputContainer, stream: av.VideoStream, index: FrameIndex, places: Sequence[int]
+def _chosen(path: Path, frames: FrameChoice, total: int | None) -> list[int]:
+    """total: of frames, None where only decoding tells."""
+    if total is None and callable(frames):
+        total = decode_whole(path)
+    numbers = list(frames(total) if callable(frames) else frames)
+    if total is not None and numbers and max(numbers) >= total:
+        raise UnreadableSample(f"it has {total} frames, and so no frame {max(numbers)} ({path})")
+    return numbers
+
+
+def _from_key_frame(
+    container: av.container.InputContainer, stream: av.VideoStream, index: FrameIndex, numbers: Sequence[int]
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Frames with their numbers, from the key frame that the first of `places` depends on to the last of them."""
-    first, last = min(places), max(places)
-    key, before = index.key(first), first + 1
-    while before > first:
+    """Frames with their numbers, from the key frame that the first of `numbers` depends on to the last of them."""
+    first, last = min(numbers), max(numbers)
+    key, before = index.last_key(first), first + 1
+    while before > first:  # again where frames that lead the key frame's group are among those to read
         if key < 0:
-            raise Doubt
+            raise IndexMismatch
         packets = _packets_from(container, stream, index, key)
-        head, leading = leaders(packets)
+        head, leading = _head(packets)
         start, before = head[0].pts, int(index.before[key]) + leading
         key -= 1
     group = [*head, *islice(packets, max(0, last - before) + MARGIN)]
     if any(packet.size and (packet.pts is None or packet.is_corrupt) for packet in group):
-        raise Doubt
+        raise IndexMismatch
     group = [packet for packet in group if packet.size]
     shown = sorted(packet.pts for packet in group if packet.pts >= start and not packet.is_discard)
-    numbers = {pts: number for number, pts in enumerate(shown, before)}
-    needed = set(places)
-    end = max((place for place, p in enumerate(group) if numbers.get(p.pts) in needed), default=-1)
-    if end < 0 or len(numbers) < len(shown):
-        raise Doubt
-    wanted = (p for p in group[: end + 1] if numbers.get(p.pts, first) in needed or not droppable(p, stream))
+    number_of = {pts: number for number, pts in enumerate(shown, before)}
+    needed = set(numbers)
+    end = max((place for place, packet in enumerate(group) if number_of.get(packet.pts) in needed), default=-1)
+    if end < 0 or len(number_of) < len(shown):
+        raise IndexMismatch
     # None: what the decoder holds back to sort it, without decoding more
-    for packet in chain(wanted, [None]):
+    for packet in chain(group[: end + 1], [None]):
         for frame in stream.decode(packet):
             if frame.is_corrupt:
-                raise Doubt
-            if frame.pts in numbers:
-                yield numbers[frame.pts], frame
+                raise IndexMismatch
+            if frame.pts in number_of:
+                yield number_of[frame.pts], frame
 
 
 def _packets_from(
@@ -165,37 +229,48 @@ def _packets_from(
 ) -> Iterator[av.Packet]:
     """The packets of the stream from that key frame on."""
     stamp = int(index.stamps[key])
-    for ahead in dict.fromkeys((index.ahead, 0)):  # a seek that goes too far is made again
-        container.seek(stamp + ahead, stream=stream)
-        packets = container.demux(stream)
-        for packet in packets:
-            at = getattr(packet, index.by)
-            if packet.size and at == stamp and packet.pts is not None:
-                yield packet
-                yield from packets
-                return
-            if at is None or at > stamp:
-                break
-    raise Doubt
+    container.seek(stamp + index.seek_offset, stream=stream)
+    packets = container.demux(stream)
+    for packet in packets:
+        at = getattr(packet, index.kind)
+        if packet.size and at == stamp and packet.pts is not None:
+            return chain([packet], packets)
+        if at is None or at > stamp:
+            break
+    raise IndexMismatch
 
 
-def _from_start(
-    path: Path, container: av.container.InputContainer, stream: av.VideoStream, promised: int | None
-) -> Iterator[tuple[int, av.VideoFrame]]:
-    """All frames with their numbers; UnreadableSample where the file is damaged, or has fewer than it promised."""
-    frames = 0
-    promise = "" if promised is None else f" of {promised}"
-    try:
-        for packet in container.demux(stream):
-            if packet.is_corrupt:
-                raise UnreadableSample(f"damaged or cut off: only {frames}{promise} frames can be decoded ({path})")
-            for frame in packet.decode():
-                if frame.is_corrupt:
-                    raise UnreadableSample(f"frame {frames}{promise} is damaged ({path})")
-                yield frames, frame
-                frames += 1
-    except av.FFmpegError as error:
-        reason = f"only {frames}{promise} frames can be decoded: {error.strerror}"
-        raise UnreadableSample(f"{reason} ({path})") from error
-    if promised is not None and frames < promised:
-        raise UnreadableSample(f"cut off: only {frames} of {promised} frames can be decoded ({path})")
+def _collect(
+    frames: Iterable[tuple[int, av.VideoFrame]],
+    numbers: list[int],
+    stream: av.VideoStream,
+    short_side: int | None,
+    size: tuple[int, int] | None = None,
+) -> Tensor:
+    """uint8 (T, 3, H, W): `numbers` of the numbered frames, of which it takes until it has all.
+
+    Raises IndexMismatch where that was not in them, or one is not of `size`, (width, height), where that is given."""
+    rows = {number: row for row, number in enumerate(sorted(set(numbers)))}
+    pixels, missing, turns = None, set(rows), 0
+    for number, frame in frames:
+        if number not in missing:
+            continue
+        if size is not None and (frame.width, frame.height) != size:
+            raise IndexMismatch
+        if pixels is None:
+            width, height = stream.codec_context.width or frame.width, stream.codec_context.height or frame.height
+            if short_side is not None:
+                short = min(width, height)
+                width, height = width * short_side // short, height * short_side // short
+            pixels, turns = np.empty((len(rows), height, width, 3), np.uint8), quarter_turns(frame)
+        to_rgb(frame, pixels[rows[number]])
+        missing.remove(number)
+        if not missing:
+            break
+    if pixels is None or missing:
+        raise IndexMismatch
+    if numbers != list(rows):
+        pixels = pixels[[rows[number] for number in numbers]]
+    if turns:
+        pixels = np.ascontiguousarray(np.rot90(pixels, turns, axes=(1, 2)))
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
