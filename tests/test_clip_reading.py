@@ -18,7 +18,7 @@ from torch import Tensor
 from tdaf.errors import UnreadableSample
 from tdaf.media import clip
 from tdaf.media.clip import FrameIndex, IndexMismatch, count_frames, decode_whole, read_clip
-from tdaf.media.video import check_whole, opened
+from tdaf.media.video import opened
 
 CLIPS = 200
 
@@ -228,7 +228,7 @@ def test_a_file_that_is_cut_off_is_refused(name: str, films: dict[str, Path], tm
     if name == "front.mp4":  # its table lies at its beginning
         films = {name: videos.rewritten(films["long_gop.mp4"], tmp_path / "whole.mp4", movflags="faststart")}
     data = films[name].read_bytes()
-    check_whole(films[name])
+    assert count_frames(films[name]) > 0
     path = tmp_path / name
     left = len(data) * (95 if name == "mpeg4.avi" else 60) // 100
     path.write_bytes(data[:left])

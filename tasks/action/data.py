@@ -1,25 +1,117 @@
-"""Windows of labelled videos as the engine sees them (protocol: Dataset in tdaf/task.py)."""
+"""Which frames of videos a network sees: windows in time, and the data sets that are made of them.
+
+A window is `frames` frames of a video, every `stride`-th. A video that ends before its window is full is looped: what
+there is of the window is repeated from its beginning (kenshohara/3D-ResNets-PyTorch temporal_transforms.py,
+LoopPadding).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from itertools import groupby
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import default_collate
 
-from tasks.action.sources import Videos
-from tasks.action.timing import AllWindows, EvenWindows, RandomWindow, Timing
 from tasks.action.transforms import Transform
+from tasks.action.videos import Videos
+from tdaf.errors import UserError
+from tdaf.media.files import Media, is_video
 from tdaf.task import Batch
 
 
+class Timing(Protocol):
+    """Which windows of a video are samples."""
+
+    needs_counts: bool  # whether `number` must be told how long the videos are
+
+    def number(self, totals: np.ndarray | None) -> int | np.ndarray:
+        """How many windows a video has: one number for all videos, or one each from their numbers of frames."""
+
+    def window(self, total: int, place: int) -> list[int]:
+        """The frames of window `place` of a video with `total` frames."""
+
+
+@dataclass(frozen=True)
+class RandomWindow:
+    """One window a video; all starts that leave it full are equally likely. Hara's TemporalRandomCrop never takes the
+    last of them, and here it is taken. Draws from torch's global generator."""
+
+    frames: int
+    stride: int = 1
+    needs_counts: ClassVar[bool] = False
+
+    def number(self, totals: np.ndarray | None) -> int:
+        return 1
+
+    def window(self, total: int, place: int) -> list[int]:
+        last = last_start(total, self.frames, self.stride)
+        return looped(int(torch.randint(last + 1, ())), total, self.frames, self.stride)
+
+
+@dataclass(frozen=True)
+class EvenWindows:
+    """`windows` of a video, their starts spread evenly from its first frame to the last one that leaves a window full;
+    a single one lies in the middle. Hara's TemporalEvenCrop has the same starts to within a frame, but takes fewer of a
+    short video, which here counts as much as a long one."""
+
+    windows: int
+    frames: int
+    stride: int = 1
+    needs_counts: ClassVar[bool] = False
+
+    def number(self, totals: np.ndarray | None) -> int:
+        return self.windows
+
+    def window(self, total: int, place: int) -> list[int]:
+        last = last_start(total, self.frames, self.stride)
+        start = last * place // (self.windows - 1) if self.windows > 1 else last // 2
+        return looped(start, total, self.frames, self.stride)
+
+
+@dataclass(frozen=True)
+class AllWindows:
+    """All windows of a video one after the other, none overlapping; the last one may be shorter, and is looped (Hara's
+    TemporalSlidingWindow). A video whose frames cannot be counted has one, so that reading it says why."""
+
+    frames: int
+    stride: int = 1
+    needs_counts: ClassVar[bool] = True
+
+    def number(self, totals: np.ndarray | None) -> np.ndarray:
+        return np.maximum(1, -(-totals // (self.frames * self.stride)))
+
+    def window(self, total: int, place: int) -> list[int]:
+        return looped(place * self.frames * self.stride, total, self.frames, self.stride)
+
+
+def last_start(total: int, frames: int, stride: int) -> int:
+    """The last start that leaves a window full."""
+    return max(0, total - ((frames - 1) * stride + 1))
+
+
+def looped(start: int, total: int, frames: int, stride: int) -> list[int]:
+    """The frames of a window; total: of the video."""
+    there = range(start, min(start + frames * stride, total), stride)
+    return [there[place % len(there)] for place in range(frames)]
+
+
 class Clips:
-    """One sample a window: "input" uint8 ([V,] 3, T, H, W), "label", "video" (its place in the split) and "window" (its
+    """Windows of labelled videos (protocol: Dataset in tdaf/task.py).
+
+    A sample is a window: "input" uint8 ([V,] 3, T, H, W), "label", "video" (its place in the split) and "window" (its
     place in the video). Windows of one video follow each other, and any rank may have any of them.
 
-    Where the number of windows depends on the length of a video, all are counted when this is made (`Videos.counts`).
+    Args:
+        videos: of a split.
+        timing: which windows of each. Where their number depends on the length of a video, all are counted when this is
+            made (`Videos.counts`).
+        transform: from the frames of a window to an input.
     """
 
     groups = None
@@ -28,8 +120,7 @@ class Clips:
         self.videos, self.timing, self.transform = videos, timing, transform
         self.skipped, self.notes = videos.skipped, videos.notes
         self.totals = videos.counts() if timing.needs_counts else None
-        number = timing.number(self.totals)
-        self.ends = np.cumsum(number) if self.totals is not None else np.arange(1, len(videos) + 1) * number
+        self.ends = np.cumsum(np.broadcast_to(timing.number(self.totals), len(videos)))
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -75,6 +166,60 @@ class WholeVideos:
 
     def name(self, index: int) -> str:
         return self.videos.name(index)
+
+    def collate(self, samples: list[dict[str, Any]]) -> Batch:
+        return default_collate(samples)
+
+
+class Windows:
+    """Videos that a user gives to predict (protocol: PredictDataset in tdaf/task.py), covered by windows one after the
+    other; in the last one of a video, where it is shorter, its frames are repeated.
+
+    A sample is a window: "input" uint8 ([V,] 3, T, H, W), "frames", its first one in the video and the one after its
+    last, and the same in "seconds".
+
+    Args:
+        paths: the files; what is wrong with one, or that it is no video, stands in the faults of `pictures`.
+        transform: from the frames of a window to an input.
+        frames, stride: of a window.
+
+    Raises:
+        UserError: there is no video among `paths`.
+    """
+
+    skipped = 0
+    notes: Mapping[str, int] = {}
+    groups = None
+
+    def __init__(self, paths: list[Path], transform: Transform, frames: int, stride: int) -> None:
+        videos = [path for path in paths if is_video(path)]
+        if not videos:
+            raise UserError(f"input: there is no video among {len(paths)} files; this checkpoint wants videos")
+        self.pictures, self.transform, self.frames, self.stride = Media(videos), transform, frames, stride
+        self.pictures.faults.update({path: "not a video" for path in paths if not is_video(path)})
+        self.windows: list[tuple[int, int, int]] = []  # pictures: the first of the video, of the window, after its last
+        self.rates: dict[Path, float] = {}  # frames a second
+        for path, group in groupby(range(len(self.pictures)), self.pictures.file):
+            places, length = list(group), frames * stride
+            self.rates[path] = float(self.pictures.fps(path))
+            self.windows += [(places[0], first, min(first + length, places[-1] + 1)) for first in places[::length]]
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        start, first, end = self.windows[index]
+        found = [self.pictures.read(place) for place in range(first, end, self.stride)]
+        clip = torch.stack([found[place % len(found)] for place in range(self.frames)])
+        ends, rate = torch.tensor([first - start, end - start]), self.rates[self.pictures.file(first)]
+        return {"input": self.transform(clip), "frames": ends, "seconds": ends.double() / rate}
+
+    def name(self, index: int) -> str:
+        start, first, end = self.windows[index]
+        return f"{self.pictures.file(first)}, frames {first - start} to {end - start - 1}"
+
+    def shown(self, index: int) -> range:
+        return range(*self.windows[index][1:])
 
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
         return default_collate(samples)

@@ -25,7 +25,6 @@ Path = str | os.PathLike[str]
 FrameChoice = Sequence[int] | Callable[[int], Sequence[int]]
 
 MARGIN = 32  # packets; more than the distance by which an encoder changes the order of frames
-KEY, DISCARD = 1, 2  # FFmpeg's AVINDEX_KEYFRAME and AVINDEX_DISCARD_FRAME
 # containers that say when a frame is shown
 STAMPED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "flv"}
 DELAYED = {"h264", "hevc", "vvc"}  # decoded by FFmpeg with a delay that their packets do not tell
@@ -44,7 +43,7 @@ class FrameIndex:
         before: of each key frame, the frames to be shown that precede it in the file. Without any key frame the file
             can only be read from its start.
         stamps: of each key frame, its time stamp in the stream's units.
-        kind: of time stamp, "dts" or "pts".
+        kind: of these stamps, "dts" or "pts".
         seek_offset: what a seek adds to a stamp, as FFmpeg takes a time to seek in mp4 for one of presentation.
     """
 
@@ -53,10 +52,6 @@ class FrameIndex:
     stamps: Sequence[int] = ()
     kind: str = "pts"
     seek_offset: int = 0
-
-    def last_key(self, frame: int) -> int:
-        """The last key frame that has at most `frame` frames before it; -1 where there is none."""
-        return int(np.searchsorted(self.before, frame, side="right")) - 1
 
 
 def read_clip(path: Path, frames: FrameChoice, short_side: int | None = None) -> Tensor:
@@ -121,41 +116,31 @@ def decode_whole(path: Path) -> int:
 def frame_index(container: av.container.InputContainer, stream: av.VideoStream) -> FrameIndex:
     """From the table that an mp4 file begins or ends with, else from the headers of all packets, which reads the file
     once. The container stands anywhere afterwards. Raises av.FFmpegError where the packets cannot be read."""
-    mp4 = "mp4" in container.format.name
     if has_frame_table(container, stream):
         entries = stream.index_entries
         # one at a time: hundreds of small objects at once set off Python's search for garbage
         stamps = np.fromiter((entry.timestamp for entry in entries), np.int64, len(entries))
-        flags = np.fromiter((entry.flags for entry in entries), np.int64, len(entries))
+        keys = np.fromiter((entry.is_keyframe for entry in entries), bool, len(entries))
+        shown = np.fromiter((not entry.is_discard for entry in entries), bool, len(entries))
         (first, *_), leading = _head(container.demux(stream))
         if leading or first.pts is None or first.dts is None:
             return FrameIndex()
-        return _made_index(stamps, flags & KEY > 0, flags & DISCARD == 0, "dts", first.pts - first.dts)
-    packets = [
-        (packet.pts, packet.dts, packet.is_keyframe, not packet.is_discard)
-        for packet in container.demux(stream)
-        if packet.size
-    ]
-    known = [pts for pts, _, _, shown in packets if shown]
-    if any(pts is None for pts, *_ in packets) or not _are_shown_at(known, container.format.name, stream.codec_context.name):
-        return FrameIndex()
-    kind = "dts" if mp4 and all(dts is not None for _, dts, *_ in packets) else "pts"
-    stamps = np.array([dts if kind == "dts" else pts for pts, dts, *_ in packets], np.int64)
-    keys, shown = (np.array([packet[field] for packet in packets], bool) for field in (2, 3))
-    offset = packets[0][0] - packets[0][1] if kind == "dts" else 0
-    return _made_index(stamps, keys, shown, kind, offset)
-
-
-def _made_index(stamps: np.ndarray, keys: np.ndarray, shown: np.ndarray, kind: str, offset: int) -> FrameIndex:
-    """stamps, keys, shown: of every packet."""
+        kind, offset = "dts", first.pts - first.dts
+    else:
+        packets = [(p.pts, p.is_keyframe, not p.is_discard) for p in container.demux(stream) if p.size]
+        times = [pts for pts, _, shown in packets if shown or pts is None]
+        if not _are_shown_at(times, container.format.name, stream.codec_context.name):
+            return FrameIndex()
+        stamps, keys, shown = map(np.array, zip(*packets, strict=True))
+        kind, offset = "pts", 0
     before = np.cumsum(shown) - shown
     return FrameIndex(int(shown.sum()), before[keys], stamps[keys], kind, offset)
 
 
-def _are_shown_at(pts: list[int], container: str, codec: str) -> bool:
+def _are_shown_at(pts: list[int | None], container: str, codec: str) -> bool:
     """Whether packets carry the time at which their frame is shown. AVI knows no such time: FFmpeg fills it in, rightly
     where frames are shown in the order of their packets and the decoder's delay is known, wrongly for h264."""
-    if not pts or len(set(pts)) < len(pts) or min(pts) < pts[0]:
+    if not pts or None in pts or len(set(pts)) < len(pts) or min(pts) < pts[0]:
         return False
     return container in STAMPED or (codec not in DELAYED and pts == sorted(pts))
 
@@ -172,7 +157,7 @@ def _head(packets: Iterator[av.Packet]) -> tuple[list[av.Packet], int]:
 
 
 def _index(path: Path, container: av.container.InputContainer, stream: av.VideoStream) -> FrameIndex:
-    check_whole(path)
+    check_whole(path, stream)
     try:
         index = frame_index(container, stream)
     except av.FFmpegError as error:
@@ -197,7 +182,7 @@ def _from_key_frame(
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """Frames with their numbers, from the key frame that the first of `numbers` depends on to the last of them."""
     first, last = min(numbers), max(numbers)
-    key, before = index.last_key(first), first + 1
+    key, before = int(np.searchsorted(index.before, first, side="right")) - 1, first + 1
     while before > first:  # again where frames that lead the key frame's group are among those to read
         if key < 0:
             raise IndexMismatch

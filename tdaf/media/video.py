@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import av
 import numpy as np
@@ -28,8 +28,8 @@ USUAL_FPS = Fraction(25)  # where a file does not say a rate, or one that no cam
 # "file:" because a colon in a name would be taken for a protocol; no list of addresses is followed
 LOCAL = {"protocol_whitelist": "file"}
 RIFF_SLACK = 16  # bytes; writers of AVI differ in what they count
-# mp4's boxes with pictures and tables; what else lies at an end may be padding
-MP4_BOXES = {b"mdat", b"moov", b"moof"}
+# RFC 8794 and 9559: an element is an identifier, a size, and that many bytes; live recordings leave the size open
+EBML, MATROSKA_SEGMENT, OPEN_END = b"\x1aE\xdf\xa3", b"\x18S\x80g", b"\xff" * 7
 # each keeps its tables from frame to frame; predict reads and writes in turn, and so one for both would lose them
 _TO_RGB, _TO_YUV = VideoReformatter(), VideoReformatter()
 
@@ -108,7 +108,8 @@ class Video:
             try:
                 for _ in _frames_of(self.path):
                     count += 1
-                check_whole(self.path)
+                with opened(self.path) as (_, stream):
+                    check_whole(self.path, stream)
             except UnreadableSample as error:
                 if not count:
                     raise
@@ -280,62 +281,28 @@ def has_frame_table(container: av.container.InputContainer, stream: av.VideoStre
     return "mp4" in container.format.name and 0 < len(stream.index_entries) == stream.frames
 
 
-def check_whole(path: str | os.PathLike[str]) -> None:
-    """Raises UnreadableSample where an mp4, mov, matroska, webm or AVI file ends before its container says it does,
-    which no decoder tells where a format has no table of frames; OSError where it cannot be read."""
+def check_whole(path: str | os.PathLike[str], stream: av.VideoStream) -> None:
+    """Raises UnreadableSample where the file of an `opened` stream ends before its table of frames, or a matroska, webm
+    or AVI header, says it does; no decoder tells where a format has no table."""
+    length = os.stat(path).st_size
+    end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
     with open(path, "rb") as file:
-        length = os.fstat(file.fileno()).st_size
-        start = file.read(12)
-        if start[:4] == b"\x1aE\xdf\xa3":
-            end = _matroska_end(file)
-        elif start[:4] == b"RIFF":
-            end = int.from_bytes(start[4:8], "little") + 8 - RIFF_SLACK
-        else:
-            end = _mp4_end(file, length) if start[4:8] in (b"ftyp", *MP4_BOXES) else 0
+        head = file.read(64)
+    segment = head.find(MATROSKA_SEGMENT) + len(MATROSKA_SEGMENT)
+    if head.startswith(b"RIFF"):
+        end = int.from_bytes(head[4:8], "little") + 8 - RIFF_SLACK
+    elif head.startswith(EBML) and head[segment : segment + 1] == b"\x01":  # a size of seven bytes follows
+        size = head[segment + 1 : segment + 8]
+        end = 0 if size == OPEN_END else segment + 8 + int.from_bytes(size, "big")
     if end > length:
         raise UnreadableSample(f"cut off: {end - length} bytes are missing at its end ({path})")
 
 
-def _mp4_end(file: IO[bytes], length: int) -> int:
-    """Where its last large box ends (ISO/IEC 14496-12, 4.2)."""
-    begin = end = 0
-    while begin + 8 <= length:
-        file.seek(begin)
-        head = file.read(16)
-        size, kind = int.from_bytes(head[:4], "big"), head[4:8]
-        if size == 1:
-            size = int.from_bytes(head[8:16], "big")
-        if size < 8:  # 0: up to the end of the file
-            break
-        begin += size
-        end = begin if kind in MP4_BOXES else end
-    return end
-
-
-def _matroska_end(file: IO[bytes]) -> int:
-    """Where its segment ends (RFC 8794: an element is an identifier, a size, and that many bytes)."""
-
-    def size() -> int | None:
-        """None where it is left open, as live recordings do."""
-        first = file.read(1)
-        if not first or not first[0]:
-            return None
-        more = 8 - first[0].bit_length()
-        value = int.from_bytes(bytes([first[0] & (1 << (7 - more)) - 1]) + file.read(more), "big")
-        return None if value == (1 << 7 * (more + 1)) - 1 else value
-
-    file.seek(4)
-    header = size()
-    if header is None:
-        return 0
-    file.seek(header, os.SEEK_CUR)
-    segment = size() if file.read(4) == b"\x18S\x80g" else None
-    return 0 if segment is None else file.tell() + segment
-
-
 def _open(path: str | os.PathLike[str], probe: bool) -> av.container.InputContainer:
     url = f"file:{os.fspath(path)}"
-    if not probe and _is_mp4(path):
+    with open(path, "rb") as file:
+        mp4 = file.read(8)[4:] == b"ftyp"
+    if mp4 and not probe:
         # one packet is read, and none decoded
         options = {"options": {"skip_frame": "all"}, "container_options": LOCAL | {"probesize": "32"}}
         container = av.open(url, **options, metadata_errors="ignore")
@@ -343,11 +310,6 @@ def _open(path: str | os.PathLike[str], probe: bool) -> av.container.InputContai
             return container
         container.close()
     return av.open(url, container_options=LOCAL, metadata_errors="ignore")
-
-
-def _is_mp4(path: str | os.PathLike[str]) -> bool:
-    with open(path, "rb") as file:
-        return file.read(8)[4:] == b"ftyp"
 
 
 def _picture_streams(container: av.container.InputContainer) -> Iterator[av.VideoStream]:
