@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +13,6 @@ import pytest
 import videos
 from commands import call
 
-from scripts import check_data
 from tdaf.engine.checkpoint import LAST
 
 VP9 = {"deadline": "realtime", "cpu-used": "8"}
@@ -117,7 +117,8 @@ def test_the_skip_list_leaves_them_out(
 ) -> None:
     out, run = tmp_path / "skip.txt", tmp_path / "run"
     (_, *check), (_, *train) = pages.commands("own videos", **{"PATH": folder, "skip.txt": out})
-    assert check_data.check([*check, f"scan={scan}", "loader.workers=0"]) == 1
+    script = lambda: runpy.run_path("scripts/check_data.py", run_name="__main__")  # noqa: E731
+    assert call(monkeypatch, [*check, f"scan={scan}", "loader.workers=0"], script) == 1
     assert sorted(out.read_text().splitlines()) == sorted(DAMAGED)
     said = capsys.readouterr().out
     sizes = Counter(name.rpartition("/")[0] for name in [*WHOLE, *DAMAGED])

@@ -12,10 +12,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from tasks.action.task import Action
+from tasks.action.transforms import area_box, clip_train, clip_val, corner_box
 from tdaf.cli import build
 from tdaf.cli.compose import compose
-from tasks.action.task import Action
-from tasks.action.transforms import clip_train, clip_val
 from tdaf.errors import UserError
 from tdaf.model.backbones.resnet import resnet
 from tdaf.model.classifier import Classifier, LinearHead
@@ -74,7 +74,7 @@ def test_too_few_frames_for_the_flows_are_said_in_one_line(flows: int, least: in
         network = task(frames=frames).network(resnet(18, width=8, dims=3), functools.partial(TDAF, flows=flows))
         return network.to("meta")
 
-    message = f"^flows={flows}, task.frames={least - 1}: .* or {least} frames or more$"
+    message = f"^flows={flows}, frames={least - 1}: .* or {least} frames or more$"
     with torch.device("meta"):
         with pytest.raises(UserError, match=message):
             built(least - 1)
@@ -178,9 +178,9 @@ def test_both_lines_of_haras_recipe_are_settings() -> None:
         pixel = made.network(resnet(18, width=8, dims=3), plain).normalise(torch.full((1, 3, 1, 1, 1), 200.0))
         assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.1, 0.9, 1e-3)
         assert (config["trainer"]["epochs"], config["trainer"]["batch"]) == (200, 128)
-        found[name] = group["dampening"], epoch, type(made.train_transform.box).__name__, pixel.flatten().tolist()
-    assert found["master"][:3] == (0, 48, "AreaBox")
-    assert found["CVPR2018"][:3] == (0.9, 11, "CornerBox")  # ten evaluations later, and one more
+        found[name] = group["dampening"], epoch, made.train_transform.keywords["box"].func, pixel.flatten().tolist()
+    assert found["master"][:3] == (0, 48, area_box)
+    assert found["CVPR2018"][:3] == (0.9, 11, corner_box)  # ten evaluations later, and one more
     expected = [(200 / 255 - m) / s for m, s in zip([0.4345, 0.4051, 0.3775], [0.2768, 0.2713, 0.2737], strict=True)]
     assert found["master"][3] == pytest.approx(expected, rel=1e-5)
     assert found["CVPR2018"][3] == pytest.approx([200 - m for m in (114.7748, 107.7354, 99.4750)], rel=1e-3)

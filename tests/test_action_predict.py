@@ -75,9 +75,9 @@ def test_every_video_is_judged_by_all_its_windows(root: Path, protocol: str) -> 
         logits[:, 0] += 1e-3
         outputs = logits[:, None].expand(-1, 3, -1) if protocol == "30view" else logits
         records += judge.update(outputs, batch)
-    values = judge.compute(records)
+    values, files = judge.compute(records)
     assert values["top1"] == 100 and values["videos"] == 6 and values["clip_top1"] < 60
-    told = json.loads(judge.files(records)["videos.json"])
+    told = json.loads(files["videos.json"])
     names = [f"val/{name}/{demo.identifier('val', place)}_000000_000010.mp4" for place, name in enumerate(demo.NAMES)]
     assert [video["video"] for video in told] == names and [video["top5"][0] for video in told] == list(demo.NAMES)
     assert sum(video["windows"] for video in told) == len(split)
@@ -168,16 +168,16 @@ def test_pictures_are_strips_of_frames(views: tuple[int, ...]) -> None:
     ("settings", "message"),
     [
         ({"protocol": "10view"}, "^protocol=10view: this task has clip, hara, 30view$"),
-        ({"frames": 0}, "task.frames=0: give 1 or more"),
-        ({"stride": 0}, "task.stride=0: give 1 or more"),
-        ({"label_smoothing": 1.0}, "task.label_smoothing=1.0"),
-        ({"dropout": -0.1}, "task.dropout=-0.1"),
+        ({"frames": 0}, "^frames=0: give 1 or more"),
+        ({"stride": 0}, "^stride=0: give 1 or more"),
+        ({"label_smoothing": 1.0}, "^label_smoothing=1.0"),
+        ({"dropout": -0.1}, "^dropout=-0.1"),
     ],
 )
 def test_settings_that_cannot_be(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         task(**settings)
-    with pytest.raises(UserError, match="task.mean, task.std"):
+    with pytest.raises(UserError, match="^mean, std: give three"):
         Action(Names, clip_train(), {"clip": clip_val()}, [0.5, 0.5], [0.5, 0.5])
     with pytest.raises(UserError, match="^protocol=hara: this task has clip$"):
         Action(Names, clip_train(), {"clip": clip_val()}, MEAN, STD, protocol="hara")

@@ -7,6 +7,7 @@ import resource
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from unittest.mock import Mock
 
 import av
 import numpy as np
@@ -156,13 +157,9 @@ def test_frames_in_any_order_and_chosen_by_length(films: dict[str, Path], plain:
     wanted = [7, 7, 30, 2, 7]
     assert torch.equal(read_clip(films["no_b.mp4"], wanted), plain["no_b.mp4"][wanted])
     for name in ("no_b.mp4", "avi_b.avi"):
-        asked = []
-
-        def last_two(total: int) -> list[int]:
-            asked.append(total)
-            return [total - 2, total - 1]
-
-        assert torch.equal(read_clip(films[name], last_two), plain[name][[-2, -1]]) and asked == [40]
+        last_two = Mock(side_effect=lambda total: [total - 2, total - 1])
+        assert torch.equal(read_clip(films[name], last_two), plain[name][[-2, -1]])
+        last_two.assert_called_once_with(40)
         with pytest.raises(UnreadableSample, match="40 frames, and so no frame 40|ends before frame 40"):
             read_clip(films[name], [39, 40])
 

@@ -1,4 +1,4 @@
-"""Lists of files to leave out: what is written is read again, whatever a person makes of it, and faults are one line."""
+"""Lists of files to leave out: what is written is read again, and so is what a person wrote; faults are one line."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from tdaf.media.files import read_skip_list, write_skip_list
 
 def test_every_legal_file_name_comes_back(tmp_path: Path) -> None:
     """Each character and byte that a name may have, at its beginning, in its middle and at its end."""
-    odd = [*map(chr, range(1, 0x120)), *"\u1680\u2028\u2029\u3000\ufeff\U0001f600", *(chr(0xDC00 + b) for b in range(128, 256))]
-    odd = [letter for letter in odd if letter != "/"]
-    ends = [name for letter in odd for name in (f"{letter}x.jpg", f"x{letter}y.jpg", f"x{letter}")]
-    names = {f"val/a b/{end}" for end in ends} | {f"{letter}/x.jpg" for letter in odd} | {"val\\c/\\", '"val"', '"val/"x'}
+    no_text = [chr(0xDC00 + byte) for byte in range(128, 256)]
+    odd = [*map(chr, range(1, 0x120)), *"\u1680\u2028\u2029\u3000\ufeff\U0001f600", *no_text]
+    names = {"val\\c/\\", '"val"', '"val/"x'}
+    for letter in (letter for letter in odd if letter != "/"):
+        names |= {f"{letter}/x.jpg", *(f"val/a b/{end}" for end in (f"{letter}x.jpg", f"x{letter}y.jpg", f"x{letter}"))}
     path = tmp_path / "skip.txt"
     write_skip_list(path, [*names, *sorted(names)])
     assert read_skip_list(str(path)) == names
@@ -36,7 +37,8 @@ def test_faults_are_one_line(tmp_path: Path) -> None:
     path = tmp_path / "skip.txt"
     path.write_text("/images/1.jpg\n")
     assert read_skip_list(str(path), ("/images/",)) == {"/images/1.jpg"}
-    for settings, like in (({"folders": ("train/", "val/")}, "train/... or val/..."), ({"example": "val/b.mp4"}, "val/b.mp4")):
+    folders = {"folders": ("train/", "val/")}
+    for settings, like in ((folders, "train/... or val/..."), ({"example": "val/b.mp4"}, "val/b.mp4")):
         with pytest.raises(UserError) as refused:
             read_skip_list(str(path), **settings)
         said = str(refused.value)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,83 +22,43 @@ from tasks.action.transforms import Transform
 from tasks.action.videos import Videos
 from tdaf.errors import UserError
 from tdaf.media.files import Media, is_video
-from tdaf.task import Batch
 
 
-class Timing(Protocol):
-    """Which windows of a video are samples."""
+@dataclass(frozen=True)
+class Timing:
+    """Which windows of a video are samples.
 
-    needs_counts: bool  # whether `number` must be told how long the videos are
+    Args:
+        frames, stride: of a window.
+        windows: of each video, their starts spread evenly from its first frame to the last one that leaves a window
+            full; a single one lies in the middle. Hara's TemporalEvenCrop has the same starts to within a frame, but
+            takes fewer of a short video, which here counts as much as a long one. None: all windows one after the
+            other, none overlapping, of which the last may be shorter (Hara's TemporalSlidingWindow).
+        random: one window, and all starts that leave it full are equally likely. Hara's TemporalRandomCrop never takes
+            the last of them, and here it is taken. Draws from torch's global generator.
+    """
+
+    frames: int
+    stride: int = 1
+    windows: int | None = 1
+    random: bool = False
 
     def number(self, totals: np.ndarray | None) -> int | np.ndarray:
-        """How many windows a video has: one number for all videos, or one each from their numbers of frames."""
+        """Windows a video: one number for all, or where `windows` is None one each, from their numbers of frames. A
+        video whose frames cannot be counted (0) has one, so that reading it says why."""
+        return self.windows or np.maximum(1, -(-totals // (self.frames * self.stride)))
 
     def window(self, total: int, place: int) -> list[int]:
         """The frames of window `place` of a video with `total` frames."""
-
-
-@dataclass(frozen=True)
-class RandomWindow:
-    """One window a video; all starts that leave it full are equally likely. Hara's TemporalRandomCrop never takes the
-    last of them, and here it is taken. Draws from torch's global generator."""
-
-    frames: int
-    stride: int = 1
-    needs_counts: ClassVar[bool] = False
-
-    def number(self, totals: np.ndarray | None) -> int:
-        return 1
-
-    def window(self, total: int, place: int) -> list[int]:
-        last = last_start(total, self.frames, self.stride)
-        return looped(int(torch.randint(last + 1, ())), total, self.frames, self.stride)
-
-
-@dataclass(frozen=True)
-class EvenWindows:
-    """`windows` of a video, their starts spread evenly from its first frame to the last one that leaves a window full;
-    a single one lies in the middle. Hara's TemporalEvenCrop has the same starts to within a frame, but takes fewer of a
-    short video, which here counts as much as a long one."""
-
-    windows: int
-    frames: int
-    stride: int = 1
-    needs_counts: ClassVar[bool] = False
-
-    def number(self, totals: np.ndarray | None) -> int:
-        return self.windows
-
-    def window(self, total: int, place: int) -> list[int]:
-        last = last_start(total, self.frames, self.stride)
-        start = last * place // (self.windows - 1) if self.windows > 1 else last // 2
-        return looped(start, total, self.frames, self.stride)
-
-
-@dataclass(frozen=True)
-class AllWindows:
-    """All windows of a video one after the other, none overlapping; the last one may be shorter, and is looped (Hara's
-    TemporalSlidingWindow). A video whose frames cannot be counted has one, so that reading it says why."""
-
-    frames: int
-    stride: int = 1
-    needs_counts: ClassVar[bool] = True
-
-    def number(self, totals: np.ndarray | None) -> np.ndarray:
-        return np.maximum(1, -(-totals // (self.frames * self.stride)))
-
-    def window(self, total: int, place: int) -> list[int]:
-        return looped(place * self.frames * self.stride, total, self.frames, self.stride)
-
-
-def last_start(total: int, frames: int, stride: int) -> int:
-    """The last start that leaves a window full."""
-    return max(0, total - ((frames - 1) * stride + 1))
-
-
-def looped(start: int, total: int, frames: int, stride: int) -> list[int]:
-    """The frames of a window; total: of the video."""
-    there = range(start, min(start + frames * stride, total), stride)
-    return [there[place % len(there)] for place in range(frames)]
+        last = max(0, total - (self.frames - 1) * self.stride - 1)  # start that leaves a window full
+        if self.random:
+            start = int(torch.randint(last + 1, ()))
+        elif self.windows is None:
+            start = place * self.frames * self.stride
+        else:
+            start = last * place // (self.windows - 1) if self.windows > 1 else last // 2
+        there = range(start, min(start + self.frames * self.stride, total), self.stride)
+        return [there[number % len(there)] for number in range(self.frames)]
 
 
 class Clips:
@@ -119,7 +79,7 @@ class Clips:
     def __init__(self, videos: Videos, timing: Timing, transform: Transform) -> None:
         self.videos, self.timing, self.transform = videos, timing, transform
         self.skipped, self.notes = videos.skipped, videos.notes
-        self.totals = videos.counts() if timing.needs_counts else None
+        self.totals = videos.counts() if timing.windows is None else None
         self.ends = np.cumsum(np.broadcast_to(timing.number(self.totals), len(videos)))
 
     def __len__(self) -> int:
@@ -141,8 +101,7 @@ class Clips:
         """The video's path below the root, as a skip list has it."""
         return self.videos.name(self.place(index)[0])
 
-    def collate(self, samples: list[dict[str, Any]]) -> Batch:
-        return default_collate(samples)
+    collate = staticmethod(default_collate)
 
     def checked(self, full: bool) -> WholeVideos:
         """What scripts/check_data.py reads instead: each video once, all of it or (full=False) its table of frames."""
@@ -167,8 +126,7 @@ class WholeVideos:
     def name(self, index: int) -> str:
         return self.videos.name(index)
 
-    def collate(self, samples: list[dict[str, Any]]) -> Batch:
-        return default_collate(samples)
+    collate = staticmethod(default_collate)
 
 
 class Windows:
@@ -221,21 +179,15 @@ class Windows:
     def shown(self, index: int) -> range:
         return range(*self.windows[index][1:])
 
-    def collate(self, samples: list[dict[str, Any]]) -> Batch:
-        return default_collate(samples)
+    collate = staticmethod(default_collate)
 
 
 def training_clips(videos: Videos, transform: Transform, frames: int, stride: int) -> Clips:
     """A random window of each video."""
-    return Clips(videos, RandomWindow(frames, stride), transform)
+    return Clips(videos, Timing(frames, stride, random=True), transform)
 
 
 def evaluation_clips(videos: Videos, transform: Transform, frames: int, stride: int, protocol: str) -> Clips:
     """protocol: "clip", three windows a video; "hara", all that do not overlap; "30view", ten, of which the transform
     makes three views each."""
-    timing = {
-        "clip": EvenWindows(3, frames, stride),
-        "hara": AllWindows(frames, stride),
-        "30view": EvenWindows(10, frames, stride),
-    }[protocol]
-    return Clips(videos, timing, transform)
+    return Clips(videos, Timing(frames, stride, {"clip": 3, "hara": None, "30view": 10}[protocol]), transform)

@@ -129,17 +129,16 @@ class KineticsLayout:
         return "/".join((folder.relative_to(self.root).as_posix(), *filter(None, names)))
 
     def _csv_file(self, split: str) -> Path | None:
+        names = KINETICS_FOLDERS[split]
+        official = re.compile(rf"kinetics.*[-_]({'|'.join(names)})\.csv", re.IGNORECASE)
         for folder in self.csv_folders:
-            for name in KINETICS_FOLDERS[split]:
-                if (folder / f"{name}.csv").is_file():
-                    return folder / f"{name}.csv"
-            pattern = re.compile(rf"kinetics.*[-_]({'|'.join(KINETICS_FOLDERS[split])})\.csv")
-            close = [path for path in sorted(folder.glob("*.csv")) if pattern.fullmatch(path.name.lower())]
-            if len(close) > 1:
-                names = " and ".join(path.name for path in close)
-                raise UserError(f"{folder} holds {names}: rename the one to use to {split}.csv")
-            if close:
-                return close[0]
+            files = [folder / f"{name}.csv" for name in names if (folder / f"{name}.csv").is_file()][:1]
+            files = files or [path for path in sorted(folder.glob("*.csv")) if official.fullmatch(path.name)]
+            if len(files) > 1:
+                many = " and ".join(path.name for path in files)
+                raise UserError(f"{folder} holds {many}: rename the one to use to {split}.csv")
+            if files:
+                return files[0]
         return None
 
 

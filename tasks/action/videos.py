@@ -14,8 +14,8 @@ from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms.v2.functional import resize
 
 from tasks.action.layouts import KINETICS, Hmdb51Layout, KineticsLayout, Listing, Ucf101Layout
 from tdaf.engine.log import Bar
@@ -180,22 +180,34 @@ def read_frames(folder: Path, frames: FrameChoice, short_side: int | None = None
     numbers = list(frames(len(names)) if callable(frames) else frames)
     if numbers and max(numbers) >= len(names):
         raise UnreadableSample(f"it has {len(names)} frames, and so no frame {max(numbers)} ({folder})")
-    images = {number: _scaled(read_image(folder / names[number]), short_side) for number in set(numbers)}
+    images = {number: read_image(folder / names[number]) for number in set(numbers)}
     if len({image.shape for image in images.values()}) > 1:
         raise UnreadableSample(f"its frames are not of one size ({folder})")
-    return torch.stack([images[number] for number in numbers])
+    clip = torch.stack([images[number] for number in numbers])
+    return clip if short_side is None else resize(clip, [short_side])
+
+
+def read_all_frames(folder: Path) -> None:
+    """Reads every frame, one after the other. Raises UnreadableSample."""
+    for name in _frame_files(folder):
+        read_image(folder / name)
 
 
 def count_images(folder: Path) -> int:
     return len(_frame_files(folder))
 
 
-def read_all_frames(folder: Path) -> int:
-    """Reads every frame, one after the other; returns their number. Raises UnreadableSample."""
-    names = _frame_files(folder)
-    for name in names:
-        read_image(folder / name)
-    return len(names)
+def _frame_files(folder: Path) -> list[str]:
+    try:
+        files = {int(match[1]): match[0] for match in map(FRAME_FILE.fullmatch, os.listdir(folder)) if match}
+    except OSError as error:
+        raise UnreadableSample(f"{error.strerror} ({folder})") from error
+    if not files:
+        raise UnreadableSample(f"no frame in it, such as image_00001.jpg ({folder})")
+    missing = sorted(set(range(min(files), max(files))) - set(files))
+    if missing:
+        raise UnreadableSample(f"{len(missing)} frames are missing, number {missing[0]} first ({folder})")
+    return [files[number] for number in sorted(files)]
 
 
 def frame_counts(root: Path, names: list[str], count: Callable[[Path], int]) -> np.ndarray:
@@ -214,62 +226,40 @@ def frame_counts(root: Path, names: list[str], count: Callable[[Path], int]) -> 
     Returns:
         (N,) int64, 0 where a video cannot be read.
     """
-    kept = _kept_counts(root / COUNTS_FILE)
+    file = root / COUNTS_FILE
+    kept = _kept_counts(file)
+
+    def line(name: str) -> tuple[int, int, int] | None:
+        """(frames, bytes, ns of the last change) of a video, None where it is gone."""
+        try:
+            stat = (root / name).stat()
+        except OSError:
+            return None
+        about = stat.st_size, stat.st_mtime_ns
+        if name in kept and kept[name][1:] == about:
+            return kept[name]
+        try:
+            return count(root / name), *about
+        except UnreadableSample:
+            return 0, *about
+
+    new = len(set(names) - kept.keys())
+    if new:
+        print(f"counting the frames of {new} videos, kept in {file}", file=sys.stderr, flush=True)
+    bar, lines = Bar("frames", len(names)), {}
     with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
-        stats = dict(zip(names, pool.map(lambda name: _size_and_time(root / name), names), strict=True))
-        new = [name for name in names if stats[name] is not None and kept.get(name, (0, 0, 0))[1:] != stats[name]]
-        if new:
-            print(f"counting the frames of {len(new)} videos, kept in {root / COUNTS_FILE}", file=sys.stderr, flush=True)
-            bar = Bar("frames", len(new))
-            for name, frames in zip(new, pool.map(lambda name: _count_or_0(root / name, count), new), strict=True):
-                kept[name] = (frames, *stats[name])
-                bar.advance()
-            bar.stop()
-            _keep_counts(root / COUNTS_FILE, kept)
-    return np.array([kept[name][0] if stats[name] is not None else 0 for name in names], np.int64)
-
-
-def _frame_files(folder: Path) -> list[str]:
-    try:
-        found = {int(match[1]): match[0] for match in map(FRAME_FILE.fullmatch, os.listdir(folder)) if match}
-    except OSError as error:
-        raise UnreadableSample(f"{error.strerror} ({folder})") from error
-    if not found:
-        raise UnreadableSample(f"no frame in it, such as image_00001.jpg ({folder})")
-    first, last = min(found), max(found)
-    if last - first + 1 != len(found):
-        gap = next(number for number in range(first, last) if number not in found)
-        raise UnreadableSample(f"{last - first + 1 - len(found)} frames are missing, number {gap} first ({folder})")
-    return [found[number] for number in sorted(found)]
-
-
-def _scaled(image: Tensor, short_side: int | None) -> Tensor:
-    height, width = image.shape[-2:]
-    short = min(height, width)
-    if short_side is None or short == short_side:
-        return image
-    size = (height * short_side // short, width * short_side // short)
-    return F.interpolate(image[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
-
-
-def _size_and_time(path: Path) -> tuple[int, int] | None:
-    """In bytes, and in ns of the last change; None where there is no file."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_size, found.st_mtime_ns
-
-
-def _count_or_0(path: Path, count: Callable[[Path], int]) -> int:
-    try:
-        return count(path)
-    except UnreadableSample:
-        return 0
+        for name, found in zip(names, pool.map(line, names), strict=True):
+            lines[name] = found
+            bar.advance()
+    bar.stop()
+    new = {name: found for name, found in lines.items() if found is not None and found != kept.get(name)}
+    if new:
+        _keep_counts(file, kept | new)
+    return np.array([lines[name][0] if lines[name] else 0 for name in names], np.int64)
 
 
 def _kept_counts(path: Path) -> dict[str, tuple[int, int, int]]:
-    """(frames, bytes, time of change) by name; nothing where the file is missing or damaged."""
+    """Nothing where the file is missing or damaged."""
     try:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as text:
             lines = csv.reader(text)

@@ -122,8 +122,8 @@ def frame_index(container: av.container.InputContainer, stream: av.VideoStream) 
         stamps = np.fromiter((entry.timestamp for entry in entries), np.int64, len(entries))
         keys = np.fromiter((entry.is_keyframe for entry in entries), bool, len(entries))
         shown = np.fromiter((not entry.is_discard for entry in entries), bool, len(entries))
-        (first, *_), leading = _head(container.demux(stream))
-        if leading or first.pts is None or first.dts is None:
+        first, *others = islice(container.demux(stream), MARGIN)
+        if first.pts is None or first.dts is None or any(p.pts is not None and p.pts < first.pts for p in others):
             return FrameIndex()
         kind, offset = "dts", first.pts - first.dts
     else:
@@ -143,17 +143,6 @@ def _are_shown_at(pts: list[int | None], container: str, codec: str) -> bool:
     if not pts or None in pts or len(set(pts)) < len(pts) or min(pts) < pts[0]:
         return False
     return container in STAMPED or (codec not in DELAYED and pts == sorted(pts))
-
-
-def _head(packets: Iterator[av.Packet]) -> tuple[list[av.Packet], int]:
-    """The first packet, a key frame's, and those up to the next one that is shown after it; and how many of these are
-    shown before it, though they come behind it in the file."""
-    head = [next(packets)]
-    for packet in packets:
-        head.append(packet)
-        if not packet.size or packet.pts is None or head[0].pts is None or packet.pts > head[0].pts:
-            break
-    return head, sum(not p.is_discard for p in head[1:-1])
 
 
 def _index(path: Path, container: av.container.InputContainer, stream: av.VideoStream) -> FrameIndex:
@@ -182,26 +171,29 @@ def _from_key_frame(
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """Frames with their numbers, from the key frame that the first of `numbers` depends on to the last of them."""
     first, last = min(numbers), max(numbers)
-    key, before = int(np.searchsorted(index.before, first, side="right")) - 1, first + 1
-    while before > first:  # again where frames that lead the key frame's group are among those to read
+    key = int(np.searchsorted(index.before, first, side="right"))  # the one after it
+    start_number = first + 1
+    while start_number > first:
+        # the frames that lead a key frame's group, shown before it though they come behind it in the file, belong to
+        # the group before
+        key -= 1
         if key < 0:
             raise IndexMismatch
-        packets = _packets_from(container, stream, index, key)
-        head, leading = _head(packets)
-        start, before = head[0].pts, int(index.before[key]) + leading
-        key -= 1
-    group = [*head, *islice(packets, max(0, last - before) + MARGIN)]
-    if any(packet.size and (packet.pts is None or packet.is_corrupt) for packet in group):
-        raise IndexMismatch
-    group = [packet for packet in group if packet.size]
-    shown = sorted(packet.pts for packet in group if packet.pts >= start and not packet.is_discard)
-    number_of = {pts: number for number, pts in enumerate(shown, before)}
+        before = int(index.before[key])
+        packets = list(islice(_packets_from(container, stream, index, key), last - before + MARGIN))
+        if any(packet.size and (packet.pts is None or packet.is_corrupt) for packet in packets):
+            raise IndexMismatch
+        packets = [packet for packet in packets if packet.size]
+        start = packets[0].pts
+        start_number = before + sum(packet.pts < start and not packet.is_discard for packet in packets)
+    shown = sorted(packet.pts for packet in packets if packet.pts >= start and not packet.is_discard)
+    number_of = {pts: number for number, pts in enumerate(shown, start_number)}
     needed = set(numbers)
-    end = max((place for place, packet in enumerate(group) if number_of.get(packet.pts) in needed), default=-1)
+    end = max((place for place, packet in enumerate(packets) if number_of.get(packet.pts) in needed), default=-1)
     if end < 0 or len(number_of) < len(shown):
         raise IndexMismatch
     # None: what the decoder holds back to sort it, without decoding more
-    for packet in chain(group[: end + 1], [None]):
+    for packet in (*packets[: end + 1], None):
         for frame in stream.decode(packet):
             if frame.is_corrupt:
                 raise IndexMismatch

@@ -137,7 +137,7 @@ def _label(
     paint: Colour,
     font: ImageFont.FreeTypeFont,
 ) -> None:
-    """On the box's upper edge; below it, or further left, where it would leave the picture of `size` (width, height)."""
+    """On the box's upper edge; below it, or further left, where it would leave the picture. size: its width, height."""
     text = _fitted(text, font, size[0] - 6)
     width, height = round(font.getlength(text)) + 6, sum(font.getmetrics()) + 2
     x, y = round(corner[0]), round(corner[1])
