@@ -7,7 +7,6 @@ import runpy
 from collections import Counter
 from pathlib import Path
 
-import av
 import pages
 import pytest
 import videos
@@ -54,29 +53,18 @@ RUN = (
 ).split()
 
 
-def film(path: Path, codec: str, frames: int, size: tuple[int, int], options: dict[str, str]) -> None:
-    with av.open(f"file:{path}", "w") as container:
-        stream = container.add_stream(codec, rate=25, options=options)
-        stream.width, stream.height = size
-        stream.pix_fmt = "yuv420p"
-        container.start_encoding()
-        for pixels in videos.pattern(frames, *size) if frames else ():
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
-        container.mux(stream.encode())
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("folder")
-    for name, kind in WHOLE.items():
+    for name, (codec, frames, size, options) in WHOLE.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        film(root / name, *kind)
+        videos.write(root / name, videos.pattern(frames, *size), 25, codec=codec, **options)
     (root / "train/a b/empty.mp4").touch()
     whole = (root / "train/a b/b.mp4").read_bytes()
     (root / "train/a b/cut.mp4").write_bytes(whole[: len(whole) // 2])
     (root / "train/c/garbage.webm").write_bytes(bytes(range(256)) * 20)
     videos.sound(root / "train/c/sound.mp4")
-    film(root / "val/a b/0 nothing.mp4", "libx264", 0, (64, 48), {})
+    videos.write(root / "val/a b/0 nothing.mp4", videos.pattern(0))
     (root / "val/c/headless.mp4").write_bytes(whole[200:])
     assert len(WHOLE) == 20 and len(DAMAGED) == 6
     return root

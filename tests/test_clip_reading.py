@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -24,21 +23,8 @@ from tdaf.media.video import opened
 CLIPS = 200
 
 
-def film(
-    path: Path, codec: str = "libx264", frames: int = 40, size: tuple[int, int] = (64, 48), **options: str
-) -> Path:
-    """size: width, height."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=30, options=options)
-        stream.width, stream.height = size
-        stream.pix_fmt = "yuv420p"
-        if "g" in options:
-            stream.codec_context.gop_size = int(options["g"])
-        container.start_encoding()
-        for pixels in videos.pattern(frames, *size) if frames else ():
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
-        container.mux(stream.encode())
-    return path
+def film(path: Path, codec: str = "libx264", frames: int = 40, **options: str) -> Path:
+    return videos.write(path, videos.pattern(frames), 30, codec=codec, **options)
 
 
 def shifted(path: Path, target: Path, frames: int) -> Path:
@@ -55,33 +41,18 @@ def shifted(path: Path, target: Path, frames: int) -> Path:
     return target
 
 
-def uneven(path: Path) -> Path:
-    """Frames 1 to 90 ms apart."""
-    generator, time = np.random.default_rng(0), 0
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=30, options={"bf": "2", "g": "10"})
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        stream.codec_context.time_base = Fraction(1, 1000)
-        for pixels in videos.pattern(50):
-            frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
-            frame.pts, frame.time_base = time, Fraction(1, 1000)
-            time += int(generator.integers(1, 90))
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
-
-
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("films")
     vp9 = {"deadline": "realtime", "cpu-used": "8"}
+    times = np.random.default_rng(0).integers(1, 90, 50).cumsum().tolist()
     made = [
         film(folder / "one_frame.mp4", frames=1),
         film(folder / "every_key.mp4", g="1", bf="0"),
         film(folder / "no_b.mp4", g="12", bf="0"),
         film(folder / "long_gop.mp4", frames=120, g="250", bf="3"),
         film(folder / "open_gop.mp4", frames=60, g="13", bf="3", **{"x264-params": "open-gop=1:scenecut=0"}),
-        film(folder / "odd_size.mp4", size=(66, 50), g="12", bf="2", crf="5"),
+        videos.write(folder / "odd_size.mp4", videos.pattern(40, 66, 50), 30, codec="libx264", g="12", bf="2", crf="5"),
         film(folder / "b.mkv", frames=60, g="20", bf="4"),
         film(folder / "avi_b.avi", g="13", bf="2"),
         film(folder / "avi_no_b.avi", g="13", bf="0"),
@@ -92,7 +63,7 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         film(folder / "vp9.webm", "libvpx-vp9", g="15", **vp9),
         film(folder / "vp9_long.webm", "libvpx-vp9", frames=60, g="250", **vp9),
         film(folder / "ts.ts", g="12", bf="2"),
-        uneven(folder / "uneven.mp4"),
+        videos.write(folder / "uneven.mp4", videos.pattern(50), 30, times=times, codec="libx264", bf="2", g="10"),
     ]
     made += [
         shifted(folder / "open_gop.mp4", folder / "edit_list.mp4", 5),
