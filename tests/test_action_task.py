@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Sequence
@@ -42,10 +41,6 @@ def test_all_frames_are_cut_and_mirrored_alike(settings: dict) -> None:
         torch.manual_seed(seed)
         assert torch.equal(transform(coordinates(7, 50, 70)), clip)
     assert 10 < mirrored < 30
-    never = clip_train(size=24, flip=0.0, **settings)
-    for _ in range(20):
-        clip = never(coordinates(2, 50, 70))
-        assert clip[0, 0, 0, 0] < clip[0, 0, 0, -1]
 
 
 def test_corner_boxes_are_haras() -> None:
@@ -77,19 +72,6 @@ def test_random_boxes_have_their_areas_and_aspects() -> None:
         aspects.append(width / height)
     assert 0.23 < min(areas) < 0.3 and 0.93 < max(areas) < 1.05 and abs(np.mean(areas) - 0.6) < 0.06
     assert 0.72 < min(aspects) < 0.8 and 1.25 < max(aspects) < 1.38
-
-
-def test_a_crop_is_torchvisions_of_every_frame() -> None:
-    torch.manual_seed(0)
-    clip = torch.randint(0, 256, (3, 5, 4, 3)).byte().permute(0, 3, 1, 2)  # as decoders leave it
-    clip = v2F.resize(clip, [60, 44])
-    torch.manual_seed(1)
-    found = clip_train(size=20, scale=None, corner_scales=3, flip=0.0)(clip)
-    torch.manual_seed(1)
-    top, left, height, width = corner_box(60, 44, 3)
-    for t in range(3):
-        expected = v2F.resized_crop(clip[t], top, left, height, width, [20, 20])
-        assert (found[:, t].int() - expected.int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 64), (64, 40), (40, 40)])
@@ -183,55 +165,13 @@ def test_accuracy_by_brute_force(classes: int, views: int) -> None:
     # windows may come from any rank, in any order
     random.Random(0).shuffle(records)
     assert judge.compute(records)[0] == pytest.approx(expected, rel=1e-5)
-    assert judge.protocol == "hara"
-
-
-def one(rows: Sequence[Sequence[float]], videos: Sequence[int], labels: Sequence[int]) -> list:
-    """Records of windows with these probabilities."""
-    batch = {"video": torch.tensor(videos), "label": torch.tensor(labels)}
-    return evaluator(len(rows[0])).update(torch.tensor(rows).log(), batch)
-
-
-def test_the_last_video_counts() -> None:
-    """kenshohara/3D-ResNets-PyTorch, branch CVPR2018, test.py: a video is counted when the next one begins, so the last
-    one never is."""
-    right, wrong = [0.1, 0.8, 0.1], [0.8, 0.1, 0.1]
-    found = evaluator(3).compute(one([right, right, wrong, wrong, right], [0, 0, 1, 1, 2], [1] * 5))[0]
-    assert found["top1"] == pytest.approx(100 * 2 / 3) and found["videos"] == 3
-    found = evaluator(3).compute(one([right], [0], [1]))[0]
-    assert (found["top1"], found["videos"]) == (100, 1)
-
-
-def test_softmax_comes_before_the_mean() -> None:
-    """One window very sure of a wrong class does not outweigh two that are fairly sure of the right one."""
-    logits = torch.tensor([[0.0, 30.0], [2.0, 0.0], [2.0, 0.0]])
-    batch = {"video": torch.tensor([4, 4, 4]), "label": torch.tensor([0, 0, 0])}
-    judge = evaluator(2)
-    assert judge.compute(judge.update(logits, batch))[0]["top1"] == 100
-    assert logits.mean(0).argmax() == 1
+    with pytest.raises(RunError, match="no sample"):
+        judge.compute([])
 
 
 def test_equal_probabilities_go_to_the_smaller_number() -> None:
-    even = [0.25, 0.25, 0.25, 0.25]
-    assert evaluator(4).compute(one([even, even], [0, 1], [0, 3]))[0]["clip_top1"] == 50
-    assert evaluator(4).compute(one([even, even], [0, 1], [0, 3]))[0]["top1"] == 50
-    seven = [1 / 7] * 7
-    found = evaluator(7).compute(one([seven] * 7, list(range(7)), list(range(7))))[0]
+    judge = evaluator(7)
+    batch = {"video": torch.arange(7), "label": torch.arange(7)}
+    found, _ = judge.compute(judge.update(torch.zeros(7, 7), batch))
+    assert found["top1"] == found["clip_top1"] == pytest.approx(100 / 7)
     assert found["top5"] == found["clip_top5"] == pytest.approx(100 * 5 / 7)
-
-
-def test_a_file_of_videos() -> None:
-    judge = evaluator(6)
-    sure = torch.tensor([[5.0, 4, 3, 2, 1, 0], [5.0, 4, 3, 2, 1, 0], [0.0, 1, 2, 3, 4, 5]])
-    batch = {"video": torch.tensor([7, 7, 2]), "label": torch.tensor([0, 0, 1])}
-    text = judge.compute(judge.update(sure, batch))[1]["videos.json"]
-    assert json.loads(text) == [
-        {"video": "video 2.mp4", "class": "class 1", "windows": 1, "top5": [f"class {k}" for k in (5, 4, 3, 2, 1)]},
-        {"video": "video 7.mp4", "class": "class 0", "windows": 2, "top5": [f"class {k}" for k in range(5)]},
-    ]
-    assert len(text.splitlines()) == 4
-
-
-def test_no_sample_is_an_error() -> None:
-    with pytest.raises(RunError, match="no sample"):
-        evaluator(3).compute([])

@@ -76,7 +76,10 @@ def test_a_turned_video_is_turned_as_players_do(degrees: int, tmp_path: Path) ->
         (lambda path: None, "No such file"),
         (Path.mkdir, "not a file"),
         (videos.sound, "it has no pictures, only sound"),
-        (lambda path: path.write_bytes(videos.write(path).read_bytes().replace(b"00dc", b"99zz")), "not one frame in it"),
+        (
+            lambda path: path.write_bytes(videos.write(path).read_bytes().replace(b"00dc", b"99zz")),
+            "not one frame in it",
+        ),
     ],
 )
 def test_files_that_are_no_video_are_named(make: Callable[[Path], object], said: str, tmp_path: Path) -> None:
