@@ -122,8 +122,8 @@ def frame_index(container: av.container.InputContainer, stream: av.VideoStream) 
         stamps = np.fromiter((entry.timestamp for entry in entries), np.int64, len(entries))
         keys = np.fromiter((entry.is_keyframe for entry in entries), bool, len(entries))
         shown = np.fromiter((not entry.is_discard for entry in entries), bool, len(entries))
-        first, *others = islice(container.demux(stream), MARGIN)
-        if first.pts is None or first.dts is None or any(p.pts is not None and p.pts < first.pts for p in others):
+        first, second = islice(container.demux(stream), 2)  # the last packet is an empty one
+        if first.pts is None or first.dts is None or (second.pts is not None and second.pts < first.pts):
             return FrameIndex()
         kind, offset = "dts", first.pts - first.dts
     else:
@@ -192,8 +192,11 @@ def _from_key_frame(
     end = max((place for place, packet in enumerate(packets) if number_of.get(packet.pts) in needed), default=-1)
     if end < 0 or len(number_of) < len(shown):
         raise IndexMismatch
+    to_decode = [
+        p for p in packets[: end + 1] if number_of.get(p.pts, first) in needed or not _is_disposable(p, stream)
+    ]
     # None: what the decoder holds back to sort it, without decoding more
-    for packet in (*packets[: end + 1], None):
+    for packet in (*to_decode, None):
         for frame in stream.decode(packet):
             if frame.is_corrupt:
                 raise IndexMismatch
@@ -215,6 +218,24 @@ def _packets_from(
         if at is None or at > stamp:
             break
     raise IndexMismatch
+
+
+def _is_disposable(packet: av.Packet, stream: av.VideoStream) -> bool:
+    """Whether no other frame is predicted from this one, so that it need not be decoded where it is not wanted; told
+    of H.264 with lengths before its units (ISO/IEC 14496-15): each slice has a nal_ref_idc of 0 (ITU-T H.264, 7.4.1),
+    and no unit brings parameters. FFmpeg's own skip_frame says nothing of packets that it cannot decode."""
+    extra = stream.codec_context.extradata
+    if stream.codec_context.name != "h264" or not extra or extra[0] != 1:
+        return False
+    data, width, at, has_slice = bytes(packet), (extra[4] & 3) + 1, 0, False
+    while at + width < len(data):
+        header = data[at + width]
+        is_slice, is_reference, is_parameters = header & 31 in (1, 2, 5), header >> 5 & 3 > 0, header & 31 in (7, 8)
+        if is_parameters or (is_slice and is_reference):
+            return False
+        has_slice |= is_slice
+        at += width + int.from_bytes(data[at : at + width], "big")
+    return has_slice
 
 
 def _collect(
