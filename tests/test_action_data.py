@@ -211,7 +211,7 @@ def haras_windows(frames: list[int], size: int) -> list[list[int]]:
 @pytest.mark.parametrize("total", [1, 15, 16, 17, 31, 32, 33, 300])
 def test_all_windows_are_haras(total: int) -> None:
     timing = Timing(16, windows=None)
-    windows = int(timing.number(np.array([total]))[0])
+    windows = int(timing.count(np.array([total]))[0])
     expected = haras_windows(list(range(total)), 16)
     assert [timing.window(total, place) for place in range(windows)] == expected
 
@@ -256,7 +256,7 @@ def test_training_takes_one_random_window_a_video(films: Path) -> None:
 def test_evaluation_protocols(protocol: str, expected: list[int], films: Path) -> None:
     clips = evaluation_clips(ActionVideos(str(films)).split("val"), over_time, 4, 1, protocol)
     assert len(clips) == sum(expected)
-    places = [clips.place(i) for i in range(len(clips))]
+    places = [clips.locate(i) for i in range(len(clips))]
     assert places == [(video, window) for video, number in enumerate(expected) for window in range(number)]
     if protocol == "hara":
         whole = torch.from_numpy(videos.decoded(films / "val/a/seven.mp4")).permute(3, 0, 1, 2)

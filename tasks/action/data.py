@@ -43,29 +43,29 @@ class Timing:
     windows: int | None = 1
     random: bool = False
 
-    def number(self, totals: np.ndarray | None) -> int | np.ndarray:
+    def count(self, totals: np.ndarray | None) -> int | np.ndarray:
         """Windows a video: one number for all, or where `windows` is None one each, from their numbers of frames. A
         video whose frames cannot be counted (0) has one, so that reading it says why."""
         return self.windows or np.maximum(1, -(-totals // (self.frames * self.stride)))
 
-    def window(self, total: int, place: int) -> list[int]:
-        """The frames of window `place` of a video with `total` frames."""
+    def window(self, total: int, number: int) -> list[int]:
+        """The frames of window `number`, from 0, of a video with `total` frames."""
         last = max(0, total - (self.frames - 1) * self.stride - 1)  # start that leaves a window full
         if self.random:
             start = int(torch.randint(last + 1, ()))
         elif self.windows is None:
-            start = place * self.frames * self.stride
+            start = number * self.frames * self.stride
         else:
-            start = last * place // (self.windows - 1) if self.windows > 1 else last // 2
-        there = range(start, min(start + self.frames * self.stride, total), self.stride)
-        return [there[number % len(there)] for number in range(self.frames)]
+            start = last * number // (self.windows - 1) if self.windows > 1 else last // 2
+        taken = range(start, min(start + self.frames * self.stride, total), self.stride)
+        return [taken[frame % len(taken)] for frame in range(self.frames)]
 
 
 class Clips:
     """Windows of labelled videos (protocol: Dataset in tdaf/task.py).
 
-    A sample is a window: "input" uint8 ([V,] 3, T, H, W), "label", "video" (its place in the split) and "window" (its
-    place in the video). Windows of one video follow each other, and any rank may have any of them.
+    A sample is a window: "input" uint8 ([V,] 3, T, H, W), "label", "video" (its number in the split) and "window" (its
+    number in the video). Windows of one video follow each other, and any rank may have any of them.
 
     Args:
         videos: of a split.
@@ -80,26 +80,26 @@ class Clips:
         self.videos, self.timing, self.transform = videos, timing, transform
         self.skipped, self.notes = videos.skipped, videos.notes
         self.totals = videos.counts() if timing.windows is None else None
-        self.ends = np.cumsum(np.broadcast_to(timing.number(self.totals), len(videos)))
+        self.ends = np.cumsum(np.broadcast_to(timing.count(self.totals), len(videos)))
 
     def __len__(self) -> int:
         return int(self.ends[-1])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        video, place = self.place(index)
-        counted = 0 if self.totals is None else int(self.totals[video])
-        choose = partial(self.timing.window, place=place)
-        frames = self.videos.read(video, choose(counted) if counted else choose)
-        return {"input": self.transform(frames), "label": self.videos.label(video), "video": video, "window": place}
+        video, window = self.locate(index)
+        total = 0 if self.totals is None else int(self.totals[video])
+        choose = partial(self.timing.window, number=window)
+        frames = self.videos.read(video, choose(total) if total else choose)
+        return {"input": self.transform(frames), "label": self.videos.label(video), "video": video, "window": window}
 
-    def place(self, index: int) -> tuple[int, int]:
+    def locate(self, index: int) -> tuple[int, int]:
         """(video, window in it) of a sample."""
         video = int(np.searchsorted(self.ends, index, side="right"))
         return video, index - (int(self.ends[video - 1]) if video else 0)
 
     def name(self, index: int) -> str:
         """The video's path below the root, as a skip list has it."""
-        return self.videos.name(self.place(index)[0])
+        return self.videos.name(self.locate(index)[0])
 
     collate = staticmethod(default_collate)
 
@@ -158,17 +158,17 @@ class Windows:
         self.windows: list[tuple[int, int, int]] = []  # pictures: the first of the video, of the window, after its last
         self.rates: dict[Path, float] = {}  # frames a second
         for path, group in groupby(range(len(self.pictures)), self.pictures.file):
-            places, length = list(group), frames * stride
+            own, length = list(group), frames * stride
             self.rates[path] = float(self.pictures.fps(path))
-            self.windows += [(places[0], first, min(first + length, places[-1] + 1)) for first in places[::length]]
+            self.windows += [(own[0], first, min(first + length, own[-1] + 1)) for first in own[::length]]
 
     def __len__(self) -> int:
         return len(self.windows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         start, first, end = self.windows[index]
-        found = [self.pictures.read(place) for place in range(first, end, self.stride)]
-        clip = torch.stack([found[place % len(found)] for place in range(self.frames)])
+        frames = [self.pictures.read(picture) for picture in range(first, end, self.stride)]
+        clip = torch.stack([frames[frame % len(frames)] for frame in range(self.frames)])
         ends, rate = torch.tensor([first - start, end - start]), self.rates[self.pictures.file(first)]
         return {"input": self.transform(clip), "frames": ends, "seconds": ends.double() / rate}
 

@@ -85,10 +85,10 @@ class KineticsLayout:
         files = self._files_by_stem(folder, {stem for _, stems in rows for stem in stems})
         listing, elsewhere, used = Listing(), 0, set()
         for label, stems in rows:
-            candidates = [place for stem in stems for place in files.get(stem, ())]
+            candidates = [file for stem in stems for file in files.get(stem, ())]
             if not candidates:
                 continue
-            own = [place for place in candidates if _plain(place[0]) == _plain(label)]
+            own = [(name, video) for name, video in candidates if _plain(name) == _plain(label)]
             name, video = (own or candidates)[0]
             elsewhere += bool(name) and not own
             used.add((name, video))

@@ -139,16 +139,16 @@ class Action:
         middle one."""
         clips = batch["input"].cpu()
         clips = clips if clips.ndim == 5 else clips[:, (clips.shape[1] - 1) // 2]
-        places = torch.linspace(0, clips.shape[2] - 1, min(STRIP, clips.shape[2])).round().long()
-        strips = [torch.cat(list(clip[:, places].unbind(1)), dim=2) for clip in clips]
-        found = self._top5(outputs)
-        return {"prediction": [labelled(strip, _best(top5)) for strip, top5 in zip(strips, found, strict=True)]}
+        frames = torch.linspace(0, clips.shape[2] - 1, min(STRIP, clips.shape[2])).round().long()
+        strips = [torch.cat(list(clip[:, frames].unbind(1)), dim=2) for clip in clips]
+        best = map(_best, self._top5(outputs))
+        return {"prediction": [labelled(strip, text) for strip, text in zip(strips, best, strict=True)]}
 
     def _top5(self, outputs: Tensor) -> list[list[dict[str, Any]]]:
-        found = log_probabilities(outputs).exp().cpu().topk(min(5, len(self.classes)))
+        top = log_probabilities(outputs).exp().cpu().topk(min(5, len(self.classes)))
         return [
             [{"class": self.classes[k], "probability": p} for k, p in zip(classes, values, strict=True)]
-            for classes, values in zip(found.indices.tolist(), found.values.tolist(), strict=True)
+            for classes, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
         ]
 
 

@@ -135,14 +135,13 @@ class ListedVideos:
         self._read, self._read_whole, self._count = (
             (read_frames, read_all_frames, count_images) if frames else (read_clip, decode_whole, count_frames)
         )
-        kept = [place for place, name in enumerate(listing.names) if name not in skip]
+        kept = [pair for pair in zip(listing.names, listing.labels, strict=True) if pair[0] not in skip]
         self.skipped = len(listing.names) - len(kept)
         if not kept:
             raise UserError(f"skip_list leaves no video in {root}")
-        names = [listing.names[place] for place in kept]
-        self.ends = np.cumsum([len(name) for name in names])
-        self.names = "".join(names)
-        self.labels = np.array(listing.labels, np.int32)[kept]
+        self.ends = np.cumsum([len(name) for name, _ in kept])
+        self.names = "".join(name for name, _ in kept)
+        self.labels = np.array([label for _, label in kept], np.int32)
 
     def __len__(self) -> int:
         return len(self.labels)
