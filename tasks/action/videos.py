@@ -251,9 +251,9 @@ def frame_counts(root: Path, names: list[str], count: Callable[[Path], int]) -> 
             lines[name] = found
             bar.advance()
     bar.stop()
-    new = {name: found for name, found in lines.items() if found is not None and found != kept.get(name)}
-    if new:
-        _keep_counts(file, kept | new)
+    changed = {name: found for name, found in lines.items() if found is not None and found != kept.get(name)}
+    if changed:
+        _keep_counts(file, kept | changed)
     return np.array([lines[name][0] if lines[name] else 0 for name in names], np.int64)
 
 
