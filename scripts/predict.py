@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from tdaf.cli.arguments import apart, flag, given, main, pictures
 from tdaf.errors import RunError, UserError
-from tdaf.media.files import is_video
+from tdaf.media.suffixes import is_video
 
 if TYPE_CHECKING:
     from tdaf.cli.prediction import Found

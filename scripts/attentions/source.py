@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tdaf.cli import build, prediction, trained
 from tdaf.engine.precision import Precision
 from tdaf.errors import UserError
-from tdaf.media.files import is_video
+from tdaf.media.suffixes import is_video
 from tdaf.model.flows import TDAF
 from tdaf.model.maps import attention_maps, mask_eta
 from tdaf.task import Dataset, Task

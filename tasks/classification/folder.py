@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tdaf.errors import UserError
 from tdaf.media.image import read_image
-from tdaf.media.files import read_skip_list
+from tdaf.media.skip_list import read_skip_list
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 LAYOUT = "expected train/<class>/*.JPEG and val/<class>/*.JPEG (also .jpg, .png) in it; without data, try recipe=demo"

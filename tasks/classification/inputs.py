@@ -7,7 +7,7 @@ from typing import Any
 from torch.utils.data import default_collate
 
 from tasks.classification.transforms import Transform
-from tdaf.media.files import Media
+from tdaf.media.pictures import Media
 from tdaf.task import Batch
 
 

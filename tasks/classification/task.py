@@ -18,7 +18,7 @@ from tasks.classification.sources import LabelledImages, Source
 from tasks.classification.transforms import Transform
 from tdaf.errors import UserError
 from tdaf.media.drawing import labelled
-from tdaf.media.files import Media
+from tdaf.media.pictures import Media
 from tdaf.model.classifier import Classifier, LinearHead, log_probabilities
 from tdaf.model.normalise import Normalise
 from tdaf.model.staged import Staged

@@ -13,7 +13,7 @@ from tasks.coco.columns import Column
 from tasks.pose.boxes import FORMAT, content_of
 from tasks.pose.data import prepared
 from tdaf.errors import UserError
-from tdaf.media.files import Media
+from tdaf.media.pictures import Media
 from tdaf.task import Batch
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2

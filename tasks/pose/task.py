@@ -25,7 +25,7 @@ from tasks.pose.nms import oks_nms, rescored
 from tasks.pose.source import person
 from tdaf.errors import UserError
 from tdaf.media.drawing import heat, skeletons
-from tdaf.media.files import Media
+from tdaf.media.pictures import Media
 from tdaf.model.normalise import Normalise
 from tdaf.model.staged import Staged
 from tdaf.task import Batch

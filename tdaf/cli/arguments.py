@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tdaf.errors import RunError, UserError
-from tdaf.media.files import IMAGES, VIDEOS
+from tdaf.media.suffixes import IMAGES, VIDEOS
 
 
 def given(

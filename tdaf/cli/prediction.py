@@ -21,7 +21,7 @@ from tdaf.cli.trained import Trained
 from tdaf.engine.log import Bar
 from tdaf.engine.precision import Precision, float32
 from tdaf.errors import UnreadableSample, UserError
-from tdaf.media.files import is_video
+from tdaf.media.suffixes import is_video
 from tdaf.media.video import VideoWriter
 from tdaf.model.fold import fold
 from tdaf.task import PredictDataset, Task
