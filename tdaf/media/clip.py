@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tdaf.errors import UnreadableSample
-from tdaf.media.video import check_whole, decode, has_frame_table, opened, quarter_turns, to_rgb
+from tdaf.media.video import DEMUX_ERRORS, check_whole, decode, has_frame_table, opened, quarter_turns, to_rgb
 
 Path = str | os.PathLike[str]
 # The frames to read, counted from 0, in any order and also repeated; or what chooses them, given how many there are.
@@ -81,7 +81,7 @@ def read_clip(path: Path, frames: FrameChoice, short_side: int | None = None) ->
         size = (stream.codec_context.width, stream.codec_context.height) if has_frame_table(container, stream) else None
         try:
             return _collect(_from_key_frame(container, stream, index, numbers), numbers, stream, short_side, size)
-        except (IndexMismatch, av.FFmpegError):
+        except (IndexMismatch, *DEMUX_ERRORS):
             pass
     with opened(path) as (container, stream):
         try:
@@ -149,8 +149,8 @@ def _index(path: Path, container: av.container.InputContainer, stream: av.VideoS
     check_whole(path, stream)
     try:
         index = frame_index(container, stream)
-    except av.FFmpegError as error:
-        raise UnreadableSample(f"cut off or damaged: {error.strerror} ({path})") from error
+    except DEMUX_ERRORS as error:
+        raise UnreadableSample(f"cut off or damaged: {getattr(error, 'strerror', error)} ({path})") from error
     if index.frames == 0:
         raise UnreadableSample(f"not one frame in it ({path})")
     return index
@@ -248,6 +248,7 @@ def _collect(
     """uint8 (T, 3, H, W): `numbers` of the numbered frames, of which it takes until it has all.
 
     Raises IndexMismatch where that was not in them, or one is not of `size`, (width, height), where that is given."""
+    width, height = stream.codec_context.width, stream.codec_context.height  # before a frame changes them
     rows = {number: row for row, number in enumerate(sorted(set(numbers)))}
     pixels, missing, turns = None, set(rows), 0
     for number, frame in frames:
@@ -256,7 +257,7 @@ def _collect(
         if size is not None and (frame.width, frame.height) != size:
             raise IndexMismatch
         if pixels is None:
-            width, height = stream.codec_context.width or frame.width, stream.codec_context.height or frame.height
+            width, height = width or frame.width, height or frame.height
             if short_side is not None:
                 short = min(width, height)
                 width, height = width * short_side // short, height * short_side // short

@@ -30,6 +30,8 @@ LOCAL = {"protocol_whitelist": "file"}
 RIFF_SLACK = 16  # bytes; writers of AVI differ in what they count
 # RFC 8794 and 9559: an element is an identifier, a size, and that many bytes; live recordings leave the size open
 EBML, MATROSKA_SEGMENT, OPEN_END = b"\x1aE\xdf\xa3", b"\x18S\x80g", b"\xff" * 7
+# IndexError is PyAV's, where a damaged transport stream turns out to have more streams than its header
+DEMUX_ERRORS = (av.FFmpegError, IndexError)
 # each keeps its tables from frame to frame; predict reads and writes in turn, and so one for both would lose them
 _TO_RGB, _TO_YUV = VideoReformatter(), VideoReformatter()
 
@@ -247,8 +249,8 @@ def decode(
                     raise damaged()
                 yield frame
                 count += 1
-    except av.FFmpegError as error:
-        raise damaged(f": {error.strerror}") from error
+    except DEMUX_ERRORS as error:
+        raise damaged(f": {getattr(error, 'strerror', error)}") from error
     if promised is not None and count < promised:
         raise UnreadableSample(f"cut off after {count}{total} frames ({path})")
     if not count:
