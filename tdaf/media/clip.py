@@ -122,10 +122,10 @@ def frame_index(container: av.container.InputContainer, stream: av.VideoStream) 
         stamps = np.fromiter((entry.timestamp for entry in entries), np.int64, len(entries))
         keys = np.fromiter((entry.is_keyframe for entry in entries), bool, len(entries))
         shown = np.fromiter((not entry.is_discard for entry in entries), bool, len(entries))
-        first, second = islice(container.demux(stream), 2)  # the last packet is an empty one
-        if first.pts is None or first.dts is None or (second.pts is not None and second.pts < first.pts):
+        (pts, dts), *second = [(packet.pts, packet.dts) for packet in islice(container.demux(stream), 2)]
+        if pts is None or dts is None or any(later is not None and later < pts for later, _ in second):
             return FrameIndex()
-        kind, offset = "dts", first.pts - first.dts
+        kind, offset = "dts", pts - dts
     else:
         packets = [(p.pts, p.is_keyframe, not p.is_discard) for p in container.demux(stream) if p.size]
         times = [pts for pts, _, shown in packets if shown or pts is None]
