@@ -231,6 +231,14 @@ def test_damage_within_is_found(films: dict[str, Path], plain: dict[str, Tensor]
         assert torch.equal(read_clip(path, range(start, start + 8)), plain["no_b.mp4"][start : start + 8])
 
 
+def test_a_stream_that_pyav_loses_is_no_crash(films: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Damage in a transport stream can bring another stream into being, at which PyAV raises an IndexError."""
+    monkeypatch.setattr(clip, "frame_index", Mock(side_effect=IndexError("list index out of range")))
+    for read in (lambda path: read_clip(path, [0]), count_frames, decode_whole):
+        with pytest.raises(UnreadableSample, match="damaged: list index out of range"):
+            read(films["ts.ts"])
+
+
 def test_nothing_stays_open(films: dict[str, Path]) -> None:
     for _ in range(3):
         for path in films.values():
