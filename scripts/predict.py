@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from tdaf.cli.evaluation import media_files, open_run, open_to_predict, write_pictures, write_text, writing
 from tdaf.cli.script import Positive, main
 from tdaf.errors import RunError, UnreadableSample, UserError
-from tdaf.media.suffixes import is_video
+from tdaf.media.files import is_video
 
 if TYPE_CHECKING:
     from torch import Tensor

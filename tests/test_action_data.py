@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import os
+import runpy
 from pathlib import Path
-from types import SimpleNamespace
 
-import av
 import numpy as np
 import pytest
 import torch
 import videos
-from commands import script
+from commands import call
 from PIL import Image
 from torch import Tensor
 
-from scripts.check_data import check
-from tasks.action import counts
-from tasks.action.data import evaluation_clips, training_clips
-from tasks.action.timing import AllWindows, EvenWindows, RandomWindow, looped
-from tasks.action.videos import ActionVideos
+from tasks.action.data import Timing, evaluation_clips, training_clips
+from tasks.action.videos import COUNTS_FILE, ActionVideos
 from tdaf.errors import UnreadableSample, UserError
 
 
@@ -35,23 +31,22 @@ def annotate(path: Path, *rows: str, head: str = "label,youtube_id,time_start,ti
     path.write_text("\n".join([head, *rows]) + "\n")
 
 
-def listed(source: ActionVideos, split: str = "val") -> list[tuple[str, str]]:
-    found = source.split(split)
-    return [(found.name(i), source.classes[found.label(i)]) for i in range(len(found))]
+def listed(data: ActionVideos, split: str = "val") -> list[tuple[str, str]]:
+    found = data.split(split)
+    return [(found.name(i), data.classes[found.label(i)]) for i in range(len(found))]
 
 
 def test_class_folders_alone(tmp_path: Path) -> None:
     touch(tmp_path, "val/air_drumming/b.mp4", "val/air_drumming/a.webm", "val/abseiling/c.MKV", "val/abseiling/c.txt")
     touch(tmp_path, "train/air_drumming/d.avi", "train/abseiling/e.mp4", "train/abseiling/f_000010_000020.mp4")
-    source = ActionVideos(str(tmp_path), num_classes=2)
-    assert source.classes == ["abseiling", "air drumming"]
-    assert listed(source) == [
-        ("val/abseiling/c.MKV", "abseiling"),
-        ("val/air_drumming/a.webm", "air drumming"),
-        ("val/air_drumming/b.mp4", "air drumming"),
-    ]
-    assert len(source.split("train")) == 3 and source.split("val").notes == {} and source.split("val").skipped == 0
-    assert source.split("val").path(0) == tmp_path / "val/abseiling/c.MKV"
+    (tmp_path / "skip.txt").write_text("train/abseiling/e.mp4\nval/b c/gone.mp4\n")
+    found = ActionVideos(str(tmp_path), num_classes=2, skip_list=str(tmp_path / "skip.txt"))
+    assert found.classes == ["abseiling", "air drumming"]
+    names = ["val/abseiling/c.MKV", "val/air_drumming/a.webm", "val/air_drumming/b.mp4"]
+    assert listed(found) == list(zip(names, ["abseiling", "air drumming", "air drumming"], strict=True))
+    assert len(found.split("train")) == 2 and found.split("train").skipped == 1
+    assert found.split("val").notes == {} and found.split("val").skipped == 0
+    assert found.split("val").path(0) == tmp_path / "val/abseiling/c.MKV"
 
 
 @pytest.mark.parametrize("place", ["annotations/val.csv", "val.csv", "kinetics-400_val.csv", "validate.csv"])
@@ -68,15 +63,15 @@ def test_official_annotations(place: str, tmp_path: Path) -> None:
     touch(tmp_path, "val/Air_drumming/-aaaaaaaaaa_000010_000020.mp4", 'val/playing "it, all"/b_bbbbbbbbb.mp4')
     touch(tmp_path, "val/ccccccccccc.webm", "val/air drumming/eeeeeeeeeee.mp4", "val/abseiling/unlisted.mp4")
     touch(tmp_path, "val/air drumming/-aaaaaaaaaa_000099_000109.mp4")
-    source = ActionVideos(str(tmp_path))
-    assert source.classes == ["abseiling", "air drumming", 'playing "it, all"']
-    assert listed(source) == [
+    found = ActionVideos(str(tmp_path))
+    assert found.classes == ["abseiling", "air drumming", 'playing "it, all"']
+    assert listed(found) == [
         ("val/Air_drumming/-aaaaaaaaaa_000010_000020.mp4", "air drumming"),
         ('val/playing "it, all"/b_bbbbbbbbb.mp4', 'playing "it, all"'),
         ("val/ccccccccccc.webm", "air drumming"),
         ("val/air drumming/eeeeeeeeeee.mp4", "abseiling"),
     ]
-    assert source.split("val").notes == {
+    assert found.split("val").notes == {
         "of the 5 annotated videos are missing and left out, 4 are there": 1,
         "videos lie in the folder of another class than annotated, which counts": 1,
         "videos are there without an annotation and left out": 2,
@@ -87,9 +82,9 @@ def test_older_columns_and_a_bare_training_split(tmp_path: Path) -> None:
     head = "youtube_id,label,split,time_start,time_end"
     annotate(tmp_path / "val.csv", "aaa,b c,val,0,9", "bbb,a,val,0,9", head=head)
     touch(tmp_path, "val/aaa.mp4", "val/bbb_000000_000009.mp4", "train/a/x.mp4", "train/b_c/y.mp4", "train/b_c/z.mp4")
-    source = ActionVideos(str(tmp_path))
-    assert listed(source) == [("val/aaa.mp4", "b c"), ("val/bbb_000000_000009.mp4", "a")]
-    assert [label for _, label in listed(source, "train")] == ["a", "b c", "b c"]
+    found = ActionVideos(str(tmp_path))
+    assert listed(found) == [("val/aaa.mp4", "b c"), ("val/bbb_000000_000009.mp4", "a")]
+    assert [label for _, label in listed(found, "train")] == ["a", "b c", "b c"]
 
 
 def test_ucf101_and_hmdb51(tmp_path: Path) -> None:
@@ -100,19 +95,19 @@ def test_ucf101_and_hmdb51(tmp_path: Path) -> None:
     lists["testlist02.txt"] = "Archery/v_2.avi\nArchery/v_gone.avi\n"
     for name, text in lists.items():
         touch(ucf, f"ucfTrainTestlist/{name}").joinpath(f"ucfTrainTestlist/{name}").write_text(text)
-    source = ActionVideos(str(ucf), layout="ucf101", fold=2)
-    assert source.classes == ["Basketball", "Archery"]
-    assert listed(source) == [("UCF-101/Archery/v_2.avi", "Archery")]
-    assert list(source.split("val").notes) == ["of the 2 annotated videos are missing and left out, 1 are there"]
-    assert [label for _, label in listed(source, "train")] == ["Archery", "Basketball"]
+    found = ActionVideos(str(ucf), layout="ucf101", fold=2)
+    assert found.classes == ["Basketball", "Archery"]
+    assert listed(found) == [("UCF-101/Archery/v_2.avi", "Archery")]
+    assert list(found.split("val").notes) == ["of the 2 annotated videos are missing and left out, 1 are there"]
+    assert [label for _, label in listed(found, "train")] == ["Archery", "Basketball"]
     touch(hmdb, "wave/a b.avi", "wave/c.avi", "wave/d.avi", "clap/e.avi")
     splits = {"wave": "a b.avi 1 \nc.avi 2 \nd.avi 0\n", "clap": "e.avi 2\n"}
     for name, text in splits.items():
         (hmdb / f"{name}_test_split1.txt").write_text(text)
-    source = ActionVideos(str(hmdb), layout="hmdb51")
-    assert source.classes == ["clap", "wave"] and listed(source, "train") == [("wave/a b.avi", "wave")]
-    assert listed(source) == [("clap/e.avi", "clap"), ("wave/c.avi", "wave")]
-    with pytest.raises(UserError, match=r"data.fold=3: no testlist03.txt in .*; there are folds 2"):
+    found = ActionVideos(str(hmdb), layout="hmdb51")
+    assert found.classes == ["clap", "wave"] and listed(found, "train") == [("wave/a b.avi", "wave")]
+    assert listed(found) == [("clap/e.avi", "clap"), ("wave/c.avi", "wave")]
+    with pytest.raises(UserError, match=r"fold=3: no testlist03.txt in .*; there are folds 2"):
         ActionVideos(str(ucf), layout="ucf101", fold=3)
 
 
@@ -130,9 +125,9 @@ def test_folders_of_frames(tmp_path: Path) -> None:
     jpegs(tmp_path / "val/abd_000001_000011", 3)
     assert listed(ActionVideos(str(tmp_path), frames=True))[-1] == ("val/jumping/abc", "jumping")
     annotate(tmp_path / "val.csv", "jumping,abc,1,11,val", "running,abd,1,11,val")
-    source = ActionVideos(str(tmp_path), frames=True)
-    found = source.split("val")
-    assert listed(source) == [("val/jumping/abc", "jumping"), ("val/abd_000001_000011", "running")]
+    data = ActionVideos(str(tmp_path), frames=True)
+    found = data.split("val")
+    assert listed(data) == [("val/jumping/abc", "jumping"), ("val/abd_000001_000011", "running")]
     assert found.counts().tolist() == [12, 3]
     clip = found.read(0, [3, 11, 3])
     assert clip.shape == (3, 3, 48, 64) and torch.equal(clip[0], clip[2])
@@ -151,62 +146,52 @@ def test_folders_of_frames(tmp_path: Path) -> None:
         (["val/x.mp4"], None, {}, "neither class folders nor annotations"),
         (["val/a/x.txt"], None, {}, "no video in the class folders"),
         (["val/a/x.mp4"], ["b,yyy,0,9,val"], {}, r"none of the 1 videos of .*val.csv is in"),
-        (["val/a/x.mp4"], ["a,xxx"], {}, None),
         (["val/a/x.mp4"], [",x,0,9,val"], {}, "line 2: no label or no youtube_id"),
-        (["val/a/x.mp4"], ["a,x,0,nine,val"], {}, "line 2: time_start and time_end are to be .*, not '0' and 'nine'"),
+        (["val/a/x.mp4"], ["a,x,0,nine,val"], {}, "line 2: time_start and time_end .* seconds, not '0' and 'nine'"),
+        (["val/a/x.mp4"], ["a"], {"annotations": "lists"}, "annotations=lists: no such folder"),
         (["val/a_b/x.mp4", "val/a b/y.mp4"], None, {}, "one class under two names"),
-        (["val/a/x.mp4"], None, {"num_classes": 3}, "data.num_classes=3, but .* has 1 classes"),
-        (["val/a/x.mp4"], None, {"skip_list": "nowhere.txt"}, "data.skip_list=nowhere.txt: No such file"),
-        (["val/a/x.mp4"], None, {"layout": "ucf"}, "data.layout=ucf: give kinetics, ucf101, hmdb51"),
+        (["val/a/x.mp4"], None, {"num_classes": 3}, "num_classes=3, but .* has 1 classes"),
+        (["val/a/x.mp4"], None, {"skip_list": "nowhere.txt"}, "skip_list=nowhere.txt: No such file"),
+        (["val/a/x.mp4"], None, {"layout": "ucf"}, "layout=ucf: give kinetics, ucf101, hmdb51"),
         (["val/a/x.mp4"], None, {"layout": "ucf101"}, "no classInd.txt in .*ucfTrainTestlist/ with"),
         (["val/a/x.mp4"], None, {"layout": "hmdb51"}, r"no \*_test_split\*.txt in"),
-        (["val/a/x.mp4"], None, {"short_side": 0}, "data.short_side=0: give 1 or more"),
+        (["val/a/x.mp4"], None, {"short_side": 0}, "short_side=0: give 1 or more"),
         (["val/a/x.mp4", "kinetics-400_val.csv", "kinetics-600_val.csv"], None, {}, "rename the one to use to val.csv"),
+        (["val/a/x.mp4"], None, {"root": None}, "root is not set.*recipe=demo"),
+        (["val/a/x.mp4"], None, {"root": "nowhere"}, "root=nowhere: no such folder.*recipe=demo"),
     ],
 )
-def test_faults_in_one_line(files: list, csv: list | None, settings: dict, message: str | None, tmp_path: Path) -> None:
+def test_faults_in_one_line(files: list, csv: list | None, settings: dict, message: str, tmp_path: Path) -> None:
     touch(tmp_path, *files)
     if csv is not None:
         annotate(tmp_path / "val.csv", *csv)
-    with pytest.raises(UserError, match=message or "none of the 1 videos") as raised:
-        ActionVideos(str(tmp_path), **settings).split("val")
+    with pytest.raises(UserError, match=message) as raised:
+        ActionVideos(**{"root": str(tmp_path), **settings}).split("val")
     assert "\n" not in str(raised.value)
 
 
-def test_roots_and_files_that_cannot_be(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="data.root is not set.*recipe=demo"):
-        ActionVideos(None)
-    with pytest.raises(UserError, match="no such folder.*recipe=demo"):
-        ActionVideos(str(tmp_path / "nowhere"))
+def test_files_that_do_not_fit_together(tmp_path: Path) -> None:
     annotate(tmp_path / "val.csv", "x,0,9,test", head="youtube_id,time_start,time_end,split")
-    touch(tmp_path, "val/a/x.mp4")
+    touch(tmp_path, "val/a/x.mp4", "train/a/x.mp4", "train/b/x.mp4")
     with pytest.raises(UserError, match="val.csv has no column label; expected a first line label,youtube_id"):
         ActionVideos(str(tmp_path))
     (tmp_path / "val.csv").unlink()
-    touch(tmp_path, "train/a/x.mp4", "train/b/x.mp4")
     with pytest.raises(UserError, match=r"1 class\(es\) that the validation split lacks: b"):
         ActionVideos(str(tmp_path)).split("train")
 
 
-def test_skip_list(tmp_path: Path) -> None:
-    touch(tmp_path / "set", "val/a/x.mp4", "val/a/y.mp4", "val/b c/z.mp4")
-    (tmp_path / "skip.txt").write_text("val/a/y.mp4\nval/b c/gone.mp4\n\n")
-    source = ActionVideos(str(tmp_path / "set"), skip_list=str(tmp_path / "skip.txt"))
-    assert [name for name, _ in listed(source)] == ["val/a/x.mp4", "val/b c/z.mp4"] and source.split("val").skipped == 1
-    (tmp_path / "skip.txt").write_text("/elsewhere/y.mp4\n")
-    with pytest.raises(UserError, match="'/elsewhere/y.mp4' is not a path below data.root"):
-        ActionVideos(str(tmp_path / "set"), skip_list=str(tmp_path / "skip.txt"))
-
-
 def test_windows_in_time() -> None:
-    assert looped(2, 8, 4, 2) == [2, 4, 6, 2] and looped(0, 3, 7, 1) == [0, 1, 2, 0, 1, 2, 0]
+    def starts(timing: Timing, total: int, places: int) -> list[int]:
+        return [timing.window(total, place)[0] for place in range(places)]
+
+    assert Timing(4, 2).window(5, 0) == [0, 2, 4, 0] and Timing(7).window(3, 0) == [0, 1, 2, 0, 1, 2, 0]
     torch.manual_seed(0)
-    starts = {RandomWindow(16).window(20, 0)[0] for _ in range(200)}
-    assert starts == {0, 1, 2, 3, 4}  # 4 is the last that leaves 16 frames, which Hara's crop never takes
-    assert {RandomWindow(4, 3).window(11, 0)[0] for _ in range(50)} == {0, 1}
-    assert [EvenWindows(3, 16).window(300, place)[0] for place in range(3)] == [0, 142, 284]
-    assert EvenWindows(3, 16).window(5, 2) == EvenWindows(3, 16).window(5, 0) and EvenWindows(1, 4).window(9, 0)[0] == 2
-    assert EvenWindows(10, 16).window(160, 9) == list(range(144, 160))
+    drawn = {Timing(16, random=True).window(20, 0)[0] for _ in range(200)}
+    assert drawn == {0, 1, 2, 3, 4}  # 4 is the last that leaves 16 frames, which Hara's crop never takes
+    assert {Timing(4, 3, random=True).window(11, 0)[0] for _ in range(50)} == {0, 1}
+    assert starts(Timing(16, windows=3), 300, 3) == [0, 142, 284] and starts(Timing(4), 9, 1) == [2]
+    assert starts(Timing(16, windows=3), 5, 3) == [0, 0, 0]
+    assert Timing(16, windows=10).window(160, 9) == list(range(144, 160))
 
 
 def haras_windows(frames: list[int], size: int) -> list[list[int]]:
@@ -225,8 +210,8 @@ def haras_windows(frames: list[int], size: int) -> list[list[int]]:
 
 @pytest.mark.parametrize("total", [1, 15, 16, 17, 31, 32, 33, 300])
 def test_all_windows_are_haras(total: int) -> None:
-    timing = AllWindows(16)
-    windows = int(timing.number(np.array([total]))[0])
+    timing = Timing(16, windows=None)
+    windows = int(timing.count(np.array([total]))[0])
     expected = haras_windows(list(range(total)), 16)
     assert [timing.window(total, place) for place in range(windows)] == expected
 
@@ -248,7 +233,7 @@ def over_time(frames: Tensor) -> Tensor:
 
 def test_training_takes_one_random_window_a_video(films: Path) -> None:
     clips = training_clips(ActionVideos(str(films)).split("val"), over_time, frames=4, stride=2)
-    assert len(clips) == 4 and clips.groups is None and not (films / counts.FILE).exists()
+    assert len(clips) == 4 and clips.groups is None and not (films / COUNTS_FILE).exists()
     assert [clips.name(i) for i in range(4)] == [f"val/{x}.mp4" for x in ("a/one", "a/seven", "b/broken", "b/twenty")]
     whole = torch.from_numpy(videos.decoded(films / "val/b/twenty.mp4")).permute(3, 0, 1, 2)
     starts = set()
@@ -271,7 +256,7 @@ def test_training_takes_one_random_window_a_video(films: Path) -> None:
 def test_evaluation_protocols(protocol: str, expected: list[int], films: Path) -> None:
     clips = evaluation_clips(ActionVideos(str(films)).split("val"), over_time, 4, 1, protocol)
     assert len(clips) == sum(expected)
-    places = [clips.place(i) for i in range(len(clips))]
+    places = [clips.locate(i) for i in range(len(clips))]
     assert places == [(video, window) for video, number in enumerate(expected) for window in range(number)]
     if protocol == "hara":
         whole = torch.from_numpy(videos.decoded(films / "val/a/seven.mp4")).permute(3, 0, 1, 2)
@@ -284,21 +269,22 @@ def test_evaluation_protocols(protocol: str, expected: list[int], films: Path) -
 
 def test_frame_counts_are_kept_until_a_file_changes(films: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     found = ActionVideos(str(films)).split("val")
-    assert found.counts().tolist() == [1, 7, 0, 20]
-    assert "counting the frames of 4 videos" in capsys.readouterr().err
     counted: list[str] = []
-    true = counts._count
-    monkeypatch.setattr(counts, "_count", lambda path, count: counted.append(path.name) or true(path, count))
+    true = found._count
+    monkeypatch.setattr(found, "_count", lambda path: counted.append(path.name) or true(path))
+    assert found.counts().tolist() == [1, 7, 0, 20] and len(counted) == 4
+    assert "counting the frames of 4 videos" in capsys.readouterr().err
+    counted.clear()
     assert found.counts().tolist() == [1, 7, 0, 20] and counted == []
     videos.write(films / "val/a/one.mp4", videos.pattern(5))
     (films / "val/b/twenty.mp4").unlink()
     assert found.counts().tolist() == [5, 7, 0, 0] and counted == ["one.mp4"]
     counted.clear()
-    (films / counts.FILE).write_text((films / counts.FILE).read_text()[:40])  # as no write of ours leaves it
+    (films / COUNTS_FILE).write_text((films / COUNTS_FILE).read_text()[:40])  # as no write of ours leaves it
     assert found.counts().tolist() == [5, 7, 0, 0] and len(counted) == 3
-    assert {path.name for path in films.iterdir()} == {"val", counts.FILE}
+    assert {path.name for path in films.iterdir()} == {"val", COUNTS_FILE}
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
-    (films / counts.FILE).unlink()
+    (films / COUNTS_FILE).unlink()
     assert found.counts().tolist() == [5, 7, 0, 0]
     assert "cannot be written (Read-only file system)" in capsys.readouterr().err
     assert [path.name for path in films.iterdir()] == ["val"]
@@ -307,25 +293,22 @@ def test_frame_counts_are_kept_until_a_file_changes(films: Path, monkeypatch: py
 def test_check_data_lists_videos(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """Each once, however many windows it has; all of it, or with scan=quick its packets only."""
     (films / "train").symlink_to("val")
-    data = bytearray((films / "val/b/twenty.mp4").read_bytes())
-    with av.open(str(films / "val/b/twenty.mp4")) as container:
-        begin, size = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size][8]
-    data[begin + 8 : begin + size] = bytes(255 - byte for byte in data[begin + 8 : begin + size])
-    (films / "val/b/twenty.mp4").write_bytes(data)
-    videos_of = ActionVideos(str(films)).split
-    task = SimpleNamespace(dataset=lambda split: evaluation_clips(videos_of(split), over_time, 4, 1, "30view"))
-    monkeypatch.setattr("tdaf.cli.build.task", lambda config: task)
+    whole = films / "val/b/twenty.mp4"
+    videos.damaged(whole, whole, packet=8)
+
+    def check(*arguments: str) -> int:
+        settings = ["task=kinetics", f"data.root={films}", "task.protocol=30view", "loader.workers=0", *arguments]
+        return call(monkeypatch, settings, lambda: runpy.run_path("scripts/check_data.py", run_name="__main__"))
+
     for scan, bad in (("full", ["broken", "twenty"]), ("quick", ["broken"])):
         out = tmp_path / f"{scan}.txt"
-        assert script(check, ["task=cifar10", f"scan={scan}", f"out={out}", "loader.workers=0"]) == 1
-        names = [f"{split}/b/{name}.mp4" for split in ("train", "val") for name in bad]
-        assert out.read_text().split() == names
+        assert check(f"scan={scan}", f"out={out}") == 1
+        assert out.read_text().split() == [f"{split}/b/{name}.mp4" for split in ("train", "val") for name in bad]
         said = capsys.readouterr().out
         assert f"val: 4 samples read, {len(bad)} cannot be" in said and f"{len(bad)} in val/b, of 2" in said
     skipping = ActionVideos(str(films), skip_list=str(tmp_path / "full.txt")).split("val")
     assert len(skipping) == 2 and skipping.skipped == 2
-    with pytest.raises(UserError, match="scan=fast: give full or quick"):
-        script(check, ["scan=fast"])
+    assert check("scan=fast") == 2 and "scan=fast: give full" in capsys.readouterr().err
 
 
 def test_names_are_packed(tmp_path: Path) -> None:

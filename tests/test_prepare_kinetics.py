@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -13,8 +14,9 @@ import videos
 from fragile_encoder import fragile
 
 from scripts import prepare_kinetics
-from scripts.prepare_kinetics import Job, encode, main
-from tdaf.media.clip import inspect
+from scripts.prepare_kinetics import Job, encode, prepare
+from tdaf.cli.script import parse
+from tdaf.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +37,17 @@ def taken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def called(*arguments: object) -> int:
+    return prepare(**parse([*map(str, arguments)], prepare)[1])
+
+
 def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_it_goes_on_where_it_was_stopped(taken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "small"
-    arguments = ["--root", str(taken), "--out", str(out), "--short-side", "48", "--gop", "6", "--workers", "1"]
-    assert main(arguments) == 1
+    assert called("--root", taken, "--out", out, "--short-side", "48", "--gop=6", "--workers", "1") == 1
     said = capsys.readouterr().out
     assert f"left out: {taken}/val/c/sound.mp4: it has no pictures, only sound\n" in said
     assert f"left out: {taken}/train/a b/cut.mp4: " in said and "3 videos in" in said and "2 left out\n" in said
@@ -51,18 +56,19 @@ def test_it_goes_on_where_it_was_stopped(taken: Path, tmp_path: Path, capsys: py
     assert set(made) == {"train/a b/large.mp4", "train/a b/mpeg4.mp4", "val/c/turned.mp4", "train.csv"}
     (out / "val/c/turned.mp4").unlink()
     (out / "val/c/.turned.mp4.part").write_bytes(made["val/c/turned.mp4"][:100])  # as a killed run leaves it
-    assert main(arguments) == 1 and "5 videos, 2 of them done before" in capsys.readouterr().out
+    same = (f"root={taken}", f"out={out}", "short_side=48", "gop=6", "workers=1")
+    assert called(*same) == 1 and "5 videos, 2 of them done before" in capsys.readouterr().out
     assert files(out) == made
 
 
 def test_what_is_written(taken: Path, tmp_path: Path) -> None:
     target = tmp_path / "large.mp4"
     assert encode(Job(taken / "train/a b/large.mp4", target, 60, 6, 10)) is None
-    facts = inspect(target)
-    assert (facts.frames, facts.width, facts.height, facts.codec, facts.fps) == (30, 80, 60, "h264", 12)
     with av.open(str(target)) as container:
-        keys = [packet.is_keyframe for packet in container.demux(video=0) if packet.size]
-        assert [place for place, key in enumerate(keys) if key] == [0, 6, 12, 18, 24]
+        stream = container.streams.video[0]
+        assert (stream.width, stream.height, stream.codec.name, stream.average_rate) == (80, 60, "h264", Fraction(12))
+        keys = [packet.is_keyframe for packet in container.demux(stream) if packet.size]
+        assert len(keys) == 30 and [place for place, key in enumerate(keys) if key] == [0, 6, 12, 18, 24]
     with av.open(str(taken / "train/a b/large.mp4")) as container:
         small = [frame.to_ndarray(format="rgb24", width=80, height=60) for frame in container.decode(video=0)]
     error = np.abs(videos.decoded(target).astype(int) - np.stack(small)).mean((1, 2, 3))
@@ -74,27 +80,19 @@ def test_what_is_written(taken: Path, tmp_path: Path) -> None:
 def test_nothing_is_enlarged_and_turns_are_made(taken: Path, tmp_path: Path) -> None:
     target = tmp_path / "turned.mp4"
     assert encode(Job(taken / "val/c/turned.mp4", target, 256, 12, 5)) is None
-    facts = inspect(target)
-    assert (facts.width, facts.height, facts.frames) == (64, 96, 5)
     upright = np.rot90(videos.decoded(taken / "val/c/turned.mp4"), axes=(1, 2)).astype(int)
+    assert upright.shape == (5, 96, 64, 3)
     assert np.abs(videos.decoded(target) - upright).mean() < 6
 
 
 def test_times_are_kept(tmp_path: Path) -> None:
-    source, target = tmp_path / "uneven.mp4", tmp_path / "out.mp4"
-    times = [0, 1, 5, 6, 20, 21, 22, 40]
-    with av.open(str(source), "w") as container:
-        stream = container.add_stream("libx264", rate=30, options={"bf": "2"})
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for pixels, time in zip(videos.pattern(8), times, strict=True):
-            frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
-            frame.pts = time
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+    times = [0, 30, 170, 200, 670, 700, 730, 1330]
+    source = videos.write(tmp_path / "uneven.mp4", videos.pattern(8), times=times, codec="libx264", bf="2")
+    target = tmp_path / "out.mp4"
     assert encode(Job(source, target, 32, 4, 20)) is None
     with av.open(str(target)) as container:
-        found = [float(frame.pts * frame.time_base) for frame in container.decode(video=0)]
-    assert found == pytest.approx([time / 30 for time in times], abs=1e-3)
+        found = [float(1000 * frame.pts * frame.time_base) for frame in container.decode(video=0)]
+    assert found == pytest.approx(times, abs=1)
 
 
 def test_a_process_that_dies_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,24 +103,24 @@ def test_a_process_that_dies_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     assert found == {"a.mp4": None, "deadly.mp4": "the process that read it died", "z.mp4": None}
 
 
-def test_faults_change_nothing(taken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "none").mkdir()
-    twins = tmp_path / "twins"
-    twins.mkdir()
+def test_faults_change_nothing(taken: Path, tmp_path: Path) -> None:
+    for name in ("none", "twins"):
+        (tmp_path / name).mkdir()
     for name in ("x.mp4", "x.avi"):
-        (twins / name).write_bytes(b"x")
-    out = ["--out", str(tmp_path / "out")]
+        (tmp_path / "twins" / name).write_bytes(b"x")
+    out = f"out={tmp_path / 'out'}"
     for arguments, message in (
-        (["--root", str(tmp_path / "nowhere"), *out], "no such folder"),
-        (["--root", str(tmp_path / "none"), *out], "there is no video below it"),
-        (["--root", str(twins), *out], "would both become"),
-        (["--root", str(taken), "--out", str(taken / "small")], "lies in --root"),
-        (["--root", str(taken), *out, "--gop", "0"], "--gop 0: give 1 or more"),
-        (["--root", str(taken), *out, "--crf", "70"], "--crf 70: give 0 to 51"),
+        ([f"root={tmp_path / 'nowhere'}", out], "no such folder"),
+        ([f"root={tmp_path / 'none'}", out], "there is no video below it"),
+        ([f"root={tmp_path / 'twins'}", out], "would both become"),
+        ([f"root={taken}", f"out={taken / 'small'}"], "lies in root"),
+        ([f"root={taken}", out, "gop=0"], "gop=0: give a whole number above 0"),
+        ([f"root={taken}", out, "crf=70"], "crf=70: give a whole number from 0 to 51"),
+        ([f"root={taken}", out, "short_side=8"], "short_side=8: give a whole number, 16 or more"),
     ):
-        assert main(arguments) == 2
-        error = capsys.readouterr().err
-        assert message in error and error.startswith("error: ") and error.count("\n") == 1
+        with pytest.raises(UserError, match=message) as refused:
+            called(*arguments)
+        assert "\n" not in str(refused.value)
     assert not (tmp_path / "out").exists()
 
 

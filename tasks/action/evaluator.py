@@ -29,10 +29,15 @@ class Record(NamedTuple):
 
 
 class VideoAccuracy:
-    """The probabilities of a video are the mean over its windows, in each the mean over its views (Hara et al. 2018,
-    Sec. 4.2: softmax first). protocol says which windows; it is a name to print.
+    """Accuracy of videos and of the windows that were cut from them (protocol: Evaluator in tdaf/task.py).
 
-    classes: names. name: what a person finds a video by, from its place in the split. Both are for `files` only.
+    The probabilities of a video are the mean over its windows, in each the mean over its views (Hara et al. 2018,
+    Sec. 4.2: softmax first).
+
+    Args:
+        protocol: which windows there are; a name to print.
+        classes: their names.
+        name: what a person finds a video by, from its place in the split.
     """
 
     def __init__(self, protocol: str, classes: Sequence[str], name: Callable[[int], str]) -> None:
@@ -46,46 +51,36 @@ class VideoAccuracy:
         smaller = torch.arange(scores.shape[1], device=scores.device) < label[:, None]
         rank = ((scores > own) | ((scores == own) & smaller)).sum(1, keepdim=True)
         rows = torch.cat([rank.float(), -own, scores.exp()], 1).cpu().numpy()
-        videos, labels = batch["video"].tolist(), label.tolist()
         return [
             Record(video, label, int(row[0]), float(row[1]), row[2:])
-            for video, label, row in zip(videos, labels, rows, strict=True)
+            for video, label, row in zip(batch["video"].tolist(), label.tolist(), rows, strict=True)
         ]
 
-    def compute(self, records: list[Record]) -> dict[str, float]:
-        """In percent: "top1" and "top5" of videos, "clip_top1" and "clip_top5" of windows (a top-5 is 100 with fewer
-        than 6 classes); "loss", the mean cross-entropy of the windows in nats; "videos", their number."""
+    def compute(self, records: list[Record]) -> tuple[dict[str, float], dict[str, str]]:
+        """The numbers, and a file.
+
+        Returns:
+            In percent "top1" and "top5" of videos, "clip_top1" and "clip_top5" of windows (a top-5 is 100 with fewer
+            than 6 classes); "loss", the mean cross-entropy of the windows in nats; "videos", their number. And
+            "videos.json": a line a video, with its name, class, number of windows, and five best classes.
+
+        Raises:
+            RunError: there is no record.
+        """
         if not records:
             raise RunError("no sample was evaluated")
-        ranks = [_order(mean).index(label) for _, label, mean, _ in _videos(records)]
+        ranks, lines = [], []
+        for video, group in groupby(sorted(records, key=lambda record: record.video), lambda record: record.video):
+            windows = list(group)
+            mean = np.mean([window.probabilities for window in windows], axis=0, dtype=np.float64)
+            order, label = np.argsort(-mean, kind="stable").tolist(), windows[0].label
+            ranks.append(order.index(label))
+            line = {"video": self.name(video), "class": self.classes[label], "windows": len(windows)}
+            lines.append(json.dumps({**line, "top5": [self.classes[k] for k in order[:5]]}))
         by_video, by_clip = _accuracy(ranks), _accuracy([record.rank for record in records])
         loss = math.fsum(record.loss for record in records) / len(records)
         values = {"top1": by_video[0], "top5": by_video[1], "clip_top1": by_clip[0], "clip_top5": by_clip[1]}
-        return {**values, "loss": loss, "videos": len(ranks)}
-
-    def files(self, records: list[Record]) -> dict[str, str]:
-        """"videos.json": a line a video, with its name, class, number of windows, and five best classes."""
-        lines = []
-        for video, label, mean, windows in _videos(records):
-            best = [self.classes[k] for k in _order(mean)[:5]]
-            told = {"video": self.name(video), "class": self.classes[label], "windows": windows, "top5": best}
-            lines.append(json.dumps(told))
-        return {"videos.json": "[\n" + ",\n".join(lines) + "\n]\n"}
-
-
-def _videos(records: list[Record]) -> list[tuple[int, int, np.ndarray, int]]:
-    """(video, label, mean probabilities (K,) float64, number of windows) of every video, in the order of videos."""
-    found = []
-    for video, group in groupby(sorted(records, key=lambda record: record.video), lambda record: record.video):
-        windows = list(group)
-        mean = np.mean([window.probabilities for window in windows], axis=0, dtype=np.float64)
-        found.append((video, windows[0].label, mean, len(windows)))
-    return found
-
-
-def _order(probabilities: np.ndarray) -> list[int]:
-    """Classes, the best first."""
-    return np.argsort(-probabilities, kind="stable").tolist()
+        return {**values, "loss": loss, "videos": len(ranks)}, {"videos.json": "[\n" + ",\n".join(lines) + "\n]\n"}
 
 
 def _accuracy(ranks: list[int]) -> tuple[float, float]:

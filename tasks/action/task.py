@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.action.data import Clips, evaluation_clips, training_clips
+from tasks.action.data import Clips, Windows, evaluation_clips, training_clips
 from tasks.action.evaluator import VideoAccuracy
-from tasks.action.inputs import Windows
-from tasks.action.sources import Source
 from tasks.action.transforms import Transform
+from tasks.action.videos import Source
 from tdaf.errors import UserError
 from tdaf.media.drawing import labelled
 from tdaf.model.classifier import Classifier, LinearHead, log_probabilities
@@ -28,12 +27,22 @@ STRIP = 8  # frames of a clip that its picture shows
 
 
 class Action:
-    """data: the videos. frames, stride: a window is `frames` frames of a video, every `stride`-th.
-    train_transform: from a window to an input. val_transforms: the same for evaluation, one for each protocol by name.
-    protocol: "clip", three windows spread evenly over each video; "hara", all windows that do not overlap; "30view",
-    ten spread evenly. Softmax probabilities are averaged over a video's windows, and over the views of a window.
-    mean, std: of the pixels, in units of 0..1. label_smoothing: in 0..1. dropout: before the linear layer.
-    Raises UserError for values outside these.
+    """Classes of videos, through windows of their frames.
+
+    Args:
+        data: the videos.
+        train_transform: from the frames of a window to an input.
+        val_transforms: the same for evaluation, one for each protocol by name.
+        mean, std: of the pixels, in units of 0..1.
+        frames, stride: a window is `frames` frames of a video, every `stride`-th.
+        protocol: "clip", three windows spread evenly over each video; "hara", all windows that do not overlap;
+            "30view", ten spread evenly. Softmax probabilities are averaged over a video's windows, and over the views
+            of a window.
+        label_smoothing: in 0..1.
+        dropout: before the linear layer.
+
+    Raises:
+        UserError: values outside these.
     """
 
     metric = "top1"
@@ -56,12 +65,12 @@ class Action:
             raise UserError(f"protocol={protocol}: this task has {has}")
         for name, count in (("frames", frames), ("stride", stride)):
             if count < 1:
-                raise UserError(f"task.{name}={count}: give 1 or more")
+                raise UserError(f"{name}={count}: give 1 or more")
         for name, value in (("label_smoothing", label_smoothing), ("dropout", dropout)):
             if not 0 <= value < 1:
-                raise UserError(f"task.{name}={value}: give 0 or more and less than 1")
+                raise UserError(f"{name}={value}: give 0 or more and less than 1")
         if not len(mean) == len(std) == 3 or min(std) <= 0:
-            raise UserError("task.mean, task.std: give three numbers each, one a colour, std above 0")
+            raise UserError("mean, std: give three numbers each, one a colour, std above 0")
         self.data, self.train_transform, self.val_transform = data, train_transform, val_transforms[protocol]
         self.mean, self.std, self.frames, self.stride = list(mean), list(std), frames, stride
         self.protocol, self.label_smoothing, self.dropout = protocol, label_smoothing, dropout
@@ -78,7 +87,7 @@ class Action:
         halvings = getattr(body, "flows", 1) - 1
         if self.frames <= 2 ** (halvings - 1):
             raise UserError(
-                f"flows={halvings + 1}, task.frames={self.frames}: each flow reads half the frames of the next, and "
+                f"flows={halvings + 1}, frames={self.frames}: each flow reads half the frames of the next, and "
                 f"there is not one left to halve; give fewer flows, or {2 ** (halvings - 1) + 1} frames or more"
             )
         head = LinearHead(body.widths[-1], len(self.classes), self.dropout)
@@ -106,18 +115,18 @@ class Action:
         """{"start", "end", "seconds", "top5": [{"class": name, "probability": p}, ...]} a window, the best first;
         start, end: its first frame and the one after its last. "text": the same for people."""
         windows, seconds = batch["frames"].tolist(), batch["seconds"].tolist()
-        found = []
+        answers = []
         for (start, end), times, top5 in zip(windows, seconds, self._top5(outputs), strict=True):
             text = ", ".join(f"{entry['class']} {entry['probability']:.1%}" for entry in top5)
-            found.append({"start": start, "end": end, "seconds": times, "top5": top5, "text": text})
-        return found
+            answers.append({"start": start, "end": end, "seconds": times, "top5": top5, "text": text})
+        return answers
 
     def draw(self, picture: Tensor, answers: list[dict[str, Any]]) -> Tensor:
         """The best class of the window that the frame is in, at its foot."""
         return labelled(picture, _best(answers[0]["top5"]) if answers else "?")
 
     def to_json(self, found: list[tuple[Path, int | None, list[dict[str, Any]]]]) -> dict[str, Any]:
-        """{"videos": [{"file", "windows": [{"start", "end", "seconds", "top5"}, ...]}, ...]}, as in `answers`."""
+        """{"videos": [{"file", "windows": [{"start", "end", "seconds", "top5"}, ...]}, ...]}, as in `postprocess`."""
         videos = []
         for path, pictures in groupby(found, lambda entry: entry[0]):
             windows = {answer["start"]: answer for _, _, answers in pictures for answer in answers}
@@ -130,16 +139,16 @@ class Action:
         middle one."""
         clips = batch["input"].cpu()
         clips = clips if clips.ndim == 5 else clips[:, (clips.shape[1] - 1) // 2]
-        places = torch.linspace(0, clips.shape[2] - 1, min(STRIP, clips.shape[2])).round().long()
-        strips = [torch.cat(list(clip[:, places].unbind(1)), dim=2) for clip in clips]
-        found = self._top5(outputs)
-        return {"prediction": [labelled(strip, _best(top5)) for strip, top5 in zip(strips, found, strict=True)]}
+        frames = torch.linspace(0, clips.shape[2] - 1, min(STRIP, clips.shape[2])).round().long()
+        strips = [torch.cat(list(clip[:, frames].unbind(1)), dim=2) for clip in clips]
+        best = map(_best, self._top5(outputs))
+        return {"prediction": [labelled(strip, text) for strip, text in zip(strips, best, strict=True)]}
 
     def _top5(self, outputs: Tensor) -> list[list[dict[str, Any]]]:
-        found = log_probabilities(outputs).exp().cpu().topk(min(5, len(self.classes)))
+        top = log_probabilities(outputs).exp().cpu().topk(min(5, len(self.classes)))
         return [
             [{"class": self.classes[k], "probability": p} for k, p in zip(classes, values, strict=True)]
-            for classes, values in zip(found.indices.tolist(), found.values.tolist(), strict=True)
+            for classes, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
         ]
 
 

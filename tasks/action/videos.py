@@ -1,32 +1,82 @@
-"""Kinetics, UCF-101, HMDB-51, and any own set of labelled videos in one of their layouts."""
+"""Labelled videos: Kinetics, UCF-101, HMDB-51, and any own set in one of their layouts."""
 
 from __future__ import annotations
 
+import csv
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
+from torchvision.transforms.v2.functional import resize
 
-from tasks.action import frames as images
-from tasks.action.counts import frame_counts
-from tasks.action.kinetics import LAYOUT, KineticsLayout
-from tasks.action.listing import Layout, Listing
-from tasks.action.splits import Hmdb51Layout, Ucf101Layout
-from tdaf.errors import UserError
-from tdaf.media.clip import Wanted, count_frames, decode_whole, read_clip
-from tdaf.media.skip_list import read_skip_list
+from tasks.action.layouts import KINETICS, Hmdb51Layout, KineticsLayout, Listing, Ucf101Layout
+from tdaf.engine.log import Bar
+from tdaf.errors import UnreadableSample, UserError
+from tdaf.media.clip import FrameChoice, count_frames, decode_whole, read_clip
+from tdaf.media.files import read_skip_list
+from tdaf.media.image import read_image
 
-LAYOUTS = ("kinetics", "ucf101", "hmdb51")
+FRAME_FILE = re.compile(r"(?:.*\D)?(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
+COUNTS_FILE = "frame_counts.csv"
+COUNTS_HEAD = ["frames", "bytes", "changed_ns", "video"]
+
+
+class Videos(Protocol):
+    """The videos of one split."""
+
+    skipped: int  # videos left out by a skip list
+    notes: Mapping[str, int]  # what was found wrong in the annotations and handled: how often
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int, frames: FrameChoice) -> Tensor:
+        """Frames of video `index` as uint8 RGB (T, 3, H, W); raises UnreadableSample."""
+
+    def check(self, index: int, full: bool) -> None:
+        """Raises UnreadableSample where not all of video `index` can be decoded; full=False: where its frames cannot
+        be counted, which takes a fraction of the time."""
+
+    def counts(self) -> np.ndarray:
+        """The number of frames of each video, 0 where it cannot be told: (N,) int64."""
+
+    def label(self, index: int) -> int: ...
+
+    def name(self, index: int) -> str:
+        """What a person finds the video by: its path below the root, as a skip list has it."""
+
+
+class Source(Protocol):
+    """Where labelled videos come from."""
+
+    classes: list[str]  # names for people, one a class, in the order of the network's outputs
+
+    def split(self, name: str) -> Videos:
+        """The split "train" or "val"; raises UserError when it is not there."""
 
 
 class ActionVideos:
-    """layout: "kinetics", "ucf101" or "hmdb51" (what each expects: `KineticsLayout`, `Ucf101Layout`, `Hmdb51Layout`).
+    """A data set's folder (protocol: `Source`). Videos themselves are looked at only when they are read.
 
-    fold: the split of UCF-101 and HMDB-51, from 1. frames: videos are folders of images, one a frame (`read_frames`).
-    short_side: frames are scaled to it while they are decoded; None leaves them as they are. annotations, videos:
-    folders below `root`, where they are not the usual ones. num_classes: checked when given. skip_list: a text file
-    with one path a line, relative to `root` (val/abseiling/abc.mp4); these videos are left out and counted.
-    Raises UserError when the folder cannot be used; videos themselves are looked at only when they are read.
+    Args:
+        root: the folder.
+        layout: "kinetics", "ucf101" or "hmdb51" (what each expects: `KineticsLayout`, `Ucf101Layout`, `Hmdb51Layout`).
+        fold: the split of UCF-101 and HMDB-51, from 1.
+        frames: videos are folders of images, one a frame (`read_frames`).
+        short_side: pixels to which frames are scaled while they are decoded; None leaves them as they are.
+        annotations, videos: folders below `root`, where they are not the usual ones.
+        num_classes: checked when given.
+        skip_list: a list of paths below `root` (val/abseiling/abc.mp4); these videos are left out and counted.
+
+    Raises:
+        UserError: the folder cannot be used.
     """
 
     def __init__(
@@ -41,25 +91,26 @@ class ActionVideos:
         num_classes: int | None = None,
         skip_list: str | None = None,
     ) -> None:
-        if layout not in LAYOUTS:
-            raise UserError(f"data.layout={layout}: give {', '.join(LAYOUTS)}")
+        layouts = {
+            "kinetics": KineticsLayout,
+            "ucf101": partial(Ucf101Layout, fold=fold),
+            "hmdb51": partial(Hmdb51Layout, fold=fold),
+        }
+        if layout not in layouts:
+            raise UserError(f"layout={layout}: give {', '.join(layouts)}")
         for name, value in (("fold", fold), ("short_side", short_side)):
             if value is not None and value < 1:
-                raise UserError(f"data.{name}={value}: give 1 or more")
+                raise UserError(f"{name}={value}: give 1 or more")
         if not root:
-            raise UserError(f"data.root is not set; give the folder of videos: {LAYOUT}")
+            raise UserError(f"root is not set; give the folder of videos: {KINETICS}")
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
-            raise UserError(f"data.root={root}: no such folder ({self.root.absolute()}); {LAYOUT}")
-        self.layout: Layout = {
-            "kinetics": lambda: KineticsLayout(self.root, annotations, videos, frames),
-            "ucf101": lambda: Ucf101Layout(self.root, annotations, videos, fold, frames),
-            "hmdb51": lambda: Hmdb51Layout(self.root, annotations, videos, fold, frames),
-        }[layout]()
+            raise UserError(f"root={root}: no such folder ({self.root.absolute()}); {KINETICS}")
+        self.layout = layouts[layout](self.root, annotations, videos, frames)
         self.classes, self.frames, self.short_side = self.layout.classes, frames, short_side
         if num_classes is not None and num_classes != len(self.classes):
             raise UserError(
-                f"data.num_classes={num_classes}, but {self.root} has {len(self.classes)} classes; "
+                f"num_classes={num_classes}, but {self.root} has {len(self.classes)} classes; "
                 "correct it, or leave it out to have it found"
             )
         self.skip = read_skip_list(skip_list, example="val/abseiling/abc.mp4")
@@ -80,15 +131,17 @@ class ListedVideos:
     def __init__(
         self, root: Path, listing: Listing, skip: frozenset[str], frames: bool, short_side: int | None
     ) -> None:
-        self.root, self.frames, self.short_side, self.notes = root, frames, short_side, listing.notes
-        kept = [place for place, name in enumerate(listing.names) if name not in skip]
+        self.root, self.short_side, self.notes = root, short_side, listing.notes
+        self._read, self._read_whole, self._count = (
+            (read_frames, read_all_frames, count_images) if frames else (read_clip, decode_whole, count_frames)
+        )
+        kept = [pair for pair in zip(listing.names, listing.labels, strict=True) if pair[0] not in skip]
         self.skipped = len(listing.names) - len(kept)
         if not kept:
-            raise UserError(f"data.skip_list leaves no video in {root}")
-        names = [listing.names[place] for place in kept]
-        self.ends = np.cumsum([len(name) for name in names])
-        self.names = "".join(names)
-        self.labels = np.array(listing.labels, np.int32)[kept]
+            raise UserError(f"skip_list leaves no video in {root}")
+        self.ends = np.cumsum([len(name) for name, _ in kept])
+        self.names = "".join(name for name, _ in kept)
+        self.labels = np.array([label for _, label in kept], np.int32)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -97,20 +150,131 @@ class ListedVideos:
         return int(self.labels[index])
 
     def name(self, index: int) -> str:
-        """The path below the root, as a skip list has it."""
         return self.names[int(self.ends[index - 1]) if index else 0 : int(self.ends[index])]
 
     def path(self, index: int) -> Path:
         return self.root / self.name(index)
 
-    def read(self, index: int, wanted: Wanted) -> Tensor:
-        read = images.read_frames if self.frames else read_clip
-        return read(self.path(index), wanted, self.short_side)
+    def read(self, index: int, frames: FrameChoice) -> Tensor:
+        return self._read(self.path(index), frames, self.short_side)
 
     def check(self, index: int, full: bool) -> None:
-        whole, counted = (images.read_all, images.count_images) if self.frames else (decode_whole, count_frames)
-        (whole if full else counted)(self.path(index))
+        (self._read_whole if full else self._count)(self.path(index))
 
     def counts(self) -> np.ndarray:
-        count = images.count_images if self.frames else count_frames
-        return frame_counts(self.root, [self.name(i) for i in range(len(self))], count)
+        return frame_counts(self.root, [self.name(index) for index in range(len(self))], self._count)
+
+
+def read_frames(folder: Path, frames: FrameChoice, short_side: int | None = None) -> Tensor:
+    """As `read_clip` of a video file, from a folder of images, one a frame, as kenshohara/3D-ResNets-PyTorch makes them
+    (image_00001.jpg).
+
+    Returns:
+        uint8 RGB (T, 3, H, W), frames counted from 0 in the order of the numbers in their names.
+
+    Raises:
+        UnreadableSample: a frame cannot be read, is missing among the numbers, or is not of the others' size.
+    """
+    names = _frame_files(folder)
+    numbers = list(frames(len(names)) if callable(frames) else frames)
+    if numbers and max(numbers) >= len(names):
+        raise UnreadableSample(f"it has {len(names)} frames, and so no frame {max(numbers)} ({folder})")
+    images = {number: read_image(folder / names[number]) for number in set(numbers)}
+    if len({image.shape for image in images.values()}) > 1:
+        raise UnreadableSample(f"its frames are not of one size ({folder})")
+    clip = torch.stack([images[number] for number in numbers])
+    return clip if short_side is None else resize(clip, [short_side])
+
+
+def read_all_frames(folder: Path) -> None:
+    """Reads every frame, one after the other. Raises UnreadableSample."""
+    for name in _frame_files(folder):
+        read_image(folder / name)
+
+
+def count_images(folder: Path) -> int:
+    return len(_frame_files(folder))
+
+
+def _frame_files(folder: Path) -> list[str]:
+    try:
+        files = {int(match[1]): match[0] for match in map(FRAME_FILE.fullmatch, os.listdir(folder)) if match}
+    except OSError as error:
+        raise UnreadableSample(f"{error.strerror} ({folder})") from error
+    if not files:
+        raise UnreadableSample(f"no frame in it, such as image_00001.jpg ({folder})")
+    missing = sorted(set(range(min(files), max(files))) - set(files))
+    if missing:
+        raise UnreadableSample(f"{len(missing)} frames are missing, number {missing[0]} first ({folder})")
+    return [files[number] for number in sorted(files)]
+
+
+def frame_counts(root: Path, names: list[str], count: Callable[[Path], int]) -> np.ndarray:
+    """How many frames each video has, found once and kept beside the data in `COUNTS_FILE`.
+
+    A line there holds for as long as the file has the size and the time of change that it had. Finding them takes
+    milliseconds a video (mp4's table or the headers of packets, no decoding), in which it mostly waits for the disk.
+    The kept file is replaced in one step, and goes on holding the lines of other videos. Where it cannot be written,
+    that is said and everything is found again the next time.
+
+    Args:
+        root: of the data set.
+        names: of the videos, below it.
+        count: finds one of them, raises UnreadableSample.
+
+    Returns:
+        (N,) int64, 0 where a video cannot be read.
+    """
+    file = root / COUNTS_FILE
+    kept = _kept_counts(file)
+
+    def line(name: str) -> tuple[int, int, int] | None:
+        """(frames, bytes, ns of the last change) of a video, None where it is gone."""
+        try:
+            stat = (root / name).stat()
+        except OSError:
+            return None
+        about = stat.st_size, stat.st_mtime_ns
+        if name in kept and kept[name][1:] == about:
+            return kept[name]
+        try:
+            return count(root / name), *about
+        except UnreadableSample:
+            return 0, *about
+
+    new = len(set(names) - kept.keys())
+    if new:
+        print(f"counting the frames of {new} videos, kept in {file}", file=sys.stderr, flush=True)
+    bar, lines = Bar("frames", len(names)), {}
+    with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
+        for name, found in zip(names, pool.map(line, names), strict=True):
+            lines[name] = found
+            bar.advance()
+    bar.stop()
+    changed = {name: found for name, found in lines.items() if found is not None and found != kept.get(name)}
+    if changed:
+        _keep_counts(file, kept | changed)
+    return np.array([lines[name][0] if lines[name] else 0 for name in names], np.int64)
+
+
+def _kept_counts(path: Path) -> dict[str, tuple[int, int, int]]:
+    """Nothing where the file is missing or damaged."""
+    try:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as text:
+            lines = csv.reader(text)
+            if next(lines, None) != COUNTS_HEAD:
+                return {}
+            return {name: (int(frames), int(size), int(changed)) for frames, size, changed, name in lines}
+    except (OSError, ValueError, csv.Error):
+        return {}
+
+
+def _keep_counts(path: Path, counts: Mapping[str, tuple[int, int, int]]) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as text:
+            csv.writer(text).writerows([COUNTS_HEAD, *((*line, name) for name, line in sorted(counts.items()))])
+        part.replace(path)
+    except OSError as error:
+        print(f"{path} cannot be written ({error.strerror}): the next run counts again", file=sys.stderr, flush=True)
+        part.unlink(missing_ok=True)

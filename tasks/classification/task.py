@@ -190,7 +190,7 @@ class Classification:
 
     def predict_dataset(self, paths: list[Path]) -> PredictDataset:
         """Images and videos of the user's, each picture prepared as the protocol prepares a validation image."""
-        from tdaf.media.pictures import Media  # with a decoder of videos, which training does not need
+        from tdaf.media.files import Media  # with a decoder of videos, which training does not need
 
         return PredictDataset(Media(paths), self.val_transform)
 

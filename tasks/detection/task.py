@@ -17,7 +17,7 @@ from tasks.detection.transforms import Transform
 from tdaf.errors import UserError
 from tdaf.media.drawing import boxes as with_boxes
 from tdaf.media.drawing import colour
-from tdaf.media.pictures import Media
+from tdaf.media.files import Media
 from tdaf.model.freeze import MODES, fix_batch_norm, freeze_stages
 from tdaf.model.normalise import Normalise
 from tdaf.model.staged import Staged

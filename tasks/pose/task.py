@@ -18,7 +18,7 @@ from tasks.pose.evaluator import KeypointAP, in_image, in_input, oks_nms, rescor
 from tasks.pose.simplepose import PoseNetwork, deconvolved, encode, flip_merged, heatmap_loss
 from tdaf.errors import UserError
 from tdaf.media.drawing import heat, skeletons
-from tdaf.media.pictures import Media
+from tdaf.media.files import Media
 from tdaf.model.normalise import Normalise
 from tdaf.model.staged import Staged
 from tdaf.task import Batch

@@ -20,7 +20,7 @@ import yaml
 
 from tdaf.cli.script import hint
 from tdaf.errors import UserError
-from tdaf.media.suffixes import IMAGES, VIDEOS
+from tdaf.media.files import IMAGES, VIDEOS
 
 if TYPE_CHECKING:
     from fractions import Fraction

@@ -1,5 +1,9 @@
 """Predictions drawn on their pictures. Pictures are uint8 RGB (3, H, W); small ones come back enlarged by a whole
-number, with what is drawn on them, so that lines and texts can be seen."""
+number, with what is drawn on them, so that lines and texts can be seen.
+
+PIL draws, as it does under torchvision.utils; that has no labels that stay inside the picture, and one colour for all
+persons.
+"""
 
 from __future__ import annotations
 
@@ -18,31 +22,37 @@ GOLDEN = 0.6180339887  # of a turn from hue to hue: however many colours are tak
 Colour = tuple[int, int, int]
 
 
-def colour(place: int) -> Colour:
-    """RGB colour number `place`, 0 or more: hues by the golden section, with three lightnesses in turn."""
-    rgb = colorsys.hls_to_rgb(place * GOLDEN % 1, (0.5, 0.72, 0.34)[place % 3], 1.0)
+def colour(number: int) -> Colour:
+    """RGB colour `number`, 0 or more: hues by the golden section, with three lightnesses in turn."""
+    rgb = colorsys.hls_to_rgb(number * GOLDEN % 1, (0.5, 0.72, 0.34)[number % 3], 1.0)
     return tuple(round(255 * part) for part in rgb)
 
 
-def labelled(image: Tensor, text: str) -> Tensor:
+def labelled(picture: Tensor, text: str) -> Tensor:
     """`text` in white on a dark strip at the picture's foot."""
-    picture, _ = _canvas(image)
-    size = max(14, picture.height // 16)
+    image, _ = _canvas(picture)
+    size = max(14, image.height // 16)
     font = ImageFont.load_default(size)
-    text = _fitted(text, font, picture.width - size)
-    draw = ImageDraw.Draw(picture, "RGBA")
-    draw.rectangle((0, picture.height - 3 * size // 2, picture.width, picture.height), fill=(0, 0, 0, 190))
-    draw.text((size // 2, picture.height - 3 * size // 4), text, fill="white", font=font, anchor="lm")
-    return _tensor(picture)
+    draw = ImageDraw.Draw(image, "RGBA")
+    draw.rectangle((0, image.height - 3 * size // 2, image.width, image.height), fill=(0, 0, 0, 190))
+    start = (size // 2, image.height - 3 * size // 4)
+    draw.text(start, _fitted(text, font, image.width - size), fill="white", font=font, anchor="lm")
+    return _tensor(image)
 
 
 def boxes(picture: Tensor, boxes: Tensor, texts: Sequence[str], colours: Sequence[Colour] | None = None) -> Tensor:
-    """boxes: (K, 4) x1 y1 x2 y2 in pixels, 0 the left edge of the first. texts: one a box, "" for none. The first boxes
-    lie above the later ones. Without `colours`, the palette in turn."""
+    """Boxes with labels on their upper edges, the first boxes above the later ones.
+
+    Args:
+        picture: uint8 RGB (3, H, W).
+        boxes: (K, 4) x1 y1 x2 y2 in pixels, 0 the left edge of the first.
+        texts: one a box, "" for none.
+        colours: one a box; without them, the palette in turn.
+    """
     image, factor = _canvas(picture)
-    draw, width = ImageDraw.Draw(image), _line(image)
+    draw, width = ImageDraw.Draw(image), _line_width(image)
     font = ImageFont.load_default(max(12, min(image.size) // 28))
-    colours = [colour(place) for place in range(len(boxes))] if colours is None else colours
+    colours = [colour(number) for number in range(len(boxes))] if colours is None else colours
     edges = (boxes.detach().cpu().double() * factor).tolist()
     for (left, top, right, bottom), text, paint in reversed(list(zip(edges, texts, colours, strict=True))):
         left, right = (min(max(x, 0), image.width) for x in (left, right))
@@ -51,7 +61,7 @@ def boxes(picture: Tensor, boxes: Tensor, texts: Sequence[str], colours: Sequenc
             continue  # outside the picture, or nothing to be seen of it
         draw.rectangle((left, top, right - 1, bottom - 1), outline=paint, width=width)
         if text:
-            _label(draw, image, left, top, text, paint, font)
+            _label(draw, image.size, (left, top), text, paint, font)
     return _tensor(image)
 
 
@@ -62,22 +72,27 @@ def skeletons(
     colours: Sequence[Colour] | None = None,
     least: float = 0.0,
 ) -> Tensor:
-    """keypoints: (P, J, 3) x, y (0: the centre of the first pixel) and score; drawn where the score is above `least`.
-    edges: pairs of key points, 0-based, joined where both are drawn. A colour a person, the palette in turn."""
+    """Persons' key points, joined by lines.
+
+    Args:
+        picture: uint8 RGB (3, H, W).
+        keypoints: (P, J, 3) x, y in pixels (0: the centre of the first) and score.
+        edges: pairs of key points, 0-based, joined where both are drawn.
+        colours: one a person; without them, the palette in turn.
+        least: key points whose score is above it are drawn.
+    """
     image, factor = _canvas(picture)
-    draw, width = ImageDraw.Draw(image), _line(image)
+    draw, width = ImageDraw.Draw(image), _line_width(image)
     radius = width + 1
-    colours = [colour(place) for place in range(len(keypoints))] if colours is None else colours
+    colours = [colour(number) for number in range(len(keypoints))] if colours is None else colours
     for person, paint in zip(keypoints.detach().cpu().double(), colours, strict=True):
-        places = [tuple(xy) for xy in ((person[:, :2] + 0.5) * factor - 0.5).tolist()]
-        seen = (person[:, 2] > least).tolist()
-        for one, other in edges:
-            if seen[one] and seen[other]:
-                draw.line((places[one], places[other]), fill=paint, width=width)
-        for (x, y), there in zip(places, seen, strict=True):
-            if there:
-                around = (x - radius, y - radius, x + radius, y + radius)
-                draw.ellipse(around, fill=paint, outline=_contrast(paint))
+        points = [tuple(xy) for xy in ((person[:, :2] + 0.5) * factor - 0.5).tolist()]
+        visible = (person[:, 2] > least).tolist()
+        for a, b in edges:
+            if visible[a] and visible[b]:
+                draw.line((points[a], points[b]), fill=paint, width=width)
+        for x, y in (point for point, seen in zip(points, visible, strict=True) if seen):
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=paint, outline=_contrast(paint))
     return _tensor(image)
 
 
@@ -85,12 +100,11 @@ def heat(picture: Tensor, maps: Tensor) -> Tensor:
     """maps: (h, w) or (J, h, w) over the whole picture, of which the largest value counts: 0 leaves the picture as it
     is, and from there it glows red, yellow and, at 1 and above, white."""
     image, _ = _canvas(picture)
-    height, width = image.height, image.width
     values = maps.detach().float().cpu().reshape(-1, *maps.shape[-2:]).amax(0).nan_to_num().clamp(0, 1)
-    values = F.interpolate(values[None, None], (height, width), mode="bilinear", align_corners=False)[0]
+    size = (image.height, image.width)
+    values = F.interpolate(values[None, None], size, mode="bilinear", align_corners=False)[0]
     glow = torch.cat([(3 * values - part).clamp(0, 1) for part in range(3)])
-    blended = torch.lerp(_tensor(image).float(), 255 * glow, 0.85 * values)
-    return blended.round().to(torch.uint8)
+    return torch.lerp(_tensor(image).float(), 255 * glow, 0.85 * values).round().to(torch.uint8)
 
 
 def _canvas(picture: Tensor) -> tuple[Image.Image, int]:
@@ -106,7 +120,7 @@ def _tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def _line(image: Image.Image) -> int:
+def _line_width(image: Image.Image) -> int:
     return max(2, round(min(image.size) / 150))
 
 
@@ -117,18 +131,18 @@ def _contrast(paint: Colour) -> Colour:
 
 def _label(
     draw: ImageDraw.ImageDraw,
-    image: Image.Image,
-    left: float,
-    top: float,
+    size: tuple[int, int],
+    corner: tuple[float, float],
     text: str,
     paint: Colour,
     font: ImageFont.FreeTypeFont,
 ) -> None:
-    """On the box's upper edge; below it, or further left, where it would leave the picture."""
-    text = _fitted(text, font, image.width - 6)
+    """On the box's upper edge; below it, or further left, where it would leave the picture. size: its width, height."""
+    text = _fitted(text, font, size[0] - 6)
     width, height = round(font.getlength(text)) + 6, sum(font.getmetrics()) + 2
-    x = max(0, min(round(left), image.width - width))
-    y = round(top) - height if top >= height else min(round(top), image.height - height)
+    x, y = round(corner[0]), round(corner[1])
+    x = max(0, min(x, size[0] - width))
+    y = y - height if corner[1] >= height else min(y, size[1] - height)
     draw.rectangle((x, y, x + width - 1, y + height - 1), fill=paint)
     draw.text((x + 3, y + height / 2), text, fill=_contrast(paint), font=font, anchor="lm")
 

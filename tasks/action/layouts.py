@@ -1,0 +1,309 @@
+"""How Kinetics, UCF-101 and HMDB-51 lie on a disk: from a folder to lists of videos with their classes."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tdaf.errors import UserError
+from tdaf.media.files import VIDEOS
+
+KINETICS = (
+    "expected train/<class>/<id>.mp4 and val/<class>/<id>.mp4 in it (also <id>_000010_000020.mp4, other video files, "
+    "and, beside train.csv and val.csv, no class folders); without data, try recipe=demo"
+)
+UCF = "expected ucfTrainTestlist/ with classInd.txt, trainlist01.txt, testlist01.txt, and UCF-101/<class>/*.avi there"
+HMDB = "expected testTrainMulti_7030_splits/ with <class>_test_split1.txt and <class>/*.avi in the root"
+KINETICS_FOLDERS = {"train": ("train",), "val": ("val", "validate", "validation")}
+
+
+@dataclass
+class Listing:
+    """names: paths below the data set's root, with /. labels: classes, one a name. notes: as a Dataset has them."""
+
+    names: list[str] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    notes: dict[str, int] = field(default_factory=dict)
+
+
+class KineticsLayout:
+    """`root`/train/ and `root`/val/ (or validate/), with or without class folders.
+
+    The annotations of a split are the file `<split>.csv` in annotations/ or in `root` itself, or else the only one
+    there called kinetics..._<split>.csv (kinetics-400_train.csv), with a line that names the columns label, youtube_id,
+    time_start and time_end, in any order. A video whose file is not there is left out and counted, and one without a
+    line too. Without such a file the folders say the classes. A class folder may have _ for spaces, in any case.
+    Classes come from the validation split and are numbered by their names.
+
+    Args:
+        root: of the data set.
+        annotations: another folder below it for the CSV files.
+        videos: another folder below it for train/ and val/.
+        frames: each video is a folder of frames.
+
+    Raises:
+        UserError: there is no validation split, or it says no classes.
+    """
+
+    def __init__(self, root: Path, annotations: str | None, videos: str | None, frames: bool) -> None:
+        self.root, self.frames, self.base = root, frames, root / (videos or ".")
+        self.csv_folders = (root / annotations,) if annotations is not None else (root / "annotations", root)
+        if annotations is not None and not self.csv_folders[0].is_dir():
+            raise UserError(f"annotations={annotations}: no such folder ({self.csv_folders[0].absolute()})")
+        file = self._csv_file("val")
+        labels = {label for label, _ in _kinetics_rows(file)} if file else set(_folders_in(self._folder("val")))
+        where = file or self._folder("val")
+        if not labels:
+            fault = "lists no video" if file else f"holds neither class folders nor annotations; {KINETICS}"
+            raise UserError(f"{where} {fault}")
+        self.classes = sorted((label.replace("_", " ") for label in labels), key=_plain)
+        self.numbers = {_plain(name): number for number, name in enumerate(self.classes)}
+        if len(self.numbers) < len(labels):
+            twice = _some(label for label in labels if sum(_plain(label) == _plain(other) for other in labels) > 1)
+            raise UserError(f"{where} has one class under two names: {twice}; rename one")
+
+    def listing(self, split: str) -> Listing:
+        """The split "train" or "val"; raises UserError where it cannot be had."""
+        folder, file = self._folder(split), self._csv_file(split)
+        if file:
+            return self._annotated(folder, file)
+        classes = _folders_in(folder)
+        self._check_known(folder, classes)
+        videos = [(name, video) for name in classes for video in _videos_in(folder / name, self.frames)]
+        if not videos:
+            raise UserError(f"there is no video in the class folders of {folder}; {KINETICS}")
+        names = [self._below_root(folder, name, video) for name, video in videos]
+        return Listing(names, [self.numbers[_plain(name)] for name, _ in videos])
+
+    def _annotated(self, folder: Path, file: Path) -> Listing:
+        rows = _kinetics_rows(file)
+        self._check_known(file, [label for label, _ in rows])
+        files = self._files_by_stem(folder, {stem for _, stems in rows for stem in stems})
+        listing, elsewhere, used = Listing(), 0, set()
+        for label, stems in rows:
+            candidates = [file for stem in stems for file in files.get(stem, ())]
+            if not candidates:
+                continue
+            own = [(name, video) for name, video in candidates if _plain(name) == _plain(label)]
+            name, video = (own or candidates)[0]
+            elsewhere += bool(name) and not own
+            used.add((name, video))
+            listing.names.append(self._below_root(folder, name, video))
+            listing.labels.append(self.numbers[_plain(label)])
+        if not listing.names:
+            raise UserError(f"none of the {len(rows)} videos of {file} is in {folder}; {KINETICS}")
+        notes = {
+            **_missing(len(listing.names), len(rows)),
+            "videos lie in the folder of another class than annotated, which counts": elsewhere,
+            "videos are there without an annotation and left out": sum(map(len, files.values())) - len(used),
+        }
+        listing.notes = {note: count for note, count in notes.items() if count}
+        return listing
+
+    def _files_by_stem(self, folder: Path, stems: set[str]) -> dict[str, list[tuple[str, str]]]:
+        """(class folder or "", video) by the video's name without its ending; of folders in `folder`, those that are
+        called as an annotated video hold its frames, and the others are class folders."""
+        flat = [video for video in _videos_in(folder, self.frames) if not self.frames or video in stems]
+        files: dict[str, list[tuple[str, str]]] = {}
+        for name in ("", *sorted(set(_folders_in(folder)) - set(flat))):
+            for video in _videos_in(folder / name, self.frames) if name else flat:
+                files.setdefault(video if self.frames else os.path.splitext(video)[0], []).append((name, video))
+        return files
+
+    def _check_known(self, where: Path, labels: list[str]) -> None:
+        unknown = {label for label in labels if _plain(label) not in self.numbers}
+        if unknown:
+            raise UserError(f"{where} has {len(unknown)} class(es) that the validation split lacks: {_some(unknown)}")
+
+    def _folder(self, split: str) -> Path:
+        for name in KINETICS_FOLDERS[split]:
+            if (self.base / name).is_dir():
+                return self.base / name
+        raise UserError(f"root={self.root}: there is no {split}/ in {self.base.absolute()}; {KINETICS}")
+
+    def _below_root(self, folder: Path, *names: str) -> str:
+        return "/".join((folder.relative_to(self.root).as_posix(), *filter(None, names)))
+
+    def _csv_file(self, split: str) -> Path | None:
+        names = KINETICS_FOLDERS[split]
+        official = re.compile(rf"kinetics.*[-_]({'|'.join(names)})\.csv", re.IGNORECASE)
+        for folder in self.csv_folders:
+            files = [folder / f"{name}.csv" for name in names if (folder / f"{name}.csv").is_file()][:1]
+            files = files or [path for path in sorted(folder.glob("*.csv")) if official.fullmatch(path.name)]
+            if len(files) > 1:
+                many = " and ".join(path.name for path in files)
+                raise UserError(f"{folder} holds {many}: rename the one to use to {split}.csv")
+            if files:
+                return files[0]
+        return None
+
+
+class Ucf101Layout:
+    """classInd.txt ("1 ApplyEyeMakeup"), trainlist<fold>.txt and testlist<fold>.txt ("<class>/<video>.avi", then the
+    class's number in some), in annotations/, ucfTrainTestlist/ or the root. Videos lie in videos/, UCF-101/, jpg/ or
+    the root. "val" is the test list.
+
+    Args:
+        root, annotations, videos, frames: as of `KineticsLayout`; a folder of frames is named as its video's file
+            without the ending.
+        fold: which of the splits, from 1.
+
+    Raises:
+        UserError: there are no such lists or no videos.
+    """
+
+    def __init__(self, root: Path, annotations: str | None, videos: str | None, frames: bool, fold: int) -> None:
+        usual = ("annotations", "ucfTrainTestlist", ".")
+        self.lists = _located(root, annotations, usual, "classInd.txt", "annotations", UCF)
+        entries = [line.split() for line in _lines(self.lists / "classInd.txt")]
+        if not entries or not all(len(entry) == 2 and entry[0].isdecimal() for entry in entries):
+            raise UserError(f"{self.lists / 'classInd.txt'}: expected a number and a class a line (1 ApplyEyeMakeup)")
+        self.classes = [name for _, name in sorted(entries, key=lambda entry: int(entry[0]))]
+        self.files = {"train": f"trainlist{fold:02d}.txt", "val": f"testlist{fold:02d}.txt"}
+        self.root, self.frames = root, frames
+        usual = ("videos", "UCF-101", "jpg", ".")
+        self.videos = _located(root, videos, usual, f"{self.classes[0]}/*", "videos", UCF)
+        _check_fold(self.lists, self.files["val"], "testlist*.txt", fold)
+
+    def listing(self, split: str) -> Listing:
+        """The split "train" or "val"; raises UserError where it cannot be had."""
+        file = self.lists / self.files[split]
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        listed = []
+        for line in _lines(file):
+            path = line.rsplit(maxsplit=1)[0] if line.split()[-1].isdecimal() else line
+            name = path.partition("/")[0]
+            if name not in numbers or "/" not in path:
+                raise UserError(f"{file}: '{line}' does not begin with a class of classInd.txt and /")
+            listed.append((path, numbers[name]))
+        return _present(self.root, self.videos, listed, self.frames, file)
+
+
+class Hmdb51Layout:
+    """A file <class>_test_split<fold>.txt for each class, in annotations/, testTrainMulti_7030_splits/ or the root,
+    with "<video>.avi 1" for training, 2 for "val", 0 for neither. Videos lie in <class>/ in videos/, hmdb51_org/,
+    hmdb51/, jpg/ or the root. Args and Raises: as of `Ucf101Layout`."""
+
+    def __init__(self, root: Path, annotations: str | None, videos: str | None, frames: bool, fold: int) -> None:
+        usual = ("annotations", "testTrainMulti_7030_splits", ".")
+        self.lists = _located(root, annotations, usual, "*_test_split*.txt", "annotations", HMDB)
+        ending = f"_test_split{fold}.txt"
+        self.files = {path.name.removesuffix(ending): path for path in sorted(self.lists.glob(f"*{ending}"))}
+        _check_fold(self.lists, next((path.name for path in self.files.values()), ending), "*_test_split*.txt", fold)
+        self.classes = sorted(self.files)
+        self.root, self.frames = root, frames
+        usual = ("videos", "hmdb51_org", "hmdb51", "jpg", ".")
+        self.videos = _located(root, videos, usual, f"{self.classes[0]}/*", "videos", HMDB)
+
+    def listing(self, split: str) -> Listing:
+        """The split "train" or "val"; raises UserError where it cannot be had."""
+        flag, listed = {"train": "1", "val": "2"}[split], []
+        for number, name in enumerate(self.classes):
+            for line in _lines(self.files[name]):
+                video, _, kind = line.rpartition(" ")
+                if kind not in ("0", "1", "2") or not video:
+                    raise UserError(f"{self.files[name]}: '{line}' is not a video's name and 0, 1 or 2")
+                if kind == flag:
+                    listed.append((f"{name}/{video.strip()}", number))
+        return _present(self.root, self.videos, listed, self.frames, self.lists)
+
+
+def _kinetics_rows(file: Path) -> list[tuple[str, tuple[str, str]]]:
+    """Of each line of an annotation file its class, and the names that its video's file may have without an ending."""
+    rows = []
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as text:
+            lines = csv.DictReader(text, skipinitialspace=True)
+            for name in ("label", "youtube_id"):
+                if name not in (lines.fieldnames or ()):
+                    raise UserError(
+                        f"{file} has no column {name}; expected a first line label,youtube_id,time_start,time_end "
+                        "as in Kinetics' own files"
+                    )
+            for line in lines:
+                label, key = (line["label"] or "").strip(), (line["youtube_id"] or "").strip()
+                if not label or not key:
+                    raise UserError(f"{file}, line {lines.line_num}: no label or no youtube_id; is the file cut off?")
+                times = [line.get(name) or "0" for name in ("time_start", "time_end")]
+                if not all(re.fullmatch(r"\d+(\.\d*)?", time) for time in times):
+                    shown = " and ".join(map(repr, times))
+                    raise UserError(
+                        f"{file}, line {lines.line_num}: time_start and time_end are to be seconds, not {shown}"
+                    )
+                begin, end = (int(float(time)) for time in times)
+                rows.append((label, (f"{key}_{begin:06d}_{end:06d}", key)))
+    except UserError:
+        raise
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+    return rows
+
+
+def _plain(label: str) -> str:
+    return label.replace("_", " ").strip().casefold()
+
+
+def _videos_in(folder: Path, frames: bool) -> list[str]:
+    """Sorted names of the video files in a folder; frames: of the folders in it, each a video's frames."""
+    if frames:
+        return _folders_in(folder)
+    return sorted(name for name in os.listdir(folder) if name.lower().endswith(VIDEOS))
+
+
+def _folders_in(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir())
+
+
+def _located(root: Path, given: str | None, usual: tuple[str, ...], sign: str, argument: str, layout: str) -> Path:
+    """The folder below `root` that holds something like `sign` (a glob): the one given, else one of the usual ones."""
+    folders = [root / name for name in ((given,) if given is not None else usual)]
+    for folder in folders:
+        if any(folder.glob(sign)):
+            return folder
+    raise UserError(f"no {sign} in {', '.join(map(str, folders))}; {layout}, or name its folder with {argument}=")
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _check_fold(lists: Path, file: str, pattern: str, fold: int) -> None:
+    if not (lists / file).is_file():
+        there = {re.findall(r"\d+", path.stem)[-1].lstrip("0") for path in lists.glob(pattern)}
+        raise UserError(f"fold={fold}: no {file} in {lists}; there are folds {_some(there) or 'none'}")
+
+
+def _present(root: Path, videos: Path, listed: list[tuple[str, int]], frames: bool, where: Path) -> Listing:
+    """Those of the listed videos, (path in `videos`, class), that are there."""
+    prefix = "" if videos == root else f"{videos.relative_to(root).as_posix()}/"
+    exists = os.path.isdir if frames else os.path.isfile
+    listing = Listing()
+    for path, label in listed:
+        name = prefix + (os.path.splitext(path)[0] if frames else path)
+        if exists(os.path.join(root, name)):
+            listing.names.append(name)
+            listing.labels.append(label)
+    if not listing.names:
+        raise UserError(f"none of the {len(listed)} videos listed in {where} is in {videos}")
+    listing.notes = _missing(len(listing.names), len(listed))
+    return listing
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
+
+
+def _missing(found: int, listed: int) -> dict[str, int]:
+    """The note that says how many of the annotated videos are there."""
+    gone = listed - found
+    return {f"of the {listed} annotated videos are missing and left out, {found} are there": gone} if gone else {}
