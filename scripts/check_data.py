@@ -17,9 +17,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
-from tdaf.cli.evaluation import write_text
 from tdaf.cli.script import main
 from tdaf.errors import UserError
+from tdaf.media.files import read_skip_list, write_skip_list
 
 
 def check(*, out: Path = Path("skip.txt"), scan: Literal["full", "quick"] = "full", rest: list[str]) -> int:
@@ -30,8 +30,8 @@ def check(*, out: Path = Path("skip.txt"), scan: Literal["full", "quick"] = "ful
     sizes: Counter[str] = Counter()
     for split in ("train", "val"):
         bad |= _scan(config, split, scan == "full", sizes)
-    known = _listed(config["data"].get("skip_list"))
-    write_text(out, "".join(f"{name}\n" for name in [*known, *bad]))
+    known = read_skip_list(config["data"].get("skip_list"))  # not tried again, so a new list must keep them
+    write_skip_list(out, [*known, *bad])
     if not bad:
         print(f"every sample can be read; {len(known)} are listed in {out}")
         return 0
@@ -67,14 +67,6 @@ def _scan(config: dict[str, Any], split: str, full: bool, sizes: Counter[str]) -
     for note, count in dataset.notes.items():
         print(f"{split} annotations: {count} {note}")
     return {name: reason for name, reason in loader.bad.values()}
-
-
-def _listed(path: str | None) -> list[str]:
-    """The lines of the skip list that was given. Its samples are not tried again, so a new list must keep them."""
-    if path is None:
-        return []
-    lines = Path(path).expanduser().read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    return [line for line in lines if line.strip()]
 
 
 def _folder(name: str) -> str:
