@@ -51,10 +51,9 @@ def check(arguments: list[str]) -> int:
 
 def _scan(config: Config, split: str, full: bool, sizes: Counter[str]) -> dict[str, str]:
     """The unreadable samples of a split: name to reason. sizes: gets the number of samples in each folder."""
-    import torch  # takes seconds to import; a misspelt setting needs none of it
-
-    from tdaf.cli import build
-    from tdaf.cli.run import loading, validation
+    from tdaf.cli import build  # imports torch, for seconds; a misspelt setting needs none of it
+    from tdaf.cli.run import loader_settings
+    from tdaf.engine.data import EvaluationOrder, Loader
     from tdaf.engine.log import Bar
 
     dataset: Any = build.task(config).dataset(split)
@@ -63,8 +62,9 @@ def _scan(config: Config, split: str, full: bool, sizes: Counter[str]) -> dict[s
         dataset, batch = dataset.checked(full), 4
     elif not full:
         raise UserError("scan=quick: this is for videos; the samples of this task can only be read whole")
-    settings = {**loading(config, torch.device("cpu")), "max_bad": len(dataset)}
-    loader, bar = validation(dataset, batch, settings), Bar(split, -(-len(dataset) // batch))
+    how = {**vars(loader_settings(config)), "max_bad": len(dataset)}
+    loader = Loader(dataset, EvaluationOrder(len(dataset), batch), seed=config["seed"], **how)
+    bar = Bar(split, -(-len(dataset) // batch))
     for _ in loader:
         bar.advance()
     bar.stop()

@@ -37,7 +37,7 @@ def study(arguments: list[str]) -> int:
     seeds = [_number("seeds", text, 0) for text in own["seeds"].split(",")] if own["seeds"] else None
 
     from studies import page, plan, trials
-    from tdaf.engine.preempt import REQUEUE
+    from tdaf.engine.health import REQUEUE
 
     chosen = plan.read(quick, own["groups"].split(",") if own["groups"] else None, seeds)
     asked = plan.trials(chosen, runs, more)

@@ -18,8 +18,7 @@ from benchmarks.timing import Result, Times
 from tasks.classification.folder import ImageFolder
 from tasks.classification.task import Classification
 from tasks.classification.transforms import imagenet_train
-from tdaf.engine.loader import Loader
-from tdaf.engine.order import EvaluationOrder
+from tdaf.engine.data import EvaluationOrder, Loader
 
 V1, OURS, TIMM = "PIL + v1 transforms", "ours", "timm"
 ROUNDS, BATCH, SIZE, SCALE = 20, 32, 224, (0.08, 1.0)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.settings import Settings
-from tdaf.cli.summary import commit, versions
+from tdaf.engine.summary import commit, versions
 from tdaf.engine.precision import Precision
 
 

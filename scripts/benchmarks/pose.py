@@ -31,8 +31,7 @@ from tasks.pose.network import PoseNetwork, deconvolved
 from tasks.pose.skeleton import COCO
 from tasks.pose.source import CocoKeypoints
 from tdaf import measure
-from tdaf.engine.loader import Loader
-from tdaf.engine.order import EvaluationOrder
+from tdaf.engine.data import EvaluationOrder, Loader
 from tdaf.engine.precision import Precision
 from tdaf.model.flows import TDAF
 from tdaf.model.normalise import Normalise

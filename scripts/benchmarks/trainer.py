@@ -20,12 +20,10 @@ from benchmarks.networks import configured, images, milliseconds
 from benchmarks.settings import Settings
 from benchmarks.timing import Result, Times
 from tdaf.cli import build
-from tdaf.engine.log import RunFolder
-from tdaf.engine.order import TrainingOrder
 from tdaf.engine.precision import Precision
 from tdaf.engine.settings import Settings as Training
 from tdaf.engine.trainer import Trainer
-from tdaf.task import Batch
+from tdaf.task import Batch, Task
 
 BARE, OURS = "bare loop", "Trainer"
 ROUNDS = 40
@@ -43,6 +41,30 @@ def training_loop(settings: Settings) -> dict[str, Result]:
 
 class _Done(Exception):
     """Ends Trainer.fit when enough rounds were timed."""
+
+
+class _Timed(Trainer):
+    """A trainer whose batches come from memory."""
+
+    feed: _Feed
+
+    def training_loader(self) -> _Feed:
+        return self.feed
+
+
+class _Endless:
+    """A task whose splits have no end and are never read."""
+
+    skipped, notes, groups = 0, {}, None
+
+    def __init__(self, task: Task, size: int) -> None:
+        self.metric, self.classes, self.losses, self.size = task.metric, task.classes, task.losses, size
+
+    def dataset(self, split: str) -> _Endless:
+        return self
+
+    def __len__(self) -> int:
+        return self.size
 
 
 class _Feed:
@@ -95,23 +117,18 @@ def _measured(settings: Settings) -> Result:
     bare = _bare_step(copy.deepcopy(network), make_optimizer, settings)
     feed = _Feed(_batches(settings), bare, settings.rounds(ROUNDS), settings.device)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        run = RunFolder(Path(folder))
-        trainer = Trainer(
-            _endless(settings.batch),
-            task,
+        trainer = _Timed(
+            _Endless(task, 10**6 * settings.batch),
             network,
-            make_optimizer=make_optimizer,
-            make_schedule=build.make(config["schedule"], "schedule"),
-            order=lambda start: TrainingOrder(10**6 * settings.batch, settings.batch, seed=0, start=start),
-            loader=lambda order: feed,
-            validation=lambda: feed,
-            folder=run,
+            _endless(settings.batch),
+            run_dir=folder,
+            optimizer=make_optimizer,
+            schedule=build.make(config["schedule"], "schedule"),
             device=settings.device,
-            about={},
         )
+        trainer.feed = feed
         with contextlib.suppress(_Done):
             trainer.fit()
-        run.close()
     name = f"{settings.backbone}, batch {settings.batch} of {settings.size} px"
     medians = {name: feed.times.median(name) for name in (OURS, BARE)}
     return feed.times.result(OURS, BARE, milliseconds(medians, settings.batch), note=name)

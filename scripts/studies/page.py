@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.machine import processor
-from tdaf.cli.summary import commit, versions
+from tdaf.engine.summary import commit, versions
 from studies import kept, plan, plots
 from studies.costs import step_times
 from studies.evidence import Outcome, Paired, holm, interval, outcomes, paired

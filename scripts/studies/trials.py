@@ -15,7 +15,7 @@ from tdaf.cli import rehearsal
 from tdaf.cli.compose import Config, compose
 from tdaf.cli.run import finished
 from studies.plan import Trial
-from tdaf.engine.preempt import REQUEUE
+from tdaf.engine.health import REQUEUE
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 

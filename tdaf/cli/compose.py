@@ -128,7 +128,7 @@ def _check(config: Config) -> None:
         ),
         ("loader.prefetch", _whole(loader["prefetch"]) and loader["prefetch"] > 0, "give a whole number above 0"),
         ("loader.timeout", _number(loader["timeout"]) and loader["timeout"] > 0, "give seconds, above 0"),
-        ("data.max_bad", _whole(data["max_bad"]), "give a whole number, 0 or more"),
+        ("data.max_bad", _whole(data.get("max_bad", 0)), "give a whole number, 0 or more"),
         ("dims", _whole(config["dims"]) and config["dims"] in (2, 3), "give 2 or 3"),
         ("stem", config["stem"] in ("imagenet", "small", "cifar"), "give imagenet, small or cifar"),
         ("attention", config["attention"] in ATTENTION, f"give {', '.join(ATTENTION[:-1])} or {ATTENTION[-1]}"),

@@ -10,7 +10,7 @@ import torch
 from tdaf.cli import build
 from tdaf.cli.compose import Config
 from tdaf.cli.launch import launch
-from tdaf.cli.run import loading, validation
+from tdaf.cli.run import loader_settings
 from tdaf.cli.trained import Trained, read
 from tdaf.engine import dist
 from tdaf.engine.evaluate import evaluate
@@ -32,28 +32,32 @@ def evaluate_in_turn(path: str, several: list[list[str]]) -> int:
 
 
 def _job(path: str, overrides: list[str], folded: bool, config: Config, device: torch.device) -> None:
-    trained, task, network, loader = dist.together(lambda: _built(path, overrides, folded, device))
-    precision = Precision(config["trainer"]["precision"], device, config["trainer"]["channels_last"])
-    files: dict[str, str] = {}
-    found = evaluate(precision.place(network), task, loader, precision, keep=files.__setitem__)
+    trained, task, network = dist.run_on_all_ranks(lambda: _built(path, overrides, folded))
+    how = config["trainer"]
+    precision = Precision(how["precision"], device, how["channels_last"])
+    result = evaluate(
+        precision.place(network),
+        task,
+        batch=max(1, how["batch"] // how["accumulate"] // dist.world()),
+        loader=loader_settings(config),
+        precision=precision,
+        seed=config["seed"],
+    )
     if dist.rank() != 0:
         return
-    for name, text in files.items():
+    for name, text in result.files.items():
         if name.endswith(".md"):
             print(text)
-    print(f"{trained.path}: {found}", flush=True)
-    how = {"checkpoint": str(trained.path), "settings": overrides, "folded": folded}
-    numbers = json.dumps({**how, **vars(found)}, indent=2) + "\n"
+    print(f"{trained.path}: {result}", flush=True)
+    about = {"checkpoint": str(trained.path), "settings": overrides, "folded": folded}
     folder = RunFolder(trained.folder)
-    for name, text in {f"evaluation-{found.protocol}.json": numbers, **files}.items():
-        folder.write(name if name not in files else f"evaluation-{found.protocol}/{name}", text)
+    folder.write(f"evaluation-{result.protocol}.json", json.dumps({**about, **result.as_dict()}, indent=2) + "\n")
+    for name, text in result.files.items():
+        folder.write(f"evaluation-{result.protocol}/{name}", text)
 
 
-def _built(path: str, overrides: list[str], folded: bool, device: torch.device) -> tuple:
+def _built(path: str, overrides: list[str], folded: bool) -> tuple:
     trained: Trained = read(path, overrides)
     task = build.task(trained.config)
     network = trained.network(task)
-    dataset = task.dataset("val")
-    batch = max(1, trained.config["trainer"]["batch"] // trained.config["trainer"]["accumulate"] // dist.world())
-    loader = validation(dataset, batch, loading(trained.config, device))
-    return trained, task, fold(network) if folded else network, loader
+    return trained, task, fold(network) if folded else network

@@ -15,9 +15,10 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from tdaf.cli.run import loading, validation
+from tdaf.cli.run import loader_settings
 from tdaf.build import checked
 from tdaf.cli.trained import Trained
+from tdaf.engine.data import EvaluationOrder, Loader
 from tdaf.engine.log import Bar
 from tdaf.engine.precision import Precision, float32
 from tdaf.errors import UnreadableSample, UserError
@@ -52,7 +53,8 @@ def answered(run: Trained, task: Task, inputs: PredictDataset, batch: int, folde
     network = precision.place(fold(network) if folded else network)
     # a video is read in order, by one process
     workers = {"workers": 0} if inputs.pictures.videos or len(inputs) <= 4 * batch else {}
-    loader = validation(inputs, batch, {**loading(run.config, device), **workers, "max_bad": None})
+    how = {**vars(loader_settings(run.config)), **workers, "max_bad": None, "pin": device.type == "cuda"}
+    loader = Loader(inputs, EvaluationOrder(len(inputs), batch), seed=run.config["seed"], **how)
     said: Answers = {}
     with _bar("predict", -(-len(inputs) // batch)) as bar:
         for part in loader:

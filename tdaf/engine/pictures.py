@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tdaf.engine import seeds
+from tdaf.engine.data import preserved_generators
 from tdaf.engine.log import RunFolder
 from tdaf.engine.precision import Precision, float32
 from tdaf.errors import UnreadableSample
@@ -45,7 +45,7 @@ def show(
 
 def _first(dataset: Dataset, count: int) -> Batch | None:
     samples, indices = [], []
-    with seeds.kept():
+    with preserved_generators():
         for index in range(len(dataset)):
             if len(samples) == count:
                 break
