@@ -156,7 +156,7 @@ from pathlib import Path
 import torch
 sys.path.insert(0, "tests")
 from tiny_run import run, trainer
-from tdaf.cli.launch import _rank
+from tdaf.cli.launch import run_rank
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 made = trainer(folder, max_steps=12, checkpoint_every=3, evaluate_every=0)
@@ -174,7 +174,7 @@ def job(config, device):
     made._one_step = step
     run(made)
 
-sys.exit(_rank(job, {"loader": {"timeout": 60}, "trainer": {"hang_timeout": 0}}, 0))
+sys.exit(run_rank(job, {"loader": {"timeout": 60}, "trainer": {"hang_timeout": 0}}, 0))
 """
 
 

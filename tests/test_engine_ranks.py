@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 from rank_jobs import everything, killed, norm_output, one_step, parts, ranks, unreadable
+from tdaf.engine.syncbn import synchronise
 from tiny_run import ROOT, run, same, start, trained, trainer, until
 from torch import nn
 
 from tdaf.engine import checkpoint
-from tdaf.engine.syncbn import synchronise
 from tdaf.model.backbones.resnet import resnet
 from tdaf.model.flows import TDAF
+
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
