@@ -21,8 +21,8 @@ Batch = dict[str, Any]
 class Dataset(Protocol):
     """One split. `dataset[i]` is a dict with "input"; it raises UnreadableSample when sample i cannot be read.
 
-    Random choices inside `dataset[i]` and `collate` must use the global torch, numpy or random generators: the loader seeds
-    all three from (seed, epoch, index), which makes them independent of workers and ranks.
+    Random choices inside `dataset[i]` and `collate` must use the global torch, numpy or random generators: the loader
+    seeds all three from (seed, epoch, index), which makes them independent of workers and ranks.
 
     Attributes:
         skipped: samples left out by a skip list; printed beside the metric.
@@ -65,8 +65,8 @@ class Evaluator(Protocol):
         """The numbers by name, from the records of the whole split in the order of the data set.
 
         Returns:
-            The numbers, or (numbers, files): texts by file name, kept beside the numbers, as results in a benchmark's own
-            format. A name that ends in .md is a table that evaluate prints as well.
+            The numbers, or (numbers, files): texts by file name, kept beside the numbers, as results in a benchmark's
+            own format. A name that ends in .md is a table that evaluate prints as well.
         """
 
 
@@ -77,8 +77,8 @@ class Task(Protocol):
     predict and other scripts that need no data build a trained task with. So a source is looked into by `dataset` only.
 
     Attributes:
-        metric: the evaluator's key by which "best" is chosen; higher is better. A value that is not finite, or -1 as COCO
-            says it, is undefined, and neither better nor worse than another.
+        metric: the evaluator's key by which "best" is chosen; higher is better. A value that is not finite, or -1 as
+            COCO says it, is undefined, and neither better nor worse than another.
         classes: what the outputs stand for; stored with every checkpoint.
     """
 
@@ -109,10 +109,10 @@ class PredictionTask(Task, Protocol):
     """A task that can also show what its network says: what TensorBoard's pictures, predict and export ask for."""
 
     def visualize(self, outputs: Any, batch: Batch) -> dict[str, list[Tensor]]:
-        """By name, one uint8 RGB image (3, H, W) a sample: its input with what the network says of it, for TensorBoard."""
+        """For TensorBoard, by name, one uint8 RGB image (3, H, W) a sample: its input with what the network says."""
 
     def predict_dataset(self, paths: list[Path], **options: Any) -> PredictDataset:
-        """Files that a user gives to predict, prepared as in evaluation. options: what only this task's predict takes."""
+        """Files that a user gives to predict, prepared as in evaluation. options: what only this task takes."""
 
     def postprocess(self, outputs: Any, batch: Batch) -> list[dict[str, Any]]:
         """What predict says of each sample: plain data, in pixels of the pictures as they were read."""
@@ -155,4 +155,4 @@ class PredictDataset(Dataset, Protocol):
     pictures: Media
 
     def shown(self, index: int) -> Sequence[int]:
-        """The pictures that sample `index` is about: its image, the image a person was cut from, the frames of a clip."""
+        """The pictures that sample `index` is about: its image, the one a person was cut from, the frames of a clip."""

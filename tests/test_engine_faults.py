@@ -1,4 +1,4 @@
-"""What ends a run from inside: numbers that are not finite, samples that cannot be read, dead workers, hanging ranks."""
+"""What ends a run from inside: numbers that are not finite, unreadable samples, dead workers, hanging ranks."""
 
 from __future__ import annotations
 

@@ -171,4 +171,3 @@ def test_two_damaged_checkpoints_are_said(tmp_path: Path) -> None:
         path.write_bytes(b"x")
     with pytest.raises(UserError, match="no whole checkpoint is left"):
         run(built(tmp_path))
-

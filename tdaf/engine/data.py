@@ -1,8 +1,7 @@
-"""From a data set to batches: which samples in which order on which rank, with random numbers of their own, read by
-worker processes.
+"""From a data set to batches: which samples in which order on which rank, read by worker processes.
 
-Random numbers are a function of (seed, epoch, sample), whatever process draws them, so that neither the number of workers
-nor that of ranks changes a sample.
+Random numbers are a function of (seed, epoch, sample), whatever process draws them, so that neither the number of
+workers nor that of ranks changes a sample.
 """
 
 from __future__ import annotations
@@ -89,8 +88,8 @@ def restore_generators(state: dict[str, Any], device: torch.device) -> None:
 
 
 class TrainingOrder:
-    """Yields one list of keys a micro-batch for ever: one permutation an epoch, cut into global batches, of each of which
-    rank r of R takes the r-th of R equal parts, so that R ranks see together exactly what one would.
+    """Yields one list of keys a micro-batch for ever: one permutation an epoch, cut into global batches, of each of
+    which rank r of R takes the r-th of R equal parts, so that R ranks see together exactly what one would.
 
     The samples after the last whole batch of an epoch are left out of that epoch.
 
@@ -102,7 +101,7 @@ class TrainingOrder:
         accumulate: micro-batches a step.
         start: the optimizer step to begin at.
         groups: a number for each sample. A global batch takes samples of one group (wide or tall images, say), but for
-            what is left of the groups in the end, which is mixed. So this does not depend on the number of ranks either.
+            what is left of the groups in the end, which is mixed. So this too does not depend on the number of ranks.
 
     Raises:
         UserError: the batch cannot be divided, or is larger than the data set.
@@ -181,8 +180,8 @@ class EvaluationOrder:
 class Loader:
     """Batches of a split, with "index" (B,) int64 added, and with unreadable samples left out and counted.
 
-    Several samples of one name (the clips of a video, say) count once. Iteration raises RunError when a worker stalls or
-    dies, or when more than `max_bad` samples cannot be read. A batch of which nothing can be read is {"index": (0,)}.
+    Several samples of one name (the clips of a video, say) count once. Iteration raises RunError when a worker stalls
+    or dies, or when more than `max_bad` samples cannot be read. Of a batch that cannot be read at all "index" is empty.
 
     Args:
         dataset: any with `len`, `[]`, `name` and `collate`.

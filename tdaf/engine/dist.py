@@ -166,15 +166,17 @@ def data_parallel(network: nn.Module, device: torch.device) -> nn.Module:
 
 
 def statistics(network: nn.Module) -> dict[str, Tensor]:
-    """The floating-point buffers by name: the running statistics, all of a network that may differ between ranks."""
-    return {name: buffer for name, buffer in network.named_buffers() if buffer.is_floating_point()}
+    """The floating-point buffers of its state, on the CPU: running statistics, all that may differ between ranks."""
+    buffers = {name for name, _ in network.named_buffers(remove_duplicate=False)}
+    state = network.state_dict().items()
+    return {name: value.cpu() for name, value in state if name in buffers and value.is_floating_point()}
 
 
 @torch.no_grad()
 def average_buffers(network: nn.Module) -> None:
     """Gives all ranks the mean of their running statistics, so that each evaluates the same network."""
     if world() > 1:
-        for buffer in statistics(network).values():
+        for buffer in filter(Tensor.is_floating_point, network.buffers()):
             td.all_reduce(buffer, op=td.ReduceOp.SUM)
             buffer /= world()
 

@@ -54,6 +54,7 @@ class Preemption:
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        self._pending = self._group = None  # the group must end with the others, not while the interpreter does
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
@@ -76,8 +77,8 @@ class Preemption:
 class Watchdog:
     """Ends a process that makes no progress, after it has said where it stands and which files it was reading.
 
-    The stacks of all threads go to `<folder>/hang-rank<R>.txt` and to standard error. Every rank of a hanging run hits its
-    own limit at about the same time, so each leaves its stacks.
+    The stacks of all threads go to `<folder>/hang-rank<R>.txt` and to standard error. Every rank of a hanging run hits
+    its own limit at about the same time, so each leaves its stacks.
 
     Args:
         seconds: how long `beat` may be silent; 0: for ever.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -24,10 +23,8 @@ from tdaf.errors import RunError, UserError
 
 
 class LossMeter:
-    """Sums the losses on the device by name, remembers there which step was the first bad one, and is read now and then.
-
-    RunError for a step whose losses have other names than the first one's.
-    """
+    """Sums the losses by name on their device, where it also keeps which step was the first bad one, and is read now
+    and then. RunError for a step whose losses have other names than the first one's."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -170,8 +167,8 @@ class RunFolder:
             raise UserError(f"another process is training in {self.folder}; wait, or give another run_dir") from None
 
     def start(self, step: int, evaluated: int) -> None:
-        """Begins the files, or goes on with them from step `step`, whose last evaluation was at step `evaluated`: what a
-        killed run left of later steps is dropped."""
+        """Begins the files, or goes on with them from step `step`, whose last evaluation was at step `evaluated`: what
+        a killed run left of later steps is dropped."""
         if self.quiet:
             return
         self._step, self._started = step, True

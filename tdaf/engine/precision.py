@@ -1,8 +1,10 @@
-"""Number format, memory format and the way of a batch to the device."""
+"""Number format, memory format, determinism, and the way of a batch to the device."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -54,6 +56,23 @@ class Precision:
     def move(self, batch: Batch) -> Batch:
         """Every tensor of the batch on the device, without waiting for the copies."""
         return to_device(batch, self.device)
+
+
+@contextmanager
+def deterministic(on: bool) -> Iterator[None]:
+    """torch's deterministic algorithms, where they are not asked for already; afterwards all is as it was before."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
+        torch.backends.cudnn.benchmark = False
+        if not before[0]:
+            torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before[1]
+        if not before[0]:
+            torch.use_deterministic_algorithms(False)
 
 
 def float32(outputs: Any) -> Any:

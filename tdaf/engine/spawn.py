@@ -23,7 +23,7 @@ def spawn(function: Callable[..., int], args: tuple, ranks: int) -> int:
     SIGTERM, SIGUSR1 and Ctrl-C reach the ranks, which also end with this process.
 
     Returns:
-        The first exit code that is not zero (the other ranks are then ended), or 0; 128 + N for a rank ended by signal N.
+        The first exit code that is not zero (the other ranks are then ended), or 0. Signal N gives 128 + N.
     """
     from torch.distributed import TCPStore
 

@@ -94,9 +94,8 @@ def commit() -> str | None:
 
     try:
         top, head = git("rev-parse", "--show-toplevel", "HEAD")
-        return (
-            head + ("+" if git("status", "--porcelain", "--untracked-files=no") else "") if Path(top) == root else None
-        )
+        changed = bool(git("status", "--porcelain", "--untracked-files=no"))
+        return head + "+" * changed if Path(top) == root else None
     except (OSError, subprocess.CalledProcessError, ValueError):
         return None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import functools
 import math
-import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
@@ -20,7 +19,7 @@ from tdaf.engine.evaluate import Evaluation, eval_mode, evaluate
 from tdaf.engine.health import Preempted, Preemption, Watchdog
 from tdaf.engine.log import Bar, LossMeter, RunFolder, Throughput, mean_losses
 from tdaf.engine.pictures import show
-from tdaf.engine.precision import Precision, float32, to_device
+from tdaf.engine.precision import Precision, deterministic, float32
 from tdaf.engine.schedule import Schedule, cosine
 from tdaf.engine.settings import LoaderSettings, Settings
 from tdaf.engine.summary import introduce, summarise
@@ -39,8 +38,8 @@ class Trainer:
         network: moved to the device, and trained in place.
         settings: None: Settings().
         run_dir: the run's folder. One that holds a run is gone on with; one that holds a finished run stays as it is.
-        optimizer: makes the optimizer from the network, with learning rates that the schedule's factor multiplies. None:
-            SGD with momentum 0.9, weight decay 1e-4 and 0.1 for 256 samples a step (paper, Sec. 4.1).
+        optimizer: makes the optimizer from the network, with learning rates that the schedule's factor multiplies.
+            None: SGD with momentum 0.9, weight decay 1e-4 and 0.1 for 256 samples a step (paper, Sec. 4.1).
         schedule: called with `steps_per_epoch` and `steps`, makes the Schedule. None: a cosine without warm-up.
         loader: how samples are read; None: LoaderSettings().
         seed: of the order of samples, their random numbers, and each rank's generators while it trains. (The first
@@ -226,16 +225,14 @@ class Trainer:
             raise Preempted
 
     def _is_best(self) -> bool:
-        """Whether the last evaluation is the best one. An undefined metric is neither better nor worse than another: the
-        first defined one is best, and until then the last network."""
+        """Whether the last evaluation is the best one. An undefined metric is neither better nor worse than another:
+        the first defined one is best, and until then the last network."""
         metric, values = self.task.metric, self.last.values
         if metric not in values:
             raise RunError(f"the evaluation gives {', '.join(values)}, and not the task's metric {metric}")
         defined, before = _is_defined(values[metric]), bool(self.best) and _is_defined(self.best["value"])
         if not defined and not self.best:
-            self.folder.say(
-                f"{metric}={values[metric]} is not defined; until it is, the last network counts as the best"
-            )
+            self.folder.say(f"{metric}={values[metric]} is not defined: until it is, the last network is the best")
         return values[metric] > self.best["value"] if defined and before else defined or not before
 
     def _draw(self) -> None:
@@ -248,8 +245,8 @@ class Trainer:
 
     @contextmanager
     def _session(self) -> Iterator[tuple[Generator[Batch, None, None], Bar]]:
-        """What is open while a run trains: its folder, the network on all ranks, the loader, stop signals, the watchdog."""
-        with self.folder, _deterministic(self.settings.deterministic):
+        """What is open while a run trains: folder, network on all ranks, loader, stop signals, watchdog."""
+        with self.folder, deterministic(self.settings.deterministic):
             dist.run_on_all_ranks(self._open)
             steps = dist.broadcast(dist.gather(self.step))
             dist.run_on_all_ranks(lambda: self._check_shared(steps))
@@ -257,10 +254,10 @@ class Trainer:
             if not self.network.training:
                 self.network.train()
             self.training = self.reading = self.training_loader()
-            stacks = functools.partial(Watchdog, self.settings.hang_timeout, self.folder.folder)
+            folder, limit, stalled = self.folder.folder, self.settings.hang_timeout, lambda: self.reading.stalled()
             with (
                 Preemption(self.timeout) as self.stop,
-                stacks(lambda: self.reading.stalled()) as self.watchdog,
+                Watchdog(limit, folder, stalled) as self.watchdog,
                 Bar("train", self.steps, self.step, quiet=self.folder.quiet) as bar,
                 closing(iter(self.training)) as batches,  # its workers end here, not when an error's trace is gone
             ):
@@ -271,17 +268,13 @@ class Trainer:
 
     def _is_finished(self) -> bool:
         """Whether the folder holds a finished run; its evaluation and weights are then read from it."""
-        found = dist.run_on_all_ranks(lambda: (self.folder.summary(), checkpoint.load_last(self.folder.checkpoints)[0]))
-        summary, state = dist.broadcast(found[0]), found[1]
+        summary = dist.broadcast(dist.run_on_all_ranks(self.folder.summary))
         if summary is None:
             return False
-        if state is not None:
-            dist.run_on_all_ranks(lambda: self._restore(state))
+        dist.run_on_all_ranks(self._load_last)
         if self.step not in (0, self.steps):
-            raise UserError(
-                f"run_dir={self.folder.folder} holds a finished run of {self.step} steps, and these settings make "
-                f"{self.steps}; give another run_dir"
-            )
+            steps = f"a finished run of {self.step} steps, and these settings make {self.steps}"
+            raise UserError(f"run_dir={self.folder.folder} holds {steps}; give another run_dir")
         self.last = Evaluation(summary["metrics"], *(summary[name] for name in ("samples", "skipped", "protocol")))
         if dist.rank() == 0:
             print(self.folder.finished(), flush=True)
@@ -290,20 +283,16 @@ class Trainer:
     def _open(self) -> None:
         self.folder.lock()
         data.seed_everything(data.mix_seed(self.seed, "rank", dist.rank()))
-        state, note = checkpoint.load_last(self.folder.checkpoints)
-        if state:
-            self._restore(state)
-        self._saved = self.step if state and not note else None  # the step of a whole LAST
+        going_on, note = self._load_last()
+        self._saved = self.step if going_on and not note else None  # the step of a whole LAST
         if self.step > self.steps:
-            raise UserError(
-                f"run_dir={self.folder.folder} is at step {self.step}, and these settings end at {self.steps}"
-            )
+            raise UserError(f"run_dir={self.folder.folder} is at step {self.step}: these settings end at {self.steps}")
         self.folder.start(self.step, self.evaluated)
         for name, text in self.files.items():
             self.folder.write(name, text)
         for line in filter(None, [note, *self.notes]):
             self.folder.say(line)
-        if state:
+        if going_on:
             self.folder.say(f"going on from step {self.step} of {self.steps}")
         else:
             introduce(self)
@@ -341,27 +330,23 @@ class Trainer:
         )
 
     def _save(self) -> None:
-        """Saves what training goes on with, and changes nothing of it: running statistics are each rank's own between two
-        evaluations, and so are they saved; a run that goes on with other ranks takes their means."""
+        """Saves what training goes on with, and changes nothing of it: between two evaluations running statistics are
+        each rank's own, and so are they saved. (A run that goes on with another number of ranks takes the first one's.)
+        """
         if not nn.utils.get_total_norm(self.network.parameters()).isfinite():
             raise RunError(f"non-finite weights at step {self.step}; the checkpoint before is kept: try clip=1")
         mine = {"rng": data.generator_state(self.device)}
         if dist.world() > 1:
-            mine["network"] = to_device(dist.statistics(self.network), "cpu")
-            mine["ema"] = to_device(dist.statistics(self.ema.module), "cpu") if self.ema is not None else {}
+            networks = {"network": self.network, "ema": self.ema and self.ema.module}
+            mine.update({name: dist.statistics(module) for name, module in networks.items() if module is not None})
         ranks = dist.gather(mine)
         # all wait: a rank that left while another writes would have it ended by whoever started them
         dist.run_on_all_ranks(lambda: self._write(ranks) if dist.rank() == 0 else None)
 
     def _write(self, ranks: list[dict[str, Any]]) -> None:
-        network, ema = self.network.state_dict(), self.ema.state_dict() if self.ema is not None else None
-        if dist.world() > 1:
-            network.update(_mean([rank["network"] for rank in ranks]))
-            if ema is not None:
-                ema.update(_module(_mean([rank["ema"] for rank in ranks])))
         state = {
-            "network": network,
-            "ema": ema,
+            "network": self.network.state_dict(),
+            "ema": self.ema.state_dict() if self.ema is not None else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.precision.scaler.state_dict(),
             "rng": [rank.pop("rng") for rank in ranks],
@@ -379,14 +364,22 @@ class Trainer:
         checkpoint.save(state, self.folder.checkpoints / checkpoint.LAST, keep)
         self._saved = self.step
 
+    def _load_last(self) -> tuple[bool, str]:
+        """Goes back to the run folder's last checkpoint. Whether there is one, and what there is to say of it."""
+        state, note = checkpoint.load_last(self.folder.checkpoints)
+        if state is not None:
+            self._restore(state)
+        return state is not None, note
+
     def _restore(self, state: dict[str, Any]) -> None:
         """Puts everything back to where `state` was saved. UserError if it is of another network or optimizer."""
         same_ranks = len(state["rng"]) == dist.world()
-        own = state["statistics"][dist.rank()] if same_ranks and state.get("statistics") else {"network": {}, "ema": {}}
+        own = state["statistics"][dist.rank()] if same_ranks and state.get("statistics") else {}
         try:
-            self.network.load_state_dict({**state["network"], **own["network"]})
+            self.network.load_state_dict({**state["network"], **own.get("network", {})})
             if self.ema is not None:
-                self.ema.load_state_dict({**state["ema"], **_module(own["ema"])})
+                averaged = {f"module.{name}": value for name, value in own.get("ema", {}).items()}
+                self.ema.load_state_dict({**state["ema"], **averaged})
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise UserError(f"the run folder's checkpoint is of another network: {str(error)[:200]!r}") from error
@@ -399,32 +392,6 @@ class Trainer:
             data.restore_generators(state["rng"][dist.rank()], self.device)
 
 
-@contextmanager
-def _deterministic(on: bool) -> Iterator[None]:
-    """torch's deterministic algorithms, where they are not asked for already; afterwards all is as it was before."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    if on:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
-        torch.backends.cudnn.benchmark = False
-        if not before[0]:
-            torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before[1]
-        if not before[0]:
-            torch.use_deterministic_algorithms(False)
-
-
 def _is_defined(metric: float) -> bool:
     """COCO's evaluation says -1 where there is nothing to measure."""
     return math.isfinite(metric) and metric != -1
-
-
-def _mean(shares: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    return {name: torch.stack([share[name] for share in shares]).mean(0) for name in shares[0]}
-
-
-def _module(statistics: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """In the names of an Average's state."""
-    return {f"module.{name}": value for name, value in statistics.items()}
