@@ -102,8 +102,19 @@ def test_a_run_goes_on_from_the_one_before_a_damaged_checkpoint(tmp_path: Path, 
     starts: list[int] = []
     made = built(tmp_path)
     made.folder.start = lambda step, evaluated, start=made.folder.start: starts.append(step) or start(step, evaluated)
-    run(made)
+    write = made._write
+
+    def write_once(ranks: list[dict[str, Any]]) -> None:
+        write(ranks)
+        raise Cut
+
+    made._write = write_once
+    with pytest.raises(Cut):
+        run(made)
     assert 0 < starts[0] < before
+    kept = checkpoint.load(last.with_name(checkpoint.PREVIOUS))["step"]
+    assert kept == starts[0], "the damaged checkpoint took the place of the whole one"
+    run(built(tmp_path))
     assert same(trained(tmp_path), trained(whole))
     assert numbers(tmp_path) == numbers(whole)
 

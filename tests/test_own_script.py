@@ -27,9 +27,8 @@ def test_own_script_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     assert whole.returncode == 0 and "accuracy" in whole.stdout.splitlines()[-1], whole.stderr
     log = tmp_path / "cut" / "log.txt"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **path}
-    cut = subprocess.Popen(
-        [sys.executable, "myscript.py", "cut"], cwd=tmp_path, env=environment, start_new_session=True
-    )
+    words = [sys.executable, "myscript.py", "cut"]
+    cut = subprocess.Popen(words, cwd=tmp_path, env=environment, start_new_session=True)
     assert until(lambda: log.exists() and "epoch 1 val" in log.read_text(), cut)
     os.killpg(cut.pid, signal.SIGKILL)
     assert cut.wait(60) == -signal.SIGKILL

@@ -90,7 +90,8 @@ def evaluate(
         RunError: more samples than `max_bad` cannot be read, in this share or in all of them together.
     """
     dataset = task.dataset(split) if isinstance(split, str) else split
-    precision = precision or Precision("auto", next(network.parameters()).device)
+    anywhere = next(network.parameters(), torch.empty(0))  # one without parameters is on the CPU
+    precision = precision or Precision("auto", anywhere.device)
     order = EvaluationOrder(len(dataset), batch, rank=dist.rank(), ranks=dist.world())
     pin = precision.device.type == "cuda"
     reading = Loader(dataset, order, seed=seed, pin=pin, **vars(loader or LoaderSettings()))
