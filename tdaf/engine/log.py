@@ -136,8 +136,8 @@ class RunFolder:
         """summary.json, whose being there is what makes a run a finished one; None without a whole one."""
         try:
             summary = json.loads((self.folder / "summary.json").read_text())
-            return summary if {"metric", "metrics", "samples", "skipped", "protocol"} <= summary.keys() else None
-        except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError):
+            return summary if isinstance(summary, dict) and "metric" in summary else None
+        except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
         except OSError as error:
             raise UserError(f"run_dir={self.folder} cannot be used: {error.strerror}") from error
