@@ -129,12 +129,6 @@ def test_mistakes_are_said_in_one_line() -> None:
         optim.optimizer(nn.Linear(2, 2).requires_grad_(False), torch.optim.SGD, lr=1.0, batch=1)
 
 
-def test_cosine_ends_where_it_should() -> None:
-    schedule = Schedule(cosine(), steps_per_epoch=PER_EPOCH, steps=STEPS)
-    assert schedule.factor(0) == 1 and math.isclose(schedule.factor(STEPS), 0, abs_tol=1e-12)
-    assert schedule.factor(STEPS + 5) == pytest.approx(0)
-
-
 def losses(seed: int, count: int = 80) -> list[float]:
     """Falling, then by less than the threshold and with noise, then level; one is not a number."""
     numbers = random.Random(seed)
@@ -174,15 +168,6 @@ def test_a_plateau_goes_on_where_its_checkpoint_was_written() -> None:
             assert [whole.factor(s) for s in (4, 90)] == [other.factor(s) for s in (4, 90)]
         assert whole.factor(90) < 1
         whole = make(Plateau(patience=2))
-
-
-def test_only_a_plateau_remembers() -> None:
-    schedule = Schedule(cosine(), steps_per_epoch=5, steps=400)
-    before = [schedule.factor(step) for step in range(400)]
-    schedule.step({"loss": 3.0})
-    assert schedule.state_dict() == {}
-    schedule.load_state_dict({})
-    assert [schedule.factor(step) for step in range(400)] == before
 
 
 @pytest.mark.parametrize(

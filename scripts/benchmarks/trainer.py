@@ -10,15 +10,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-
 from benchmarks.networks import configured, images, milliseconds
 from benchmarks.settings import Settings
 from benchmarks.timing import Result, Times
+from torch import nn
+
 from tdaf.cli import build
 from tdaf.engine.precision import Precision
 from tdaf.engine.settings import Settings as Training
