@@ -45,10 +45,9 @@ def check(*, out: Path = Path("skip.txt"), scan: Literal["full", "quick"] = "ful
 
 def _scan(config: dict[str, Any], split: str, full: bool, sizes: Counter[str]) -> dict[str, str]:
     """The unreadable samples of a split: name to reason. sizes: gets the number of samples in each folder."""
-    import torch  # takes seconds to import; a misspelt setting needs none of it
-
-    from tdaf.cli import build
-    from tdaf.cli.run import loading, validation
+    from tdaf.cli import build  # imports torch, for seconds; a misspelt setting needs none of it
+    from tdaf.cli.run import loader_settings
+    from tdaf.engine.data import EvaluationOrder, Loader
     from tdaf.engine.predict import progress
 
     dataset: Any = build.task(config).dataset(split)
@@ -57,8 +56,8 @@ def _scan(config: dict[str, Any], split: str, full: bool, sizes: Counter[str]) -
         dataset, batch = dataset.checked(full), 4
     elif not full:
         raise UserError("scan=quick: this is for videos; the samples of this task can only be read whole")
-    settings = {**loading(config, torch.device("cpu")), "max_bad": len(dataset)}
-    loader = validation(dataset, batch, settings)
+    how = {**vars(loader_settings(config)), "max_bad": len(dataset)}
+    loader = Loader(dataset, EvaluationOrder(len(dataset), batch), seed=config["seed"], **how)
     with progress(split, -(-len(dataset) // batch)) as bar:
         for _ in loader:
             bar.advance()

@@ -21,7 +21,33 @@ LARGEST = 2**18  # bytes of a config.yaml, and values in settings; a run's own h
 # What brings settings that an older version wrote up to date: classes that have moved since, old name to new one, and
 # functions that change plain settings in place, the oldest first.
 MOVED: dict[str, str] = {}
-UPGRADES: list[Callable[[Settings], None]] = []
+
+
+def _attention_as_node(settings: Settings) -> None:
+    """Version 0.1.0 had the mechanism's name where its class and arguments are now (configs/attention/)."""
+    for node in (settings, settings["backbone"]):
+        name = node.get("attention")
+        if isinstance(name, str):
+            node["attention"] = copy.deepcopy(_MECHANISMS[name])
+            if name == "abn":
+                settings["task"]["_target_"] = "tasks.classification.abn.AttentionBranchClassification"
+
+
+UPGRADES: list[Callable[[Settings], None]] = [_attention_as_node]
+_BLOCKS, _SELF = "tdaf.model.attention.nonlocal_blocks", "tdaf.model.attention.self_attention"
+_MECHANISMS: dict[str, Any] = {
+    "none": None,
+    "se": {"_target_": "tdaf.model.attention.se_cbam.squeeze_excitation", "_partial_": True},
+    "cbam": {"_target_": "tdaf.model.attention.se_cbam.CBAM", "_partial_": True},
+    "nonlocal": {"_target_": f"{_BLOCKS}.FiveNonLocal"},
+    "a2": {"_target_": f"{_BLOCKS}.FiveDoubleAttention"},
+    "cgnl": {"_target_": f"{_BLOCKS}.OneCGNL"},
+    "aa": {"_target_": f"{_SELF}.AttentionAugmented", "keys": 0.2, "values": 0.1},
+    "sasa": {"_target_": f"{_SELF}.StandAloneAttention"},
+    "abn": {"_target_": "tdaf.model.attention.abn.AttentionBranch"},
+    "resatt": {"_target_": "tdaf.model.attention.resatt.ResidualAttention"},
+    "tdam": {"_target_": "tdaf.model.attention.tdam.TopDownAttention"},
+}
 
 
 def read_settings(path: Path, trust: Sequence[str] = ()) -> Settings:

@@ -1,4 +1,7 @@
-"""What a task is to the engine: four verbs and a name, and four more to show itself. A task inherits nothing."""
+"""What a task is to the engine: data, a network, losses and a metric; and, optionally, how it shows and predicts.
+
+A task inherits nothing. (A data set that names `Dataset` as its base gets what is optional in it.)
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,20 @@ Batch = dict[str, Any]
 
 
 class Dataset(Protocol):
-    """One split. `dataset[i]` is a dict with "input"; it raises UnreadableSample when sample i cannot be read."""
+    """One split. `dataset[i]` is a dict with "input"; it raises UnreadableSample when sample i cannot be read.
 
-    skipped: int  # samples left out by a skip list; printed beside the metric
-    notes: Mapping[str, int]  # what was found wrong in the annotations and handled: how often; printed at the start
-    groups: Sequence[int] | None  # a number for each sample; a training batch takes samples of one. None: of any
+    Random choices inside `dataset[i]` and `collate` must use the global torch, numpy or random generators: the loader
+    seeds all three from (seed, epoch, index), which makes them independent of workers and ranks.
+
+    Attributes:
+        skipped: samples left out by a skip list; printed beside the metric.
+        notes: what was found wrong in the annotations and handled, and how often; printed at the start.
+        groups: a number for each sample; a training batch takes samples of one. None: of any.
+    """
+
+    skipped: int = 0
+    notes: Mapping[str, int] = {}
+    groups: Sequence[int] | None = None
 
     def __len__(self) -> int: ...
 
@@ -28,15 +40,100 @@ class Dataset(Protocol):
 
     def name(self, index: int) -> str:
         """What a person finds sample `index` by: a file's path, say."""
+        return f"sample {index}"
 
-    def collate(self, samples: list[dict[str, Any]]) -> Batch: ...
+    def collate(self, samples: list[dict[str, Any]]) -> Batch:
+        """A batch of such dicts; by itself torch's, which stacks tensors and numbers."""
+        from torch.utils.data import default_collate
+
+        return default_collate(samples)
+
+
+class Evaluator(Protocol):
+    """Turns outputs into one record a sample, and all records of all ranks into named numbers.
+
+    Attributes:
+        protocol: how it is measured, printed with every number.
+    """
+
+    protocol: str
+
+    def update(self, outputs: Any, batch: Batch) -> Sequence[Any]:
+        """One record (plain numbers or CPU tensors) for each sample of the batch, in the batch's order."""
+
+    def compute(self, records: list[Any]) -> dict[str, float] | tuple[dict[str, float], dict[str, str]]:
+        """The numbers by name, from the records of the whole split in the order of the data set.
+
+        Returns:
+            The numbers, or (numbers, files): texts by file name, kept beside the numbers, as results in a benchmark's
+            own format. A name that ends in .md is a table that evaluate prints as well.
+        """
+
+
+class Task(Protocol):
+    """What is trained for. Trainer and evaluate need no more than this.
+
+    Its `__init__` takes the data source as `data`, and must survive one that has nothing but `.classes`: that is what
+    predict and other scripts that need no data build a trained task with. So a source is looked into by `dataset` only.
+
+    Attributes:
+        metric: the evaluator's key by which "best" is chosen; higher is better. A value that is not finite, or -1 as
+            COCO says it, is undefined, and neither better nor worse than another.
+        classes: what the outputs stand for; stored with every checkpoint.
+    """
+
+    metric: str
+    classes: Sequence[str]
+
+    def network(self, backbone: Staged, tdaf: Callable[[Staged], Staged]) -> nn.Module:
+        """The network whose `forward(batch["input"])` gives the outputs. The task decides where TDAF goes.
+
+        (A script that gives Trainer a network of its own needs none.)
+        """
+
+    def dataset(self, split: str) -> Dataset:
+        """The split "train" or "val"."""
+
+    def losses(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        """Scalar losses by name, the same names for every batch; the trainer minimises their sum.
+
+        Args:
+            outputs: what the network gave, every floating-point tensor in float32.
+            batch: what `collate` gave, on the network's device.
+        """
+
+    def evaluator(self) -> Evaluator: ...
+
+
+class PredictionTask(Task, Protocol):
+    """A task that can also show what its network says: what TensorBoard's pictures, predict and export ask for."""
+
+    def visualize(self, outputs: Any, batch: Batch) -> dict[str, list[Tensor]]:
+        """For TensorBoard, by name, one uint8 RGB image (3, H, W) a sample: its input with what the network says."""
+
+    def predict_dataset(self, paths: list[Path], **options: Any) -> PredictDataset:
+        """Files that a user gives to predict, prepared as in evaluation. options: what only this task takes."""
+
+    def postprocess(self, outputs: Any, batch: Batch) -> list[dict[str, Any]]:
+        """What predict says of each sample: plain data, in pixels of the pictures as they were read."""
+
+    def draw(self, picture: Tensor, answers: list[dict[str, Any]]) -> Tensor:
+        """The picture, uint8 RGB (3, H, W), with the answers of all its samples drawn on it."""
+
+    def to_json(self, found: list[tuple[Path, int | None, list[dict[str, Any]]]]) -> Any:
+        """What predict writes as JSON: plain data, from (file, frame, answers) of every picture."""
 
 
 class Media(Protocol):
-    """The pictures that predict draws on, in order: an image file is one, a video is as many as it has frames."""
+    """The pictures that predict draws on, in order: an image file is one, a video is as many as it has frames.
 
-    videos: bool  # whether there is a video among the files
-    faults: Mapping[Path, str]  # videos that cannot be read, or not to their end, with the reason
+    Attributes:
+        videos: whether there is a video among the files.
+        faults: videos that cannot be read, or not to their end, with the reason.
+    """
+
+    videos: bool
+    faults: Mapping[Path, str]
 
     def __len__(self) -> int: ...
 
@@ -58,54 +155,4 @@ class PredictDataset(Dataset, Protocol):
     pictures: Media
 
     def shown(self, index: int) -> Sequence[int]:
-        """The pictures that sample `index` is about: its image, the image a person was cut from, the frames of a clip."""
-
-
-class Evaluator(Protocol):
-    """Turns outputs into one record a sample, and all records of all ranks into named numbers."""
-
-    protocol: str
-
-    def update(self, outputs: Any, batch: Batch) -> Sequence[Any]:
-        """One record (plain numbers or CPU tensors) for each sample of the batch, in the batch's order."""
-
-    def compute(self, records: list[Any]) -> dict[str, float]:
-        """The numbers by name, from the records of the whole split in the order of the data set."""
-
-    def files(self, records: list[Any]) -> dict[str, str]:
-        """Texts by file name, kept beside the numbers: results in a benchmark's own format, say. Called after `compute`
-        with the same records. A name that ends in .md is a table that evaluate prints as well."""
-
-
-class Task(Protocol):
-    """Random choices inside `dataset[i]` and `collate` must use the global torch, numpy or random generators: the
-    loader seeds all three from (seed, epoch, index), which makes them independent of workers and ranks."""
-
-    metric: str  # the evaluator's key by which "best" is chosen; higher is better
-    classes: Sequence[str]  # what the outputs stand for; stored with every checkpoint
-
-    def network(self, backbone: Staged, tdaf: Callable[[Staged], Staged]) -> nn.Module:
-        """The network whose `forward(batch["input"])` gives the outputs. The task decides where TDAF goes."""
-
-    def dataset(self, split: str) -> Dataset:
-        """The split "train" or "val"."""
-
-    def losses(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
-        """Scalar losses by name; the trainer minimises their sum."""
-
-    def evaluator(self) -> Evaluator: ...
-
-    def visualize(self, outputs: Any, batch: Batch) -> dict[str, list[Tensor]]:
-        """By name, one uint8 RGB image (3, H, W) a sample: its input with what the network says of it, for TensorBoard."""
-
-    def predict_dataset(self, paths: list[Path], **options: Any) -> PredictDataset:
-        """Files that a user gives to predict, prepared as in evaluation. options: what only this task's predict takes."""
-
-    def postprocess(self, outputs: Any, batch: Batch) -> list[dict[str, Any]]:
-        """What predict says of each sample: plain data, in pixels of the pictures as they were read."""
-
-    def draw(self, picture: Tensor, answers: list[dict[str, Any]]) -> Tensor:
-        """The picture, uint8 RGB (3, H, W), with the answers of all its samples drawn on it."""
-
-    def to_json(self, found: list[tuple[Path, int | None, list[dict[str, Any]]]]) -> Any:
-        """What predict writes as JSON: plain data, from (file, frame, answers) of every picture."""
+        """The pictures that sample `index` is about: its image, the one a person was cut from, the frames of a clip."""

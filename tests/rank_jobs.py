@@ -6,20 +6,19 @@ import copy
 import functools
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as td
-from tiny_run import Pictures, little, run, trainer
+from tiny_run import ColourTask, Pictures, little, run, trainer
 from torch import Tensor, nn
 
-from tdaf.cli.launch import _rank
-from tdaf.engine import dist, seeds
-from tdaf.engine.preempt import Preempted
-from tdaf.engine.syncbn import synchronise
+from tdaf.cli.launch import run_rank
+from tdaf.engine import data, dist
+from tdaf.engine.health import Preempted
+from tdaf.engine.spawn import spawn
 from tdaf.errors import RunError, UserError
 
 CONFIG = {"loader": {"timeout": 60}, "trainer": {"hang_timeout": 60}}
@@ -60,7 +59,7 @@ def norm_output(shape: tuple[int, ...]) -> dict[str, Tensor]:
     for parameter in norm.parameters():
         nn.init.uniform_(parameter, 0.5, 1.5)
     if dist.world() > 1:
-        synchronise(norm, torch.device("cpu"))
+        dist.synchronise(norm, torch.device("cpu"))
     mine = slice(None) if dist.world() == 1 else (slice(5), slice(5, None))[dist.rank()]
     x = norm_input(shape)[mine].requires_grad_()
     weight = torch.randn(8, 6, *shape, generator=torch.Generator().manual_seed(5))[mine]
@@ -72,9 +71,12 @@ def norm_output(shape: tuple[int, ...]) -> dict[str, Tensor]:
     return {**found, "short": norm((x / 100).bfloat16()).detach()}
 
 
+CUT = {"max_steps": 12, "checkpoint_every": 50, "ema": 0.9}  # each rank's batch norm has statistics of its own
+
+
 def told(folder: Path, rank: int, step: int) -> None:
     """A run in which only `rank` hears SIGTERM, in step `step`."""
-    made = trainer(folder, max_steps=12, checkpoint_every=50, ema=0.9, sync_bn=True)
+    made = trainer(folder, **CUT)
     train = made._one_step
 
     def one_step(batches: Any) -> None:
@@ -101,18 +103,19 @@ def everything(config: dict[str, Any], device: torch.device) -> None:
         "norm3": norm_output((2, 3, 2)),
     }
     evaluated = run(trainer(folder / "evaluated", max_steps=2, val=Pictures(21, bad=(4, 7)), max_bad=2))
-    found["evaluated"] = dict(vars(evaluated.last))
-    found["skipped"] = "nothing"
-    try:
-        run(trainer(folder / "skipped", max_steps=2, val=Pictures(21, bad=(4, 7)), max_bad=1))
-    except RunError as error:
-        found["skipped"] = str(error)
-    run(trainer(folder / "whole", max_steps=12, checkpoint_every=50, ema=0.9, sync_bn=True))
+    found["evaluated"] = evaluated.last.as_dict()
+    found["skipped"] = fault_of(folder / "skipped", max_steps=2, val=Pictures(21, bad=(4, 7)), max_bad=1)
+    found["losses"] = fault_of(folder / "losses", task=Differing())
+    run(trainer(folder / "whole", **CUT))
+    told(folder / "half", 1, 3)
     told(folder / "cut", 1, 3)
     told(folder / "cut", 0, 8)
-    run(trainer(folder / "cut", max_steps=12, checkpoint_every=50, ema=0.9, sync_bn=True))
+    new_group, limits = td.new_group, []
+    td.new_group = lambda **options: limits.append(options["timeout"].total_seconds()) or new_group(**options)
+    run(trainer(folder / "cut", hang_timeout=1000.0, timeout=7.0, **CUT))
+    found["limits"] = limits
     try:
-        mistaken(config, device)
+        trainer(folder / "mistake", task=Mistaken())
     except UserError as error:
         found["mistake"] = str(error)
         raise
@@ -120,19 +123,33 @@ def everything(config: dict[str, Any], device: torch.device) -> None:
         torch.save(found, folder / f"{dist.rank()}.pt")
 
 
-def mistaken(config: dict[str, Any], device: torch.device) -> None:
-    def make() -> None:
-        if dist.rank() == 1:
-            raise UserError("data.root=x: no such folder")
-        trainer(Path(config["folder"]))
+def fault_of(folder: Path, **settings: Any) -> str:
+    try:
+        run(trainer(folder, **settings))
+    except RunError as error:
+        return str(error)
+    return "nothing"
 
-    dist.together(make)
+
+class Differing(ColourTask):
+    """The second rank calls a loss by another name."""
+
+    def losses(self, outputs: Tensor, batch: dict[str, Any]) -> dict[str, Tensor]:
+        losses = super().losses(outputs, batch)
+        return {"other" if name == "size" and dist.rank() else name: loss for name, loss in losses.items()}
+
+
+class Mistaken(ColourTask):
+    def dataset(self, split: str) -> Pictures:
+        if dist.rank() == 1:
+            raise UserError("root=x: no such folder")
+        return super().dataset(split)
 
 
 def unreadable(config: dict[str, Any], device: torch.device) -> None:
-    order = np.random.default_rng(seeds.mix(5, "order", 0)).permutation(44)
+    order = np.random.default_rng(data.mix_seed(5, "order", 0)).permutation(44)
     bad = int(order[8 * 3 + 5])  # in the second rank's half of the fourth step
-    run(dist.together(lambda: trainer(Path(config["folder"]), train=Pictures(44, bad=(bad,)))))
+    run(trainer(Path(config["folder"]), train=Pictures(44, bad=(bad,))))
 
 
 def killed(config: dict[str, Any], device: torch.device) -> None:
@@ -142,10 +159,4 @@ def killed(config: dict[str, Any], device: torch.device) -> None:
 
 
 def ranks(job: Any, folder: Path) -> int:
-    return dist.spawn(_rank, (job, {**CONFIG, "folder": str(folder)}, 0), 2)
-
-
-def waiting(path: str) -> int:
-    Path(path).write_text(str(os.getpid()))
-    time.sleep(600)
-    return 0
+    return spawn(run_rank, (job, {**CONFIG, "folder": str(folder)}, 0), 2)

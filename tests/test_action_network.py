@@ -149,7 +149,7 @@ def test_both_lines_of_haras_recipe_are_settings() -> None:
         schedule = build.make(config["schedule"], "schedule")(steps_per_epoch=10, steps=2000)
         made = build.make(config["task"], "task", data=SimpleNamespace(classes=["a", "b"]))
         for epoch in range(49):
-            schedule.heard({"loss": 2.0})
+            schedule.step({"loss": 2.0})
             if schedule.factor(10 * epoch) < 1:
                 break
         group = optimizer.param_groups[0]

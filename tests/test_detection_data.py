@@ -23,8 +23,7 @@ from tasks.coco.source import CocoFiles, CocoSplit
 from tasks.detection.data import Detections, PredictDataset, padded
 from tasks.detection.evaluator import CocoBoxes, table
 from tasks.detection.transforms import cropped, jittered, resized_size, train_transform, val_transform
-from tdaf.engine.loader import Loader
-from tdaf.engine.order import EvaluationOrder, TrainingOrder
+from tdaf.engine.data import EvaluationOrder, Loader, TrainingOrder
 from tdaf.errors import RunError, UserError
 
 

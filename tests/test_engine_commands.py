@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
+import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from commands import ROOT, call, tiny
 from tiny_run import numbers, same, start, trained, until
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from tdaf.cli.run import loader_settings
 
 COMMAND = "task.head=linear task.dropout=0.2 task.mixup=0.4 trainer.ema=0.9 trainer.checkpoint_every=1 gpus=0".split()
 Starts = Callable[..., subprocess.Popen]
@@ -90,3 +98,55 @@ def test_where_a_run_cannot_start_is_said_in_one_line(commands: tuple[Path, Star
     assert said["other"].startswith(f"error: {root / 'whole'} holds a run with other settings (optim.lr: 0.002")
     assert said["nowhere"] == f"error: run_dir={root / 'file' / 'run'} cannot be written: Not a directory"
     assert before == {path: path.stat().st_mtime_ns for path in (root / "whole").rglob("*") if path.is_file()}
+
+
+def test_a_task_that_says_nothing_of_unreadable_samples_allows_none() -> None:
+    assert loader_settings({"loader": {"workers": 0}, "data": {}}).max_bad == 0
+
+
+READING = """
+from tasks.classification.task import Classification
+
+class Reading(Classification):
+    def network(self, backbone, tdaf):
+        network = super().network(backbone, tdaf)
+        network.register_forward_pre_hook(lambda module, inputs: print("sum", inputs[0].sum().item()))
+        return network
+"""
+
+
+def test_a_network_that_reads_a_value_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot run on the meta device, where mistakes in shapes are looked for and costs are counted."""
+    (tmp_path / "reading.py").write_text(READING)
+    monkeypatch.syspath_prepend(tmp_path)
+    run = tmp_path / "run"
+    command = tiny(tmp_path, "task._target_=reading.Reading", f"run_dir={run}")
+    assert call(monkeypatch, command) == 0
+    assert json.loads((run / "summary.json").read_text())["gflops"] > 0
+
+
+def test_a_network_that_cannot_take_the_samples_is_refused_before_there_is_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "reading.py").write_text(READING.replace("inputs[0].sum().item()", "inputs[0].view(-1, 7, 5, 3)"))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "reading", raising=False)
+    run = tmp_path / "run"
+    assert call(monkeypatch, tiny(tmp_path, "task._target_=reading.Reading", f"run_dir={run}")) == 2
+    assert "the network cannot take training samples of 3x24x24" in capsys.readouterr().err and not run.exists()
+
+
+def test_the_way_to_a_step_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames: list[str] = []
+
+    def note(optimizer: torch.optim.Optimizer, arguments: tuple, keywords: dict) -> None:
+        stack = [frame for frame in traceback.extract_stack() if frame.filename.startswith(f"{ROOT}/t")]
+        frames[:] = [frame.name for frame in stack if not frame.filename.startswith(str(ROOT / "tests"))]
+
+    hook = register_optimizer_step_pre_hook(note)
+    try:
+        assert call(monkeypatch, tiny(tmp_path, f"run_dir={tmp_path / 'run'}")) == 0
+    finally:
+        hook.remove()
+    assert frames[0] == "main" and frames[-1] == "_one_step"
+    assert len(frames) <= 7, frames

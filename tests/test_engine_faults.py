@@ -1,4 +1,4 @@
-"""What ends a run from inside: numbers that are not finite, samples that cannot be read, dead workers, hanging ranks."""
+"""What ends a run from inside: numbers that are not finite, unreadable samples, dead workers, hanging ranks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from tiny_run import ROOT, ColourTask, Pictures, run, trainer
 from torch import Tensor, inf
 
 from tdaf.engine import checkpoint
-from tdaf.engine.order import TrainingOrder
+from tdaf.engine.data import TrainingOrder
 from tdaf.errors import RunError
 
 
 class Exploding(ColourTask):
     def __init__(self, sample: int) -> None:
+        super().__init__()
         self.sample = sample
 
     def losses(self, outputs: Tensor, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -28,10 +29,9 @@ class Exploding(ColourTask):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
-    made = trainer(tmp_path, checkpoint_every=2, log_every=50)
     order, step = iter(TrainingOrder(44, 8, seed=5)), 3
     samples = [i for _, i in [next(order) for _ in range(step)][-1]]
-    made.task = Exploding(samples[5])
+    made = trainer(tmp_path, task=Exploding(samples[5]), checkpoint_every=2, log_every=50)
     with pytest.raises(RunError) as raised:
         run(made)  # it is found when the losses are read, which is before anything is saved
     said = str(raised.value)
@@ -94,7 +94,7 @@ def test_a_rank_that_hangs_says_where_and_ends(tmp_path: Path, workers: int) -> 
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1, done.stderr
     said = done.stderr.splitlines()[-1]
-    assert said.startswith("error: rank 0: no step within trainer.hang_timeout=1 s; ")
+    assert said.startswith("error: rank 0: no step within hang_timeout=1 s; ")
     assert "files being read: picture-30.jpg; stacks: " in said
     stacks = (tmp_path / "hang-rank0.txt").read_text()
     assert stacks.startswith(said) and "_one_step" in stacks

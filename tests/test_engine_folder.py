@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tdaf.engine.log import Bar, RunFolder
-from tdaf.engine.pace import Pace
-from tdaf.engine.preempt import Preempted
+from tdaf.engine.health import Preempted
+from tdaf.engine.log import Bar, RunFolder, Throughput
+from tdaf.engine.summary import commit
 from tdaf.errors import RunError
 
 
@@ -83,11 +84,11 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
 
 
 def test_time_goes_on_over_a_cut() -> None:
-    first = Pace()
+    first = Throughput()
     first.training = 5.0
-    second = Pace()
-    second.restore({**first.state(), "everything": 9.0})
-    assert second.training == 5.0 and 9.0 <= second.everything < 10.0
+    second = Throughput()
+    second.load_state_dict({**first.state_dict(), "everything": 9.0})
+    assert second.training == 5.0 and 9.0 <= second.total < 10.0
     with second.waiting():
         pass
     second.step()
@@ -100,3 +101,22 @@ def test_there_is_no_bar_where_nobody_looks(capsys: pytest.CaptureFixture[str]) 
     bar.advance()
     bar.stop()
     assert capsys.readouterr().err == ""
+
+
+def test_the_commit_is_of_tdafs_own_checkout_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=tmp_path, check=True)
+
+    git("init", "-q")
+    (tmp_path / "tdaf").mkdir()
+    (tmp_path / "tdaf" / "__init__.py").write_text("")
+    git("add", "-A")
+    git("commit", "-qm", "one")
+    installed = tmp_path / "venv" / "site-packages" / "tdaf"
+    for package, is_ours in ((tmp_path / "tdaf", True), (installed, False)):
+        package.mkdir(parents=True, exist_ok=True)
+        monkeypatch.setattr("tdaf.__file__", str(package / "__init__.py"))
+        assert (commit() is not None) == is_ours
+    (tmp_path / "tdaf" / "__init__.py").write_text("changed")
+    monkeypatch.setattr("tdaf.__file__", str(tmp_path / "tdaf" / "__init__.py"))
+    assert commit().endswith("+")

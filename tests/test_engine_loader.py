@@ -15,8 +15,7 @@ import pytest
 import torch
 from tiny_run import Pictures, run, same, trainer
 
-from tdaf.engine.loader import Loader
-from tdaf.engine.order import EvaluationOrder, TrainingOrder
+from tdaf.engine.data import EvaluationOrder, Loader, TrainingOrder, generator_state, restore_generators
 from tdaf.errors import RunError, UserError
 
 
@@ -88,10 +87,10 @@ def test_evaluation_gives_each_sample_to_one_rank(size: int, ranks: int) -> None
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"batch": 0}, "trainer.batch=0"),
+        ({"batch": 0}, "batch=0"),
         ({"batch": 30}, "larger than the training set of 22"),
         ({"batch": 6, "ranks": 4}, "not divisible by ranks=4"),
-        ({"batch": 6, "ranks": 2, "accumulate": 2}, "trainer.accumulate=2"),
+        ({"batch": 6, "ranks": 2, "accumulate": 2}, "accumulate=2"),
     ],
 )
 def test_a_batch_that_cannot_be_is_refused(settings: dict[str, int], said: str) -> None:
@@ -122,7 +121,7 @@ def test_unreadable_samples_are_named_counted_and_skipped(workers: int, capfd: p
     assert loader.bad == {i: (f"picture-{i}.jpg", "it is no JPEG") for i in (2, 3, 7)}
     said = capfd.readouterr().err.splitlines()
     assert [line for line in said if "skipped" in line] == [
-        f"skipped: cannot read picture-{i}.jpg: it is no JPEG ({n} unreadable, data.max_bad=3)"
+        f"skipped: cannot read picture-{i}.jpg: it is no JPEG ({n} unreadable, max_bad=3)"
         for n, i in enumerate((2, 3, 7), 1)
     ]
 
@@ -130,7 +129,7 @@ def test_unreadable_samples_are_named_counted_and_skipped(workers: int, capfd: p
 @pytest.mark.parametrize("workers", [0, 1])
 def test_one_unreadable_sample_too_many_ends_the_reading(workers: int) -> None:
     loader = Loader(Pictures(9, bad=(2, 7)), EvaluationOrder(9, 2), seed=0, workers=workers, max_bad=1)
-    with pytest.raises(RunError, match=r"cannot read picture-7\.jpg: it is no JPEG \(2 unreadable, data\.max_bad=1\)"):
+    with pytest.raises(RunError, match=r"cannot read picture-7\.jpg: it is no JPEG \(2 unreadable, max_bad=1\)"):
         list(loader)
 
 
@@ -145,7 +144,7 @@ def test_samples_of_one_file_count_once(capfd: pytest.CaptureFixture[str]) -> No
     loader = Loader(Clips(9, bad=(3, 4, 5)), EvaluationOrder(9, 2), seed=0, max_bad=1)
     assert sum(len(batch["index"]) for batch in loader) == 6 and set(loader.bad) == {3, 4, 5}
     assert capfd.readouterr().err.count("skipped:") == 1
-    with pytest.raises(RunError, match=r"video-2\.mp4: .* \(2 unreadable, data\.max_bad=1\)"):
+    with pytest.raises(RunError, match=r"video-2\.mp4: .* \(2 unreadable, max_bad=1\)"):
         list(Loader(Clips(9, bad=(3, 4, 8)), EvaluationOrder(9, 2), seed=0, max_bad=1))
 
 
@@ -166,7 +165,7 @@ class Stalling(Pictures):
 
 def test_a_stalled_read_is_named() -> None:
     loader = Loader(Stalling(9), EvaluationOrder(9, 2), seed=0, workers=1, timeout=1)
-    with pytest.raises(RunError, match=r"no batch within loader\.timeout=1 s; being read: picture-5\.jpg"):
+    with pytest.raises(RunError, match=r"no batch within timeout=1 s; being read: picture-5\.jpg"):
         list(loader)
 
 
@@ -178,7 +177,7 @@ class Dying(Pictures):
 
 
 def test_a_killed_worker_is_said_in_one_line(tmp_path: Path) -> None:
-    said = r"^a loader worker died .*being read: picture-5\.jpg; try fewer loader\.workers$"
+    said = r"^a loader worker died .*being read: picture-5\.jpg; try fewer workers$"
     # torch raises from a signal handler at any instruction of the main thread, a lost one now and then among them
     for attempt in range(3):
         with pytest.raises((RunError, RuntimeError)) as caught:
@@ -237,3 +236,11 @@ def test_batches_are_of_one_group_but_for_what_is_left(ranks: int) -> None:
     mixed = taken(TrainingOrder(50, 10, seed=1, groups=groups), 5)
     assert sorted(len({groups[i] for _, i in batch}) for batch in mixed) == [1, 1, 1, 1, 2]
     assert {i for batch in mixed for _, i in batch} == set(range(50))
+
+
+def test_generators_come_back_as_they_were(tmp_path: Path) -> None:
+    torch.randn(1)
+    torch.save(generator_state(torch.device("cpu")), tmp_path / "rng.pt")
+    expected = torch.randn(5), np.random.rand(), random.random()
+    restore_generators(torch.load(tmp_path / "rng.pt", weights_only=True), torch.device("cpu"))
+    assert same((torch.randn(5), np.random.rand(), random.random()), expected)

@@ -16,9 +16,10 @@ from tiny_run import ROOT, run, same, start, trained, trainer, until
 from torch import nn
 
 from tdaf.engine import checkpoint
-from tdaf.engine.syncbn import synchronise
+from tdaf.engine.dist import synchronise
 from tdaf.model.backbones.resnet import resnet
 from tdaf.model.flows import TDAF
+
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
@@ -71,20 +72,38 @@ def test_evaluation_counts_each_sample_once(two: Two) -> None:
 
 def test_unreadable_samples_are_counted_over_all_ranks(two: Two) -> None:
     first, second = (share["skipped"] for share in two[1])  # one bad sample on each rank, and one allowed
-    assert first == "cannot read 2 samples (picture-4.jpg, picture-7.jpg), data.max_bad=1"
+    assert first == "cannot read 2 samples (picture-4.jpg, picture-7.jpg), max_bad=1"
     assert second == "", "it is said once"
 
 
 def test_a_signal_to_one_rank_stops_both_and_the_run_goes_on_bit_for_bit(two: Two) -> None:
+    """Each rank's batch norm has statistics of its own then, and keeps them."""
+    half = checkpoint.load(two[0] / "half" / "checkpoints" / checkpoint.LAST)
+    first, second = (rank["network"]["1.running_mean"] for rank in half["statistics"])
+    assert not torch.equal(first, second)
     assert same(trained(two[0] / "cut"), trained(two[0] / "whole"))
     assert len(trained(two[0] / "cut")["rng"]) == 2
 
 
+def test_the_average_keeps_its_own_statistics(two: Two) -> None:
+    state = trained(two[0] / "whole")
+    assert not torch.equal(state["ema"]["module.1.running_mean"], state["network"]["1.running_mean"])
+    first, second = (rank["ema"]["1.running_mean"] for rank in state["statistics"])
+    assert torch.equal(first, second), "the last step was evaluated, and each rank evaluates the same network"
+
+
 def test_a_run_of_two_ranks_goes_on_with_one(two: Two) -> None:
-    state = checkpoint.load(two[0] / "cut" / "checkpoints" / checkpoint.LAST)
-    made = trainer(two[0] / "cut", max_steps=14, ema=0.9)
-    assert made.step == state["step"] == 12
-    assert run(made).step == 14
+    assert checkpoint.load(two[0] / "half" / "checkpoints" / checkpoint.LAST)["step"] < 12
+    assert run(trainer(two[0] / "half", max_steps=12, ema=0.9)).step == 12
+
+
+def test_losses_whose_names_differ_between_ranks_are_said(two: Two) -> None:
+    assert two[1][0]["losses"].startswith("rank 1 lacks the loss size, has the new loss other")
+    assert two[1][1]["losses"] == ""
+
+
+def test_the_stop_question_waits_as_long_as_any_collective(two: Two) -> None:
+    assert two[1][0]["limits"] == [1000 + 7 + 60]
 
 
 def test_synchronising_keeps_what_flows_share() -> None:
@@ -100,7 +119,7 @@ def test_synchronising_keeps_what_flows_share() -> None:
 
 
 def test_a_mistake_that_one_rank_finds_is_said_once(two: Two) -> None:
-    assert [share["mistake"] for share in two[1]] == ["data.root=x: no such folder", ""]
+    assert [share["mistake"] for share in two[1]] == ["root=x: no such folder", ""]
 
 
 ENDED = r"error: (rank \d: )?another rank has ended, or did not answer in time; its own message says why"
@@ -112,7 +131,7 @@ ENDED = r"error: (rank \d: )?another rank has ended, or did not answer in time; 
         (
             unreadable,
             1,
-            [ENDED, r"error: rank 1: cannot read picture-\d+\.jpg: it is no JPEG \(1 unreadable, data\.max_bad=0\);.*"],
+            [ENDED, r"error: rank 1: cannot read picture-\d+\.jpg: it is no JPEG \(1 unreadable, max_bad=0\);.*"],
         ),
         (killed, 137, [r"error: a rank was ended by SIGKILL", ENDED]),
     ],
@@ -128,24 +147,31 @@ def test_what_ends_one_rank_ends_all_in_a_line(
 
 
 PARENT = """
-import sys, time
-sys.path.insert(0, "tests")
-from tdaf.engine import dist
-from rank_jobs import waiting
+from tdaf.engine.spawn import spawn
 if __name__ == "__main__":
-    dist.spawn(waiting, (sys.argv[1],), 1)
+    import slow
+    spawn(slow.work, (), 1)
+"""
+SLOW = """
+import os, pathlib, time
+def work():
+    return 0
+if "RANK" in os.environ:
+    pathlib.Path(__file__).with_name("pid").write_text(str(os.getpid()))
+    time.sleep(600)
 """
 
 
-def test_ranks_end_with_a_killed_parent(tmp_path: Path) -> None:
+def test_ranks_end_with_a_parent_that_is_killed_while_they_start(tmp_path: Path) -> None:
     (tmp_path / "parent.py").write_text(PARENT)
-    told = tmp_path / "pid"
+    (tmp_path / "slow.py").write_text(SLOW)
+    pid = tmp_path / "pid"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    parent = subprocess.Popen([sys.executable, str(tmp_path / "parent.py"), str(told)], cwd=ROOT, env=environment)
-    assert until(lambda: told.exists() and told.read_text(), parent)
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "parent.py")], cwd=ROOT, env=environment)
+    assert until(lambda: pid.exists() and pid.read_text(), parent)
     parent.kill()
     parent.wait()
-    gone = Path("/proc", told.read_text(), "cmdline")  # empty once the process has ended, even where nobody reaps it
+    gone = Path("/proc", pid.read_text(), "cmdline")  # empty once the process has ended, even where nobody reaps it
     assert until(lambda: not gone.exists() or not gone.read_bytes(), seconds=10)
 
 

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from tiny_run import Pictures, numbers, run, same, trained, trainer
 
-from tdaf.engine import checkpoint, seeds
-from tdaf.engine.preempt import Preempted
+from tdaf.engine import checkpoint
+from tdaf.engine.health import Preempted
 from tdaf.engine.schedule import Plateau
 from tdaf.errors import UserError
 
@@ -75,7 +74,7 @@ def steps(folder: Path) -> list[tuple[str, int]]:
 @pytest.mark.parametrize("seed", range(6))
 def test_a_run_cut_at_random_moments_is_the_whole_run(tmp_path: Path, whole: Path, seed: int) -> None:
     draw = random.Random(seed)
-    places = ("_one_step", "_backward", "_save", "_evaluate_if_due", "_evaluating", "_report", "event", "_due")
+    places = ("_one_step", "_backward", "_save", "_evaluate_if_due", "_evaluating", "_report", "event", "_is_due")
     cuts = [(draw.choice(places), draw.randint(1, 6)) for _ in range(6)]
     assert finish(tmp_path, cuts, workers=seed % 2) >= 3
     assert same(trained(tmp_path), trained(whole))
@@ -100,9 +99,22 @@ def test_a_run_goes_on_from_the_one_before_a_damaged_checkpoint(tmp_path: Path, 
     last = tmp_path / "checkpoints" / checkpoint.LAST
     before = checkpoint.load(last)["step"]
     last.write_bytes(last.read_bytes()[:1000])
+    starts: list[int] = []
     made = built(tmp_path)
-    assert 0 < made.step < before
-    run(made)
+    made.folder.start = lambda step, evaluated, start=made.folder.start: starts.append(step) or start(step, evaluated)
+    write = made._write
+
+    def write_once(ranks: list[dict[str, Any]]) -> None:
+        write(ranks)
+        raise Cut
+
+    made._write = write_once
+    with pytest.raises(Cut):
+        run(made)
+    assert 0 < starts[0] < before
+    kept = checkpoint.load(last.with_name(checkpoint.PREVIOUS))["step"]
+    assert kept == starts[0], "the damaged checkpoint took the place of the whole one"
+    run(built(tmp_path))
     assert same(trained(tmp_path), trained(whole))
     assert numbers(tmp_path) == numbers(whole)
 
@@ -149,11 +161,11 @@ def test_a_signal_ends_an_evaluation_at_once(tmp_path: Path, whole: Path) -> Non
     made = built(tmp_path)
     between, calls = made._evaluating, []
 
-    def evaluating() -> None:
+    def evaluating(loader: Any) -> None:
         calls.append(1)
         if len(calls) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        between()
+        between(loader)
 
     made._evaluating = evaluating
     with pytest.raises(Preempted):
@@ -169,13 +181,4 @@ def test_two_damaged_checkpoints_are_said(tmp_path: Path) -> None:
     for path in (tmp_path / "checkpoints").iterdir():
         path.write_bytes(b"x")
     with pytest.raises(UserError, match="no whole checkpoint is left"):
-        built(tmp_path)
-
-
-def test_generators_come_back_as_they_were(tmp_path: Path) -> None:
-    seeds.set_all(3)
-    torch.randn(1)
-    torch.save(seeds.state(torch.device("cpu")), tmp_path / "rng.pt")
-    expected = torch.randn(5), random.random()
-    seeds.restore(torch.load(tmp_path / "rng.pt", weights_only=True), torch.device("cpu"))
-    assert same((torch.randn(5), random.random()), expected)
+        run(built(tmp_path))

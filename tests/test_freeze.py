@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tdaf.engine.optim import optimizer
-from tdaf.engine.syncbn import synchronise
+from tdaf.engine.dist import synchronise
 from tdaf.errors import UserError
 from tdaf.measure import parameters
 from tdaf.model.attention.se_cbam import CBAM

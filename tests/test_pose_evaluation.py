@@ -24,9 +24,7 @@ from tasks.pose.simplepose import encode
 from tasks.pose.source import COCO, CocoKeypoints, sigmas
 from tasks.pose.task import Pose
 from tdaf.engine.evaluate import Evaluation, evaluate
-from tdaf.engine.loader import Loader
-from tdaf.engine.order import EvaluationOrder
-from tdaf.engine.precision import Precision
+from tdaf.engine.settings import LoaderSettings
 from tdaf.errors import UserError
 from tdaf.model.backbones.resnet import resnet
 
@@ -218,10 +216,9 @@ def dotted(root: Path) -> list[tuple[float, ...]]:
 
 
 def evaluated(task: Pose, network: nn.Module, files: dict[str, str], batch: int = 2) -> Evaluation:
-    dataset = task.dataset("val")
-    loader = Loader(dataset, EvaluationOrder(len(dataset), batch), seed=0)
-    precision = Precision("fp32", torch.device("cpu"))
-    return evaluate(network, task, loader, precision, keep=files.__setitem__)
+    result = evaluate(network, task, batch=batch, loader=LoaderSettings(workers=0))
+    files.update(result.files)
+    return result
 
 
 @pytest.mark.parametrize("flip_test", [True, False])

@@ -17,25 +17,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tdaf.engine import checkpoint, dist, optim, seeds
-from tdaf.engine.loader import Loader
-from tdaf.engine.log import RunFolder
-from tdaf.engine.order import EvaluationOrder, TrainingOrder
+from tdaf.engine import checkpoint, data, optim
 from tdaf.engine.schedule import Schedule, cosine
-from tdaf.engine.settings import Settings
+from tdaf.engine.settings import LoaderSettings, Settings
 from tdaf.engine.trainer import Trainer
 from tdaf.errors import UnreadableSample
+from tdaf.task import Dataset
 
 ROOT = Path(__file__).parents[1]
 CLASSES = 4
 
 
-class Pictures:
+class Pictures(Dataset):
     """Noise drawn from all three global generators on a colour that tells the class; `collate` mixes at random."""
-
-    skipped = 0
-    notes: dict[str, int] = {}
-    groups = None
 
     def __init__(self, size: int, bad: tuple[int, ...] = (), noise: float = 1.0, mixed: bool = False) -> None:
         self.size, self.bad, self.noise, self.mixed = size, bad, noise, mixed
@@ -55,10 +49,11 @@ class Pictures:
         return {"input": colour + self.noise * noise, "label": label}
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        input = torch.stack([s["input"] for s in samples])
+        batch = super().collate(samples)
         if self.mixed:
-            input = torch.lerp(input, input[torch.randperm(len(input))], float(np.random.beta(1, 1)))
-        return {"input": input, "label": torch.tensor([s["label"] for s in samples])}
+            permuted = batch["input"][torch.randperm(len(samples))]
+            batch["input"] = torch.lerp(batch["input"], permuted, float(np.random.beta(1, 1)))
+        return batch
 
 
 class Counting:
@@ -68,15 +63,23 @@ class Counting:
         right = outputs.argmax(1) == batch["label"]
         return list(zip(batch["index"].tolist(), right.tolist(), strict=True))
 
-    def compute(self, records: list[tuple[int, bool]]) -> dict[str, float]:
-        return {"accuracy": sum(right for _, right in records) / len(records), "places": sum(i for i, _ in records)}
-
-    def files(self, records: list[tuple[int, bool]]) -> dict[str, str]:
-        return {}
+    def compute(self, records: list[tuple[int, bool]]) -> tuple[dict[str, float], dict[str, str]]:
+        right = [index for index, is_right in records if is_right]
+        values = {"accuracy": len(right) / len(records), "places": sum(index for index, _ in records)}
+        return values, {"right.txt": "\n".join(map(str, right))}
 
 
 class ColourTask:
+    """Of the first protocol alone."""
+
     metric = "accuracy"
+    classes = ("black", "red", "green", "yellow")
+
+    def __init__(self, train: Dataset | None = None, val: Dataset | None = None) -> None:
+        self.splits = {"train": train or Pictures(44), "val": val or Pictures(21)}
+
+    def dataset(self, split: str) -> Dataset:
+        return self.splits[split]
 
     def losses(self, outputs: Tensor, batch: dict[str, Any]) -> dict[str, Tensor]:
         assert outputs.dtype == torch.float32
@@ -86,6 +89,8 @@ class ColourTask:
     def evaluator(self) -> Counting:
         return Counting()
 
+
+class DrawingTask(ColourTask):
     def visualize(self, outputs: Tensor, batch: dict[str, Any]) -> dict[str, list[Tensor]]:
         return {"prediction": list((batch["input"].clamp(0, 1) * 255).to(torch.uint8))}
 
@@ -99,52 +104,38 @@ def little(norm: bool = True, dropout: float = 0.2) -> nn.Module:
 def trainer(
     folder: Path,
     *,
-    train: Pictures | None = None,
-    val: Pictures | None = None,
+    task: ColourTask | None = None,
+    train: Dataset | None = None,
+    val: Dataset | None = None,
     network: Callable[[], nn.Module] = little,
     workers: int = 0,
     max_bad: int = 0,
     timeout: float = 60.0,
     lr: float = 0.05,
     decay: Callable[[], Callable[[float, float], float]] = cosine,
-    factory: Callable[..., torch.optim.Optimizer] = functools.partial(torch.optim.SGD, momentum=0.9),
+    factory: Callable[..., torch.optim.Optimizer] = optim.SGD,
     **settings: Any,
 ) -> Trainer:
-    """A trainer over `folder`, which goes on from the checkpoint in it, put together as tdaf/cli/run.py does."""
+    """A trainer of the tiny task over `folder`."""
     usual = {"epochs": None, "max_steps": 12, "batch": 8, "log_every": 4, "pictures": 0, "checkpoint_every": 3}
     how = Settings(**{**usual, **settings})
-    train, val = train or Pictures(44), val or Pictures(21)
-    order = functools.partial(
-        TrainingOrder, len(train), how.batch, seed=5, rank=dist.rank(), ranks=dist.world(), accumulate=how.accumulate
-    )
-    shared = functools.partial(EvaluationOrder, len(val), 4, rank=dist.rank(), ranks=dist.world())
-    reading = {"seed": 5, "workers": workers, "max_bad": max_bad, "timeout": timeout}
-    seeds.set_all(1)
-    built = network()
-    seeds.set_all(seeds.mix(1, dist.rank()))
-    state, _ = checkpoint.load_last(folder / "checkpoints")
-    made = Trainer(
+    data.seed_everything(1)
+    return Trainer(
+        task or ColourTask(train, val),
+        network(),
         how,
-        ColourTask(),
-        built,
-        make_optimizer=lambda network: optim.optimizer(network, factory, lr=lr, batch=how.batch),
-        make_schedule=functools.partial(Schedule, decay(), warmup_steps=2),
-        order=lambda start: order(start=start),
-        loader=lambda order: Loader(train, order, **reading),
-        validation=lambda: Loader(val, shared(), **reading),
-        folder=RunFolder(folder, quiet=dist.rank() != 0),
-        device=torch.device("cpu"),
+        run_dir=folder,
+        optimizer=functools.partial(optim.optimizer, factory=factory, lr=lr, batch=how.batch),
+        schedule=functools.partial(Schedule, decay(), warmup_steps=2),
+        loader=LoaderSettings(workers=workers, max_bad=max_bad, timeout=timeout),
+        seed=5,
+        device="cpu",
         about={"config": {"name": "little"}},
     )
-    if state:
-        made.restore(state)
-    made.folder.start(made.step, made.evaluated)
-    return made
 
 
 def run(made: Trainer) -> Trainer:
-    with made.folder:
-        made.fit()
+    made.fit()
     return made
 
 
@@ -162,8 +153,7 @@ def same(a: Any, b: Any) -> bool:
 def trained(folder: Path) -> dict[str, Any]:
     """All of a run's last checkpoint that must not depend on how often the run was cut."""
     state = checkpoint.load(folder / "checkpoints" / checkpoint.LAST)
-    kept = ("network", "ema", "optimizer", "schedule", "scaler", "rng", "step", "evaluated", "best", "last")
-    return {k: state[k] for k in kept}
+    return {name: value for name, value in state.items() if name not in ("pace", "about")}
 
 
 def numbers(folder: Path) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from tasks.pose.augment import crop, inverse
 from tdaf.cli import build
 from tdaf.cli.compose import compose
 from tdaf.demo.prepare import prepare
-from tdaf.engine.loader import Loader
+from tdaf.engine.data import Loader
 from tdaf.media.clip import read_clip
 
 OURS, V1, TIMM = "ours", "PIL + torchvision v1 transforms", "timm's create_loader"

@@ -20,8 +20,6 @@ from benchmarks.networks import TDAF, configured, labelled, sides
 from benchmarks.timing import Settings, Times, interleaved, now
 from tdaf.build import make
 from tdaf.cli import build
-from tdaf.engine.log import RunFolder
-from tdaf.engine.order import TrainingOrder
 from tdaf.engine.precision import Precision
 from tdaf.engine.settings import Settings as TrainerSettings
 from tdaf.engine.trainer import Trainer
@@ -124,23 +122,31 @@ def _bare_step(network: nn.Module, make_optimizer: Callable, settings: Settings)
     return step
 
 
+class Endless:
+    """A split without end that is never read."""
+
+    skipped, notes, groups = 0, {}, None
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+
 def fit(network: nn.Module, settings: Settings, feed: Feed, folder: Path) -> None:
     """Trains on what `feed` gives, for ever: no evaluation, no checkpoint."""
     config, task = configured(settings, settings.flows)
+    task.dataset = lambda split: Endless(10**6 * settings.batch)
     never = {"evaluate_every": 0, "checkpoint_every": 10**9, "log_every": STEPS}
-    run = RunFolder(folder)
     trainer = Trainer(
-        TrainerSettings(epochs=None, max_steps=10**9, batch=settings.batch, **never),
         task,
         network,
-        make_optimizer=build.optimizer(config),
-        make_schedule=make(config["schedule"], "schedule"),
-        order=lambda start: TrainingOrder(10**6 * settings.batch, settings.batch, seed=0, start=start),
-        loader=lambda order: feed,
-        validation=lambda: feed,
-        folder=run,
+        TrainerSettings(epochs=None, max_steps=10**9, batch=settings.batch, **never),
+        run_dir=folder,
+        optimizer=build.optimizer(config),
+        schedule=make(config["schedule"], "schedule"),
         device=settings.device,
-        about={},
     )
-    with contextlib.closing(run):
-        trainer.fit()
+    trainer.training_loader = lambda: feed
+    trainer.fit()

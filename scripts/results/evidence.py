@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tdaf.cli import build
-from tdaf.cli.summary import commit, versions
+from tdaf.engine.summary import commit, versions
 from tdaf.demo.classification import imagenet_scene
 from tdaf.engine.log import RunFolder
 from tdaf.engine.precision import Precision

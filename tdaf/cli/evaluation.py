@@ -183,45 +183,41 @@ def evaluate_in_turn(checkpoint: str | Path, several: Sequence[Sequence[str]], t
 def _rank(
     checkpoint: str, overrides: Sequence[str], folded: bool, trust: Sequence[str], _: dict, device: torch.device
 ) -> None:
-    from tdaf.engine import dist
-    from tdaf.engine.log import RunFolder
-
-    run = dist.together(lambda: open_run(checkpoint, overrides, trust))
-    evaluation, files = _measure(run, folded, device)
-    if dist.rank() != 0:
-        return
-    for name, text in files.items():
-        if name.endswith(".md"):
-            print(text)
-    print(f"{run.path}: {evaluation}", flush=True)
-    how = {"checkpoint": str(run.path), "settings": list(overrides), "folded": folded}
-    folder = RunFolder(run.folder)
-    folder.write(f"evaluation-{evaluation.protocol}.json", json.dumps({**how, **vars(evaluation)}, indent=2) + "\n")
-    for name, text in files.items():
-        folder.write(f"evaluation-{evaluation.protocol}/{name}", text)
-
-
-def _measure(run: Run, folded: bool, device: torch.device) -> tuple[Any, dict[str, str]]:
-    """The numbers of the validation split and, on rank 0, the evaluator's files by name."""
-    from tdaf.cli.run import loading, validation
+    from tdaf.cli.run import loader_settings
     from tdaf.engine import dist
     from tdaf.engine.evaluate import evaluate
+    from tdaf.engine.log import RunFolder
     from tdaf.engine.precision import Precision
     from tdaf.model.fold import fold
 
-    trainer = run.settings["trainer"]
-
     def built() -> tuple:
+        run = open_run(checkpoint, overrides, trust)
         task = run.task(data=True)
         network = run.network(task)
-        batch = max(1, trainer["batch"] // trainer["accumulate"] // dist.world())
-        loader = validation(task.dataset("val"), batch, loading(run.settings, device))
-        return task, fold(network) if folded else network, loader
+        return run, task, fold(network) if folded else network
 
-    task, network, loader = dist.together(built)
+    run, task, network = dist.run_on_all_ranks(built)
+    trainer = run.settings["trainer"]
     precision = Precision(trainer["precision"], device, trainer["channels_last"])
-    files: dict[str, str] = {}
-    return evaluate(precision.place(network), task, loader, precision, keep=files.__setitem__), files
+    result = evaluate(
+        precision.place(network),
+        task,
+        batch=max(1, trainer["batch"] // trainer["accumulate"] // dist.world()),
+        loader=loader_settings(run.settings),
+        precision=precision,
+        seed=run.settings["seed"],
+    )
+    if dist.rank() != 0:
+        return
+    for name, text in result.files.items():
+        if name.endswith(".md"):
+            print(text)
+    print(f"{run.path}: {result}", flush=True)
+    how = {"checkpoint": str(run.path), "settings": list(overrides), "folded": folded}
+    folder = RunFolder(run.folder)
+    folder.write(f"evaluation-{result.protocol}.json", json.dumps({**how, **result.as_dict()}, indent=2) + "\n")
+    for name, text in result.files.items():
+        folder.write(f"evaluation-{result.protocol}/{name}", text)
 
 
 def _overridden(run: Run, overrides: Sequence[str]) -> Run:

@@ -10,7 +10,8 @@ import torch
 
 from tdaf.cli.compose import Config
 from tdaf.engine import dist
-from tdaf.engine.preempt import REQUEUE, Preempted
+from tdaf.engine.health import REQUEUE, Preempted
+from tdaf.engine.spawn import spawn
 from tdaf.errors import RunError, UserError
 
 OK, FAULT, MISTAKE, INTERRUPTED = 0, 1, 2, 130
@@ -27,19 +28,19 @@ def launch(job: Job, config: Config) -> int:
     except UserError as error:
         return _complain(error, MISTAKE)
     if dist.under_torchrun() or gpus <= 1:
-        return _rank(job, config, gpus)
-    return dist.spawn(_rank, (job, config, gpus), gpus)
+        return run_rank(job, config, gpus)
+    return spawn(run_rank, (job, config, gpus), gpus)
 
 
-def _rank(job: Job, config: Config, gpus: int) -> int:
-    hang = config["trainer"]["hang_timeout"]
-    patience = hang and hang + config["loader"]["timeout"] + 60
+def run_rank(job: Job, config: Config, gpus: int) -> int:
+    """One rank of the job, on a GPU if `gpus` is not 0. Returns its exit code."""
+    timeout = dist.collective_timeout(config["trainer"]["hang_timeout"], config["loader"]["timeout"])
     try:
-        with dist.losing_a_rank():
-            job(config, dist.join(gpus, patience))
+        with dist.explain_peer_failure():
+            job(config, dist.join("cuda" if gpus else "cpu", timeout))
         return OK
-    except Preempted as told:
-        return _complain(told, REQUEUE)
+    except Preempted as stopped:
+        return _complain(stopped, REQUEUE)
     except UserError as error:
         return _complain(error, MISTAKE)
     except RunError as error:
@@ -55,9 +56,9 @@ def _rank(job: Job, config: Config, gpus: int) -> int:
         dist.leave()
 
 
-def _complain(said: object, code: int) -> int:
+def _complain(message: object, code: int) -> int:
     stopped = code in (REQUEUE, INTERRUPTED)
     rank = f"rank {dist.rank()}: " if dist.rank() else ""
-    if str(said) and not (stopped and rank):  # all ranks stop alike, and one says so
-        print(f"{'stopped' if stopped else 'error'}: {rank}{said}", file=sys.stderr, flush=True)
+    if str(message) and not (stopped and rank):  # all ranks stop alike, and one says so
+        print(f"{'stopped' if stopped else 'error'}: {rank}{message}", file=sys.stderr, flush=True)
     return code

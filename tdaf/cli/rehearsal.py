@@ -1,4 +1,4 @@
-"""What shows on the meta device, where nothing is computed: mistakes, before anything waits for them."""
+"""Mistakes that show before anything waits for them: settings alone, then one forward pass of each split."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from tdaf.cli import build
 from tdaf.cli.compose import Config
-from tdaf.cli.compose import first_line
+from tdaf.cli.overrides import first_line
 from tdaf.engine import dist
+from tdaf.engine.trainer import Trainer
 from tdaf.errors import UnreadableSample, UserError
-from tdaf.task import Dataset
 
 
 def settings(config: Config) -> None:
@@ -20,17 +20,20 @@ def settings(config: Config) -> None:
     dist.count_gpus(config["gpus"])
     build.settings(config)
     build.optimizer(config)
-    build.make(config["schedule"], "schedule", steps_per_epoch=1, steps=1)
+    build.make(config["schedule"], "schedule")(steps_per_epoch=1, steps=1)
     task = build.task(config)
     with torch.device("meta"):
         build.network(config, task)
 
 
 @torch.no_grad()
-def shapes(network: nn.Module, training: Dataset, validation: Dataset, batch: int) -> None:
-    """Raises UserError where the network cannot take the shapes of the first samples, in training `batch` a step."""
-    empty = copy.deepcopy(network).to("meta")
-    for dataset, mode, size in ((training, True, batch), (validation, False, 1)):
+def shapes(trainer: Trainer) -> None:
+    """Raises UserError where the network cannot take the shapes of the first samples of both splits."""
+    splits = (
+        ("training", trainer.train_set, True, trainer.micro_batch),
+        ("validation", trainer.val_set, False, 1),
+    )
+    for split, dataset, mode, size in splits:
         try:
             inputs = dataset.collate([dataset[0]])["input"]
         except UnreadableSample:
@@ -38,12 +41,23 @@ def shapes(network: nn.Module, training: Dataset, validation: Dataset, batch: in
         if not isinstance(inputs, Tensor):
             continue
         try:
-            empty.train(mode)(inputs.to("meta").expand(size, *inputs.shape[1:]))
+            _forward(trainer.network, mode, inputs, size)
         except UserError:
             raise
         except (RuntimeError, ValueError) as error:
             shape = "x".join(map(str, inputs.shape[1:]))
-            split = "training" if mode else "validation"
-            hint = "look at their size, at dims and trainer.batch"
-            reason = f"{first_line(error)}; {hint}"
+            reason = f"{first_line(error)}; look at their size, at dims and trainer.batch"
             raise UserError(f"the network cannot take {split} samples of {shape}: {reason}") from error
+
+
+def _forward(network: nn.Module, training: bool, inputs: Tensor, size: int) -> None:
+    """On the meta device, where nothing is computed; a network that reads a value (`.item()`, `nonzero`) cannot run
+    there, so what fails is tried again with two real samples on the CPU."""
+    for device, samples in (("meta", size), ("cpu", min(size, 2))):
+        try:
+            network_there = copy.deepcopy(network).to(device).train(training)
+            network_there(inputs.to(device).expand(samples, *inputs.shape[1:]))
+            return
+        except (RuntimeError, ValueError):
+            if device == "cpu":
+                raise

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -15,27 +17,39 @@ from tdaf.errors import RunError, UserError
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 
 
-def save(state: dict[str, Any], path: Path, keep: Path | None = None) -> None:
-    """Writes `state` to `path` so that a kill at any moment leaves a whole file, at `path` or at `keep`.
+@contextmanager
+def atomic_write(path: Path, mode: str = "wb", keep: Path | None = None) -> Iterator[IO[Any]]:
+    """A file that takes the place of `path` when the block ends well; a kill at any moment leaves a whole file.
 
-    keep: where the file that stood at `path` goes. RunError if the disk refuses; what was saved before is then intact.
+    keep: where the file that stood at `path` goes; after a kill right in between, it is there that the whole file is.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "wb") as file:
-            torch.save(state, file)
+        with open(aside, mode) as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         if keep is not None and path.exists():
-            os.replace(path, keep)  # a kill right behind this line leaves `keep`, which load_last then takes
+            os.replace(path, keep)
         os.replace(aside, path)
-        _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:
-        said = f"cannot write the checkpoint {path}: {_reason(error)}; what was saved before is untouched"
-        raise RunError(said) from error
     finally:
         aside.unlink(missing_ok=True)
+
+
+def save(state: dict[str, Any], path: Path, keep: Path | None = None) -> None:
+    """Writes `state`, tensors and plain data, to `path` as `atomic_write` does.
+
+    Raises:
+        RunError: the disk refuses; what was saved before is then intact.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path, keep=keep) as file:
+            torch.save(state, file)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        message = f"cannot write the checkpoint {path}: {_reason(error)}; what was saved before is untouched"
+        raise RunError(message) from error
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -60,18 +74,23 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def load_last(folder: Path) -> tuple[dict[str, Any] | None, str]:
-    """The newest whole checkpoint of a run, or None, and a sentence when it is not the newest one."""
-    said = ""
+    """The newest whole checkpoint of a run, or None, and a sentence when LAST is damaged and it is PREVIOUS."""
+    note = ""
     for name in (LAST, PREVIOUS):
         if not (folder / name).exists():
             continue
         try:
-            return load(folder / name), said
+            return load(folder / name), note
         except UserError as error:
-            said = f"{error}; falling back on the one before"
-    if said:
+            note = f"{error}; falling back on the one before"
+    if note:
         raise UserError(f"no whole checkpoint is left in {folder}: {LAST}, {PREVIOUS} are damaged; delete that run")
-    return None, said
+    return None, note
+
+
+def exists(folder: Path) -> bool:
+    """Whether a run has a checkpoint to go on from."""
+    return any((folder / name).exists() for name in (LAST, PREVIOUS))
 
 
 def _reason(error: OSError | RuntimeError) -> str:

@@ -1,4 +1,4 @@
-"""Ranks: joining a process group, spawning one process a GPU, and the few collectives that the engine needs.
+"""Ranks: joining a process group, and the few collectives that the engine needs.
 
 A run of one process has no process group; every function here then does the plain thing. With several ranks, tensors on
 the GPU go through NCCL and everything on the CPU through gloo.
@@ -6,28 +6,24 @@ the GPU go through NCCL and everything on the CPU through gloo.
 
 from __future__ import annotations
 
+import atexit
 import os
-import signal
-import socket
-import sys
-import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from multiprocessing import connection
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as td
-from torch import multiprocessing as mp
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from tdaf.errors import RunError, UserError
 
 FOR_EVER = 7 * 24 * 3600  # seconds; a process group needs some limit
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -52,22 +48,36 @@ def count_gpus(gpus: int | str) -> int:
     return int(gpus)
 
 
-def join(gpus: int, timeout: float) -> torch.device:
-    """Joins the group that the environment describes (if any) and returns this rank's device.
+def collective_timeout(hang_timeout: float, loader_timeout: float) -> float:
+    """Seconds after which a collective gives up: later than the watchdog, whose stacks come first; 0: never."""
+    return hang_timeout and hang_timeout + loader_timeout + 60
 
-    timeout: seconds after which a collective that does not complete fails; 0: never.
+
+def join(device: torch.device | str | None = None, timeout: float = 0) -> torch.device:
+    """Joins the process group that the environment describes, if it does and this process has not joined it yet.
+
+    Args:
+        device: None: the GPU if there is one, else the CPU. "cuda" is the GPU of this rank's local number.
+        timeout: seconds after which a collective that does not complete fails; 0: never.
+
+    Returns:
+        This rank's device.
+
+    Raises:
+        UserError: this machine has fewer GPUs than ranks.
     """
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    device = torch.device("cuda", local) if gpus else torch.device("cpu")
-    if gpus and local >= torch.cuda.device_count():
-        visible = torch.cuda.device_count()
-        raise UserError(f"local rank {local} has no GPU: this machine shows {visible}; start fewer ranks")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) if device.index is None else device.index)
+        visible = torch.cuda.device_count()
+        if device.index >= visible:
+            raise UserError(f"local rank {device.index} has no GPU: this machine shows {visible}; start fewer ranks")
         torch.cuda.set_device(device)
     if under_torchrun() and int(os.environ["WORLD_SIZE"]) > 1 and not td.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
-        patience = timedelta(seconds=timeout or FOR_EVER)
-        td.init_process_group(backend, timeout=patience, device_id=device if gpus else None)
+        on_gpu = device.type == "cuda"
+        backend, limit = "cpu:gloo,cuda:nccl" if on_gpu else "gloo", timedelta(seconds=timeout or FOR_EVER)
+        td.init_process_group(backend, timeout=limit, device_id=device if on_gpu else None)
+        atexit.register(leave)
     return device
 
 
@@ -76,7 +86,12 @@ def leave() -> None:
         td.destroy_process_group()
 
 
-def gather(value: Any) -> list[Any]:
+def side_group(timeout: float) -> td.ProcessGroup | None:
+    """A gloo group of all ranks for questions beside the training; None for a single rank. timeout: as in `join`."""
+    return td.new_group(backend="gloo", timeout=timedelta(seconds=timeout or FOR_EVER)) if world() > 1 else None
+
+
+def gather(value: T) -> list[T]:
     """Every rank's plain-data `value` by rank, on rank 0; an empty list elsewhere."""
     if world() == 1:
         return [value]
@@ -85,7 +100,7 @@ def gather(value: Any) -> list[Any]:
     return values or []
 
 
-def broadcast(value: Any) -> Any:
+def broadcast(value: T) -> T:
     """Rank 0's plain-data `value` on every rank."""
     if world() == 1:
         return value
@@ -104,39 +119,28 @@ def mean(value: Tensor) -> Tensor:
     return total / world()
 
 
-def parallel(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network with its gradients averaged over the ranks; all must call this."""
-    if world() == 1:
-        return network
-    ids = [device.index] if device.type == "cuda" else None
-    with warnings.catch_warnings():
-        # torch 2.15 renames broadcast_buffers; the versions before know no other name
-        warnings.simplefilter("ignore", FutureWarning)
-        return DistributedDataParallel(network, ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+def run_on_all_ranks(function: Callable[[], T]) -> T:
+    """`function()` on every rank. A UserError or RunError of any rank is raised on all, with a message on rank 0 only.
 
-
-def together(make: Callable[[], Any]) -> Any:
-    """`make()` on every rank. A UserError or RunError of any rank is raised on all, with a message on rank 0 only.
-
-    No collective may be called inside `make`: the rank that failed would not take part in it.
+    No collective may be called inside `function`: the rank that failed would not take part in it.
     """
     result, fault = None, None
     try:
-        result = make()
+        result = function()
     except (UserError, RunError) as error:
         if world() == 1:
             raise
-        # a mistake in the settings is every rank's own; a fault while running has a place
+        # a mistake in the settings is every rank's own; a fault while running is one rank's
         fault = type(error), f"rank {rank()}: {error}" if rank() and isinstance(error, RunError) else str(error)
     first = broadcast(next((f for f in gather(fault) if f), None))
     if first is not None:
-        kind, said = first
-        raise kind(said if rank() == 0 else "")
+        kind, message = first
+        raise kind(message if rank() == 0 else "")
     return result
 
 
 @contextmanager
-def losing_a_rank() -> Iterator[None]:
+def explain_peer_failure() -> Iterator[None]:
     """Turns the errors of collectives whose other end is gone into one line."""
     try:
         yield
@@ -147,63 +151,84 @@ def losing_a_rank() -> Iterator[None]:
         raise RunError("another rank has ended, or did not answer in time; its own message says why") from error
 
 
-def spawn(function: Callable[..., int], args: tuple, ranks: int) -> int:
-    """Runs `function(*args)` as `ranks` processes of this machine, each seeing torchrun's environment variables.
+# The network on several ranks
 
-    Returns the first non-zero exit code (the other ranks are then ended), or 0. SIGTERM, SIGUSR1 and Ctrl-C reach the
-    ranks, which also end with this process.
+
+def data_parallel(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network with its gradients averaged over the ranks, its buffers each rank's own; all must call this."""
+    if world() == 1:
+        return network
+    ids = [device.index] if device.type == "cuda" else None
+    with warnings.catch_warnings():
+        # torch 2.15 renames broadcast_buffers; the versions before know no other name
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(network, ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def statistics(network: nn.Module) -> dict[str, Tensor]:
+    """The floating-point buffers of its state, on the CPU: running statistics, all that may differ between ranks."""
+    buffers = {name for name, _ in network.named_buffers(remove_duplicate=False)}
+    state = network.state_dict().items()
+    return {name: value.cpu() for name, value in state if name in buffers and value.is_floating_point()}
+
+
+@torch.no_grad()
+def average_buffers(network: nn.Module) -> None:
+    """Gives all ranks the mean of their running statistics, so that each evaluates the same network."""
+    if world() > 1:
+        for buffer in filter(Tensor.is_floating_point, network.buffers()):
+            td.all_reduce(buffer, op=td.ReduceOp.SUM)
+            buffer /= world()
+
+
+def synchronise(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network with every batch norm's statistics taken over all ranks; parameters, buffers are the same objects.
+
+    torch's SyncBatchNorm on GPUs; on CPU ranks, which torch's lacks, the same thing of our own.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = mp.get_context("spawn")
-    processes = [context.Process(target=_child, args=(function, args, r, ranks, port)) for r in range(ranks)]
-
-    def forward(number: int, frame: Any) -> None:
-        for process in processes:
-            if process.is_alive():
-                os.kill(process.pid, number)
-
-    previous = {s: signal.signal(s, forward) for s in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
-    try:
-        for process in processes:
-            process.start()
-        return _wait(processes)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            module.__class__ = _CpuSyncBatchNorm
+    return network
 
 
-def _wait(processes: list[Any]) -> int:
-    while any(p.is_alive() for p in processes):
-        failed = [p.exitcode for p in processes if p.exitcode]
-        if failed:
-            if failed[0] < 0:
-                print(f"error: a rank was ended by {signal.Signals(-failed[0]).name}", file=sys.stderr, flush=True)
-            grace = time.monotonic() + 30  # the other ranks may be saving the same checkpoint or naming the same fault
-            while any(p.is_alive() for p in processes) and time.monotonic() < grace:
-                time.sleep(0.1)
-            for process in processes:
-                process.kill()
-            return failed[0] if failed[0] > 0 else 128 - failed[0]
-        time.sleep(0.1)
-    return next((p.exitcode if p.exitcode > 0 else 128 - p.exitcode for p in processes if p.exitcode), 0)
+class _Sum(torch.autograd.Function):
+    """The sum over all ranks; so is its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        td.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _Sum.apply(gradient)
 
 
-def _child(function: Callable[..., int], args: tuple, rank: int, ranks: int, port: int) -> None:
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(ranks),
-        LOCAL_WORLD_SIZE=str(ranks),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    sys.exit(function(*args))
+class _CpuSyncBatchNorm(_BatchNorm):
+    """Statistics of the batches of all gloo ranks (they may differ in size), differentiable through the all-reduce."""
 
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected at least a 2D input, got {input.dim()}D")
 
-def _end_with_parent() -> None:
-    """A killed parent must not leave ranks behind that go on, and hold the run folder's lock."""
-    connection.wait([mp.parent_process().sentinel])
-    os._exit(1)
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or world() == 1:
+            return super().forward(input)
+        axes, channels = [0, *range(2, input.dim())], input.shape[1]
+        shape = [1, channels] + [1] * (input.dim() - 2)
+        x = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
+        sums = _Sum.apply(torch.cat([x.sum(axes), x.new_tensor([x.numel() / channels])]))
+        mean, count = sums[:-1] / sums[-1], sums[-1]
+        # a second exchange: the mean of squares minus the squared mean would lose the digits that SyncBatchNorm keeps
+        variance = _Sum.apply((x - mean.view(shape)).square().sum(axes)) / count
+        if self.track_running_stats:
+            with torch.no_grad():
+                self.num_batches_tracked.add_(1)
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance * count / (count - 1).clamp_min(1), self.momentum)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return ((x - mean.view(shape)) * scale.view(shape) + self.bias.view(shape)).to(input.dtype)

@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
 from tdaf.engine import dist
-from tdaf.engine.loader import Loader
+from tdaf.engine.data import EvaluationOrder, Loader
 from tdaf.engine.precision import Precision, float32
+from tdaf.engine.settings import LoaderSettings
 from tdaf.errors import RunError
-from tdaf.task import Evaluator, Task
+from tdaf.task import Dataset, Evaluator, Task
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """values: the evaluator's numbers by name. samples: how many were counted. skipped: left out by a skip list or
-    because they could not be read (`data.max_bad`). protocol: how it was measured."""
+    """What an evaluation found.
+
+    Attributes:
+        values: the evaluator's numbers by name.
+        samples: how many were counted.
+        skipped: left out by a skip list or because they could not be read (`max_bad`).
+        protocol: how it was measured.
+        files: the evaluator's texts by file name, on rank 0 alone.
+    """
 
     values: dict[str, float]
     samples: int
     skipped: int
     protocol: str
+    files: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def __str__(self) -> str:
         numbers = ", ".join(f"{name} {_short(value)}" for name, value in self.values.items())
         return f"{numbers} ({self.protocol}, {self.samples} samples, {self.skipped} skipped)"
+
+    def as_dict(self) -> dict[str, Any]:
+        """All but the files, as plain data."""
+        return {name: value for name, value in vars(self).items() if name != "files"}
 
 
 def _short(value: float) -> str:
@@ -36,70 +50,94 @@ def _short(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
+@contextmanager
+def eval_mode(network: nn.Module) -> Iterator[None]:
+    """The whole network in eval mode; afterwards each of its modules is in the mode that it was in."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
 @torch.no_grad()
 def evaluate(
     network: nn.Module,
     task: Task,
-    loader: Loader,
-    precision: Precision,
+    split: str | Dataset = "val",
     *,
-    keep: Callable[[str, str], None],
-    beat: Callable[[], None] = lambda: None,
+    batch: int,
+    loader: LoaderSettings | None = None,
+    precision: Precision | None = None,
+    seed: int = 0,
+    progress: Callable[[Loader], None] = lambda loader: None,
 ) -> Evaluation:
-    """Runs the network over this rank's share of a split and computes the numbers on rank 0 for all ranks.
+    """Runs the network over this rank's share of a split, and computes the numbers on rank 0 for all ranks.
 
-    keep(name, text) takes the evaluator's files, on rank 0. beat() is called before every batch.
+    Args:
+        network: on the device of `precision`.
+        task: gives the evaluator and, by its name, the split.
+        split: the name of a split, or a data set.
+        batch: samples a batch on each rank.
+        loader: how samples are read; None: LoaderSettings().
+        precision: number format and device; None: "auto" where the network is.
+        seed: of the samples' random numbers.
+        progress: called with the loader before the first batch is read and before each is run.
 
-    RunError: more samples than `data.max_bad` cannot be read, in this share or in all of them together.
+    Raises:
+        RunError: more samples than `max_bad` cannot be read, in this share or in all of them together.
     """
+    dataset = task.dataset(split) if isinstance(split, str) else split
+    anywhere = next(network.parameters(), torch.empty(0))  # one without parameters is on the CPU
+    precision = precision or Precision("auto", anywhere.device)
+    order = EvaluationOrder(len(dataset), batch, rank=dist.rank(), ranks=dist.world())
+    pin = precision.device.type == "cuda"
+    reading = Loader(dataset, order, seed=seed, pin=pin, **vars(loader or LoaderSettings()))
     evaluator = task.evaluator()
     try:
-        records = _records(network, evaluator, loader, precision, beat)
+        with eval_mode(network):
+            records = _records(network, evaluator, reading, precision, progress)
     except RuntimeError as error:
-        raise loader.explained(error) from None
-    shares = dist.gather((records, loader.bad))
-    result = dist.together(lambda: _result(shares, evaluator, loader, keep) if dist.rank() == 0 else None)
-    return dist.broadcast(result)
+        raise reading.explained(error) from None
+    shares = dist.gather((records, reading.bad))
+    result = dist.run_on_all_ranks(lambda: _result(shares, evaluator, reading) if dist.rank() == 0 else None)
+    numbers = dist.broadcast(result and result.as_dict())  # the files, which may be large, stay with rank 0
+    return result or Evaluation(**numbers)
 
 
 def _records(
-    network: nn.Module, evaluator: Evaluator, loader: Loader, precision: Precision, beat: Callable[[], None]
+    network: nn.Module, evaluator: Evaluator, loader: Loader, precision: Precision, progress: Callable[[Loader], None]
 ) -> list[tuple[int, Any]]:
     """Of this rank's share: (the sample's index, its record)."""
-    training = network.training
-    network.eval()
     records = []
+    progress(loader)
     for batch in loader:
-        beat()
+        progress(loader)
         if len(batch["index"]) == 0:
             continue
         moved = precision.move(batch)
         with precision.autocast():
             outputs = network(moved["input"])
-        found = evaluator.update(float32(outputs), moved)
-        records.extend(zip(batch["index"].tolist(), found, strict=True))
-    network.train(training)
+        per_sample = evaluator.update(float32(outputs), moved)
+        records.extend(zip(batch["index"].tolist(), per_sample, strict=True))
     return records
 
 
-def _result(
-    shares: list[tuple[list, dict]], evaluator: Evaluator, loader: Loader, keep: Callable[[str, str], None]
-) -> Evaluation:
+def _result(shares: list[tuple[list, dict]], evaluator: Evaluator, loader: Loader) -> Evaluation:
     records = sorted((r for share, _ in shares for r in share), key=lambda pair: pair[0])
-    bad = {index: why for _, found in shares for index, why in found.items()}
+    bad = {index: why for _, unreadable in shares for index, why in unreadable.items()}
     files = list(dict.fromkeys(name for name, _ in bad.values()))
-    if len(files) > loader.max_bad:
+    if loader.max_bad is not None and len(files) > loader.max_bad:
         names = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
-        raise RunError(f"cannot read {len(files)} samples ({names}), data.max_bad={loader.max_bad}")
+        raise RunError(f"cannot read {len(files)} samples ({names}), max_bad={loader.max_bad}")
     expected = len(loader.dataset)
     if len({index for index, _ in records}) != len(records) or len(records) + len(bad) != expected:
         counts = f"{len(records)} of {expected} samples ({len(bad)} unreadable)"
         raise RunError(f"evaluation counted {counts}: a sample was lost or counted twice")
     if not records:
         raise RunError("not one sample of the split could be read; see scripts/check_data.py")
-    found = [record for _, record in records]
-    values = evaluator.compute(found)
-    values, files = values if isinstance(values, tuple) else (values, evaluator.files(found))
-    for name, text in files.items():
-        keep(name, text)
-    return Evaluation(values, len(records), len(bad) + loader.dataset.skipped, evaluator.protocol)
+    computed = evaluator.compute([record for _, record in records])
+    values, texts = computed if isinstance(computed, tuple) else (computed, {})
+    return Evaluation(values, len(records), len(bad) + loader.dataset.skipped, evaluator.protocol, texts)

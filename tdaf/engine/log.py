@@ -1,49 +1,177 @@
-"""The run folder: config.yaml, metrics.jsonl, summary.json, log.txt, tensorboard/, checkpoints/. Rank 0 writes it."""
+"""What a run says of itself: means of its losses, its speed, and the run folder with its files. Rank 0 writes that.
+
+The folder: config.yaml, metrics.jsonl, summary.json, log.txt, tensorboard/, checkpoints/, results/.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
-import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
+import torch
 from torch import Tensor
 
-from tdaf.errors import RunError
+from tdaf.engine.checkpoint import atomic_write
+from tdaf.errors import RunError, UserError
 
 
-@contextmanager
-def disk(what: Path) -> Iterator[None]:
-    """Turns a disk's refusal into one line."""
-    try:
+class LossMeter:
+    """Sums the losses by name on their device, where it also keeps which step was the first bad one, and is read now
+    and then. RunError for a step whose losses have other names than the first one's."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._clear()
+
+    def add(self, step: int, losses: dict[str, Tensor], index: Tensor) -> None:
+        """losses: detached scalars by name. index: the samples (B,) on the CPU."""
+        self.names = self.names or list(losses)
+        check_names(self.names, losses, f"step {step}")
+        terms = torch.stack([losses[name] for name in self.names])
+        self._total = terms if self._total is None else self._total + terms
+        self._recent.append((step, terms, index))
+
+    def read(self) -> dict[str, float]:
+        """The mean of every loss since the last reading. RunError at the first step whose losses were not finite."""
+        if self._total is None:
+            return {}
+        means = (self._total / len(self._recent)).tolist()
+        for step, terms, index in self._recent if not torch.isfinite(self._total).all() else ():
+            if not torch.isfinite(terms).all():
+                values = ", ".join(f"{n}={v:g}" for n, v in zip(self.names, terms.tolist(), strict=True))
+                raise RunError(
+                    f"non-finite loss at step {step}: {values}; samples {index.tolist()}; "
+                    "the checkpoint before it is kept: try a lower lr, clip=1 or precision=fp32"
+                )
+        self._clear()
+        return dict(zip(self.names, means, strict=True))
+
+    def _clear(self) -> None:
+        self._total: Tensor | None = None
+        self._recent: list[tuple[int, Tensor, Tensor]] = []
+
+
+def check_names(expected: Sequence[str], losses: dict[str, Any], where: str) -> None:
+    """RunError, naming it, where a loss is missing or one too many; their order does not matter."""
+    if losses.keys() != set(expected):
+        faults = [f"lacks the loss {name}" for name in expected if name not in losses]
+        faults += [f"has the new loss {name}" for name in losses if name not in expected]
+        raise RunError(f"{where} {', '.join(faults)}: a task's losses have the same names always; give 0 * x for none")
+
+
+def mean_losses(shares: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The means over the ranks, given each rank's. RunError if their names differ."""
+    for rank, share in enumerate(shares):
+        check_names(list(shares[0]), share, f"rank {rank}")
+    return {name: sum(share[name] for share in shares) / len(shares) for name in shares[0]}
+
+
+class Throughput:
+    """Where the time of a run goes.
+
+    Attributes:
+        training: seconds of training steps so far, over all parts of a run that was cut.
+        total: seconds of everything, evaluation too.
+    """
+
+    def __init__(self) -> None:
+        self.training, self._before, self._begun = 0.0, 0.0, time.perf_counter()
+        self.start()
+
+    @property
+    def total(self) -> float:
+        return self._before + time.perf_counter() - self._begun
+
+    def start(self) -> None:
+        """Training begins, or goes on after a pause."""
+        self._since, self._waited, self._steps = time.perf_counter(), 0.0, 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what waits for data."""
+        start = time.perf_counter()
         yield
-    except OSError as error:
-        raise RunError(f"cannot write {what}: {error.strerror or error}") from error
+        self._waited += time.perf_counter() - start
+
+    def step(self) -> None:
+        self._steps += 1
+
+    def read(self) -> tuple[float, float]:
+        """(seconds a step, of which waiting for data), means since the last reading or pause."""
+        spent, waited, steps = time.perf_counter() - self._since, self._waited, max(1, self._steps)
+        self.training += spent
+        self.start()
+        return spent / steps, waited / steps
+
+    def state_dict(self) -> dict[str, float]:
+        return {"training": self.training, "everything": self.total}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.training, self._before, self._begun = state["training"], state["everything"], time.perf_counter()
 
 
 class RunFolder:
-    """Writes what a run has to say. On other ranks than 0 (`quiet`) every method does nothing.
+    """A run's folder. On other ranks than 0 (`quiet`) every method does nothing. RunError if the disk refuses.
 
-    As a context it is closed at the end, with the fault that ended the run as the last line of log.txt.
+    As a context it is closed at the end, which lets other processes in, with the fault that ended the run as the last
+    line of log.txt.
     """
 
     def __init__(self, folder: Path, *, quiet: bool = False) -> None:
         self.folder, self.quiet = folder, quiet
         self.checkpoints = folder / "checkpoints"
         self._step = 0
+        self._started = False
         self._open: dict[str, Any] = {}
+        self._lock_file: IO[str] | None = None
 
-    def start(self, step: int, evaluated: int) -> None:
-        """Makes the folder, or goes on in it from step `step`, whose last evaluation was at step `evaluated`: what a
-        killed run left of later steps is dropped."""
+    def summary(self) -> dict[str, Any] | None:
+        """summary.json, whose being there is what makes a run a finished one; None without a whole one."""
+        try:
+            summary = json.loads((self.folder / "summary.json").read_text())
+            return summary if isinstance(summary, dict) and "metric" in summary else None
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return None
+        except OSError as error:
+            raise UserError(f"run_dir={self.folder} cannot be used: {error.strerror}") from error
+
+    def finished(self) -> str | None:
+        """A sentence of a finished run, or None."""
+        summary = self.summary()
+        if summary is None:
+            return None
+        metric = summary["metric"]
+        numbers = f"{metric['name']} {metric['last']:.4g} (best {metric['best']:.4g})"
+        return f"{self.folder} is finished: {numbers}; delete it to run it again"
+
+    def lock(self) -> None:
+        """Makes the folder, and keeps other processes out of it until it is closed. UserError if one is in there."""
         if self.quiet:
             return
-        self._step = step
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock_file = open(self.folder / ".lock", "w")
+        except OSError as error:
+            raise UserError(f"run_dir={self.folder} cannot be written: {error.strerror}") from error
+        try:
+            # flock's lock would live on in the loader workers of a killed run
+            fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another process is training in {self.folder}; wait, or give another run_dir") from None
+
+    def start(self, step: int, evaluated: int) -> None:
+        """Begins the files, or goes on with them from step `step`, whose last evaluation was at step `evaluated`: what
+        a killed run left of later steps is dropped."""
+        if self.quiet:
+            return
+        self._step, self._started = step, True
         with disk(self.folder):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             for half in [*self.folder.glob(".*.*.[0-9]*"), *self.checkpoints.glob(".*.*.[0-9]*")]:
@@ -79,7 +207,8 @@ class RunFolder:
             return
         with disk(self.folder / name):
             (self.folder / name).parent.mkdir(exist_ok=True)
-            _replace(self.folder / name, text)
+            with atomic_write(self.folder / name, "w") as file:
+                file.write(text)
 
     @property
     def board(self) -> Any:
@@ -93,12 +222,16 @@ class RunFolder:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is None:
-            self.close()
-        elif not self.quiet:
-            with suppress(OSError, RunError):  # of a full disk, say, which is the fault to tell already
-                self._note(f"ended by {type(error).__name__}: {error}".removesuffix(": "))
+        try:
+            if error is None:
                 self.close()
+            elif self._started:
+                with suppress(OSError, RunError):  # of a full disk, say, which is the fault to tell already
+                    self._note(f"ended by {type(error).__name__}: {error}".removesuffix(": "))
+                    self.close()
+        finally:
+            if self._lock_file is not None:
+                self._lock_file.close()  # which gives the lock back
 
     def close(self) -> None:
         with disk(self.folder):
@@ -126,19 +259,17 @@ class RunFolder:
                     kept.append(line + "\n")
             except (ValueError, KeyError):
                 continue  # the line that a kill cut off
-        _replace(path, "".join(kept))
+        with atomic_write(path, "w") as file:
+            file.writelines(kept)
 
 
-def _replace(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+@contextmanager
+def disk(path: Path) -> Iterator[None]:
+    """Turns a disk's refusal into one line."""
     try:
-        with open(aside, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 class Bar:
@@ -156,6 +287,12 @@ class Bar:
         self._bar = Progress(*columns, console=Console(stderr=True), redirect_stdout=True)
         self._task = self._bar.add_task(title, total=total, completed=start, note="")
         self._bar.start()
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
 
     def advance(self, note: str | None = None) -> None:
         if self._bar is not None:

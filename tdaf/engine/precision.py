@@ -1,8 +1,10 @@
-"""Number format, memory format and the way of a batch to the device."""
+"""Number format, memory format, determinism, and the way of a batch to the device."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -15,13 +17,27 @@ KINDS = ("auto", "fp32", "bf16", "fp16")
 
 
 class Precision:
-    """Autocast and, for fp16, loss scaling. kind "auto": bf16 on a GPU that has it, else fp32."""
+    """Autocast and, for fp16, loss scaling.
+
+    Args:
+        kind: "fp32", "bf16", "fp16" or "auto": bf16 on a GPU that has it, else fp32. (A GPU without it, as V100 or T4,
+            emulates it slowly; fp16 is faster there, but its range is a choice for whoever trains.)
+        device: where the network runs.
+        channels_last: whether kernels lie channels last in memory.
+
+    Raises:
+        UserError: there is no such kind.
+    """
 
     def __init__(self, kind: str, device: torch.device, channels_last: bool = True) -> None:
         if kind not in KINDS:
-            raise UserError(f"trainer.precision={kind}: give one of {', '.join(KINDS)}")
+            raise UserError(f"precision={kind}: give one of {', '.join(KINDS)}")
+        self.note = ""  # why it is what it is, where one may wonder
         if kind == "auto":
-            kind = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+            on_gpu = device.type == "cuda"
+            kind = "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+            if on_gpu and kind == "fp32":
+                self.note = " (this GPU has no bf16; precision=fp16 is faster)"
         self.kind, self.device, self.channels_last = kind, device, channels_last
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[kind]
         self.scaler = torch.amp.GradScaler(device.type, enabled=kind == "fp16")
@@ -39,7 +55,24 @@ class Precision:
 
     def move(self, batch: Batch) -> Batch:
         """Every tensor of the batch on the device, without waiting for the copies."""
-        return {name: _move(value, self.device) for name, value in batch.items()}
+        return to_device(batch, self.device)
+
+
+@contextmanager
+def deterministic(on: bool) -> Iterator[None]:
+    """torch's deterministic algorithms, where they are not asked for already; afterwards all is as it was before."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
+        torch.backends.cudnn.benchmark = False
+        if not before[0]:
+            torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before[1]
+        if not before[0]:
+            torch.use_deterministic_algorithms(False)
 
 
 def float32(outputs: Any) -> Any:
@@ -53,13 +86,16 @@ def float32(outputs: Any) -> Any:
     return outputs
 
 
-def _move(value: Any, device: torch.device) -> Any:
+def to_device(value: Any, device: torch.device | str) -> Any:
+    """Dicts, lists and tuples with every tensor in them on the device, without waiting for the copies."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {name: to_device(v, device) for name, v in value.items()}
     if isinstance(value, list):
-        return [_move(v, device) for v in value]
+        return [to_device(v, device) for v in value]
     if isinstance(value, tuple):
-        return tuple(_move(v, device) for v in value)
+        return tuple(to_device(v, device) for v in value)
     return value
 
 

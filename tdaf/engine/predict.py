@@ -22,9 +22,8 @@ import torch
 from PIL import Image
 
 from tdaf.build import checked
-from tdaf.engine.loader import Loader, default_workers
+from tdaf.engine.data import EvaluationOrder, Loader
 from tdaf.engine.log import Bar
-from tdaf.engine.order import EvaluationOrder
 from tdaf.engine.precision import Precision, float32
 from tdaf.engine.trained import Run, load_checkpoint
 from tdaf.errors import RunError, UserError
@@ -161,7 +160,7 @@ class Predictor:
     def _loader(self, dataset: PredictDataset) -> Loader:
         """All samples in order, unreadable ones left out."""
         own = self.run.settings["loader"]
-        workers = default_workers(1) if own["workers"] == "auto" else own["workers"]
+        workers = own["workers"]
         if dataset.pictures.videos or len(dataset) <= 4 * self.batch:
             workers = 0  # a video is read in order, by one process; and a few pictures are not worth more
         return Loader(

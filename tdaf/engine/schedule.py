@@ -1,4 +1,4 @@
-"""The learning rate as a function of the optimizer step and, for a plateau, of the evaluations heard until then.
+"""The learning rate as a function of the optimizer step and, for a plateau, of the evaluations until then.
 
 A decay is `decay(position, length) -> factor`, both counted in epochs or in steps as the schedule says. `Plateau` alone
 has a memory; it is all that a checkpoint has to keep of a schedule.
@@ -18,10 +18,18 @@ Decay = Callable[[float, float], float]
 class Schedule:
     """A decay with a warm-up in front; `factor(step)` multiplies every group's base learning rate.
 
-    decay: see `multistep`, `cosine`, `constant`, `Plateau`. unit: what the decay counts in, "epoch" or "step".
-    warmup_steps, warmup_epochs: length of the warm-up (their sum). warmup: "linear" rises from `warmup_factor` to 1,
-    "constant" stays at it (FCOS: constant 1/3 for 500 steps, tianzhi0549/FCOS fcos_core/solver).
-    steps: the whole schedule, which a run that `trainer.max_steps` cuts short follows to where it is cut.
+    Args:
+        decay: see `multistep`, `cosine`, `constant`, `Plateau`.
+        steps_per_epoch: optimizer steps of an epoch.
+        steps: the whole schedule's, which a run that ends earlier (`max_steps`) follows to where it ends.
+        unit: what the decay counts in, "epoch" or "step".
+        warmup_steps, warmup_epochs: length of the warm-up (their sum).
+        warmup_factor: where the warm-up begins.
+        warmup: "linear" rises from `warmup_factor` to 1, "constant" stays at it (FCOS: constant 1/3 for 500 steps,
+            tianzhi0549/FCOS fcos_core/solver).
+
+    Raises:
+        UserError: a setting out of range.
     """
 
     def __init__(
@@ -37,11 +45,11 @@ class Schedule:
         warmup: str = "linear",
     ) -> None:
         if warmup not in ("linear", "constant"):
-            raise UserError(f"schedule.warmup={warmup}: give linear or constant")
+            raise UserError(f"warmup={warmup}: give linear or constant")
         if unit not in ("epoch", "step"):
-            raise UserError(f"schedule.unit={unit}: give epoch or step")
+            raise UserError(f"unit={unit}: give epoch or step")
         if warmup_steps < 0 or warmup_epochs < 0:
-            raise UserError("schedule.warmup_steps and schedule.warmup_epochs must be 0 or more")
+            raise UserError("warmup_steps and warmup_epochs must be 0 or more")
         self.decay = decay
         self.per_unit = steps_per_epoch if unit == "epoch" else 1
         self.length = steps / self.per_unit
@@ -56,16 +64,16 @@ class Schedule:
             factor *= self.warmup_factor + (1 - self.warmup_factor) * rise
         return factor
 
-    def heard(self, values: Mapping[str, float]) -> None:
-        """To be told the numbers of every evaluation, once. UserError: they lack the one that a plateau goes by."""
+    def step(self, metrics: Mapping[str, float]) -> None:
+        """Takes the numbers of an evaluation, each once. UserError: they lack the one that a plateau goes by."""
         if isinstance(self.decay, Plateau):
-            self.decay.heard(values)
+            self.decay.step(metrics)
 
-    def state(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, float]:
         """What it remembers, as plain data for a checkpoint."""
         return dict(vars(self.decay.memory)) if isinstance(self.decay, Plateau) else {}
 
-    def restore(self, state: Mapping[str, float]) -> None:
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
         if isinstance(self.decay, Plateau):
             self.decay.memory = Memory(**state)
 
@@ -73,7 +81,7 @@ class Schedule:
 def multistep(milestones: Sequence[float], gamma: float = 0.1) -> Decay:
     """`gamma` to the number of milestones passed."""
     if list(milestones) != sorted(milestones):
-        raise UserError(f"schedule.decay.milestones={list(milestones)}: give them in rising order")
+        raise UserError(f"milestones={list(milestones)}: give them in rising order")
     return lambda position, length: gamma ** sum(position >= m for m in milestones)
 
 
@@ -96,30 +104,37 @@ class Memory:
 
 
 class Plateau:
-    """`gamma` to the number of drops; one comes when `value` of the evaluations, lower being better, was not lower than
-    `threshold` of the best by ratio for more than `patience` evaluations in a row (torch's ReduceLROnPlateau).
+    """`gamma` to the number of drops, of which one comes when evaluations do not get better (torch's
+    ReduceLROnPlateau). Position and length do not matter to it.
 
-    Position and length are no matter to it. Raises UserError for a setting out of range.
+    Args:
+        value: the evaluation's number that counts, lower being better.
+        patience: evaluations in a row without a value lower than the best; one more is a drop.
+        gamma: what a drop multiplies the learning rate by.
+        threshold: the ratio by which a value must be lower.
+
+    Raises:
+        UserError: a setting out of range.
     """
 
     def __init__(self, value: str = "loss", patience: int = 10, gamma: float = 0.1, threshold: float = 1e-4) -> None:
-        for name, given, right, hint in (
+        for name, setting, right, hint in (
             ("patience", patience, patience >= 0, "0 or more"),
             ("gamma", gamma, 0 < gamma < 1, "a factor between 0 and 1"),
             ("threshold", threshold, 0 <= threshold < 1, "0 or more and less than 1"),
         ):
             if not right:
-                raise UserError(f"schedule.decay.{name}={given}: give {hint}")
+                raise UserError(f"{name}={setting}: give {hint}")
         self.value, self.patience, self.gamma, self.threshold = value, patience, gamma, threshold
         self.memory = Memory()
 
     def __call__(self, position: float, length: float) -> float:
         return self.gamma**self.memory.drops
 
-    def heard(self, values: Mapping[str, float]) -> None:
-        if self.value not in values:
-            raise UserError(f"schedule.decay.value={self.value}: the evaluation gives {', '.join(values)}")
-        memory, now = self.memory, values[self.value]
+    def step(self, metrics: Mapping[str, float]) -> None:
+        if self.value not in metrics:
+            raise UserError(f"value={self.value}: the evaluation gives {', '.join(metrics)}")
+        memory, now = self.memory, metrics[self.value]
         if now < memory.best * (1 - self.threshold):
             memory.best, memory.waited = now, 0
         else:

@@ -1,4 +1,4 @@
-"""How to train, checked where it is written down."""
+"""How to train and how to read, checked where it is written down."""
 
 from __future__ import annotations
 
@@ -9,12 +9,27 @@ from tdaf.errors import UserError
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train. Intervals count optimizer steps, except evaluate_every, which counts epochs (0: only at the end).
+    """How to train. Intervals count optimizer steps, except `evaluate_every`.
 
-    epochs: length of the schedule; max_steps ends the run earlier, or is the length where epochs is None.
-    batch: samples a step, over all ranks and all of the `accumulate` parts of a step. clip: largest gradient norm.
-    ema: decay of the averaged weights, which are then what is evaluated and kept as best.
-    pictures: how many validation samples are drawn into TensorBoard. hang_timeout: seconds; 0: no watchdog.
+    Args:
+        epochs: length of the schedule.
+        max_steps: ends the run earlier, or is the length where epochs is None.
+        batch: samples a step, over all ranks and all micro-batches of a step.
+        accumulate: micro-batches a step, whose gradients are added.
+        precision: "auto", "fp32", "bf16" or "fp16"; see Precision.
+        clip: largest gradient norm; None: no limit.
+        ema: decay of the averaged weights, which are then what is evaluated and kept as best; None: no average.
+        channels_last: whether kernels lie channels last in memory.
+        compile: whether torch.compile compiles the network.
+        sync_bn: whether batch norm takes its statistics over all ranks.
+        deterministic: whether to use torch's deterministic algorithms where there are any.
+        evaluate_every: epochs between evaluations; 0: only at the end.
+        checkpoint_every, log_every: steps between checkpoints and between lines of the log.
+        pictures: validation samples drawn into TensorBoard.
+        hang_timeout: seconds without a step after which a rank dumps its stacks and ends; 0: never.
+
+    Raises:
+        UserError: a setting out of range.
     """
 
     epochs: float | None = 90
@@ -36,13 +51,41 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.epochs is None and self.max_steps is None:
-            raise UserError("trainer.epochs and trainer.max_steps are both null: give one of them")
+            raise UserError("epochs and max_steps are both null: give one of them")
         for name in ("epochs", "max_steps", "batch", "accumulate", "log_every", "checkpoint_every", "clip"):
             value = getattr(self, name)
             if value is not None and value <= 0:
-                raise UserError(f"trainer.{name}={value}: give a number above 0")
+                raise UserError(f"{name}={value}: give a number above 0")
         for name in ("evaluate_every", "pictures", "hang_timeout"):
             if getattr(self, name) < 0:
-                raise UserError(f"trainer.{name}={getattr(self, name)}: give 0 or more")
+                raise UserError(f"{name}={getattr(self, name)}: give 0 or more")
         if self.ema is not None and not 0 < self.ema < 1:
-            raise UserError(f"trainer.ema={self.ema}: give a decay between 0 and 1, or null")
+            raise UserError(f"ema={self.ema}: give a decay between 0 and 1, or null")
+
+
+@dataclass(frozen=True)
+class LoaderSettings:
+    """How samples are read.
+
+    Args:
+        workers: reading processes a rank; 0: the rank itself; "auto": the machine's cores shared between its ranks.
+        timeout: seconds that one batch may take.
+        prefetch: batches that a worker reads ahead.
+        max_bad: unreadable samples that a split may have; None: any number, and nothing is printed of them.
+
+    Raises:
+        UserError: a setting out of range.
+    """
+
+    workers: int | str = "auto"
+    timeout: float = 300.0
+    prefetch: int = 2
+    max_bad: int | None = 0
+
+    def __post_init__(self) -> None:
+        if self.workers != "auto" and (isinstance(self.workers, str) or self.workers < 0):
+            raise UserError(f"workers={self.workers}: give auto, or a whole number, 0 for none")
+        for name, least in (("timeout", 1e-9), ("prefetch", 1), ("max_bad", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"{name}={value}: give a number {'above 0' if least else 'of 0 or more'}")

@@ -3,129 +3,167 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import math
-import os
-from collections.abc import Callable, Generator
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from tdaf.engine import checkpoint, dist, optim, seeds
-from tdaf.engine.evaluate import Evaluation, evaluate
-from tdaf.engine.loader import Loader
-from tdaf.engine.log import Bar, RunFolder
-from tdaf.engine.meter import LossMeter
-from tdaf.engine.order import TrainingOrder
-from tdaf.engine.pace import Pace
-from tdaf.engine.pictures import show
-from tdaf.engine.precision import Precision, float32
-from tdaf.engine.preempt import Preempted, Preemption
-from tdaf.engine.schedule import Schedule
-from tdaf.engine.settings import Settings
-from tdaf.engine.syncbn import agree, synchronise
-from tdaf.engine.watchdog import Watchdog
+from tdaf.engine import checkpoint, data, dist, optim
+from tdaf.engine.data import Loader, TrainingOrder
+from tdaf.engine.evaluate import Evaluation, eval_mode, evaluate
+from tdaf.engine.health import Preempted, Preemption, Watchdog
+from tdaf.engine.log import Bar, LossMeter, RunFolder, Throughput, mean_losses
+from tdaf.engine.visualize import log_samples
+from tdaf.engine.precision import Precision, deterministic, float32
+from tdaf.engine.schedule import Schedule, cosine
+from tdaf.engine.settings import LoaderSettings, Settings
+from tdaf.engine.summary import introduce, summarise
 from tdaf.errors import RunError, UserError
 from tdaf.task import Batch, Task
 
 
 class Trainer:
-    """Trains `network` on `task`, going on from the checkpoint in `folder` if there is one.
+    """Trains a network on a task, alone or as one of torchrun's ranks, and goes on with the run in `run_dir`.
 
-    order(start): the training order from a step on. loader(order): a loader of the training split.
-    validation(): a loader of this rank's share of the validation split.
-    make_optimizer(network) and make_schedule(steps_per_epoch, steps) build what their names say.
-    about: plain data stored with every checkpoint and never read here: the resolved settings, the classes' names.
+    A network that is in eval mode is put into train mode; of one that is in train mode, modules in eval mode (a frozen
+    teacher) stay in it.
+
+    Args:
+        task: what is trained for; its second protocol, PredictionTask, is optional.
+        network: moved to the device, and trained in place.
+        settings: None: Settings().
+        run_dir: the run's folder. One that holds a run is gone on with; one that holds a finished run stays as it is.
+        optimizer: makes the optimizer from the network, with learning rates that the schedule's factor multiplies.
+            None: SGD with momentum 0.9, weight decay 1e-4 and 0.1 for 256 samples a step (paper, Sec. 4.1).
+        schedule: called with `steps_per_epoch` and `steps`, makes the Schedule. None: a cosine without warm-up.
+        loader: how samples are read; None: LoaderSettings().
+        seed: of the order of samples, their random numbers, and each rank's generators while it trains. (The first
+            weights are the network's own.)
+        device: None: the GPU if there is one.
+        about: plain data stored with every checkpoint, beside the classes' names; "config", the run's settings, is
+            written into summary.json too.
+        name: of the run's task in its log and summary; None: the task's class.
+        files: texts that the folder is to hold, by file name.
+        notes: lines that the log begins with.
+
+    Attributes:
+        step: optimizer steps made. epoch: the same in epochs. steps: how many there are to make.
+        network, ema, eval_network: what trains, its Average (or None), and the module of the two that is evaluated.
+        last: the last Evaluation. best: its "value", "step" and "epoch" at the best one.
+
+    Raises:
+        UserError: settings that do not go together. On several ranks it is raised on all of them.
     """
 
     def __init__(
         self,
-        settings: Settings,
         task: Task,
         network: nn.Module,
+        settings: Settings | None = None,
         *,
-        make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
-        make_schedule: Callable[..., Schedule],
-        order: Callable[[int], TrainingOrder],
-        loader: Callable[[TrainingOrder], Loader],
-        validation: Callable[[], Loader],
-        folder: RunFolder,
-        device: torch.device,
-        about: dict[str, Any],
+        run_dir: str | Path,
+        optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
+        schedule: Callable[..., Schedule] | None = None,
+        loader: LoaderSettings | None = None,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        about: Mapping[str, Any] | None = None,
+        name: str | None = None,
+        files: Mapping[str, str] | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
-        self.settings, self.task, self.folder, self.device, self.about = settings, task, folder, device, about
-        self.order, self.loader, self.validation = order, loader, validation
-        torch.use_deterministic_algorithms(settings.deterministic, warn_only=True)
-        if settings.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
-            torch.backends.cudnn.benchmark = False
-        self.precision = Precision(settings.precision, device, settings.channels_last)
-        self.network = self.precision.place(network)
-        if settings.sync_bn and dist.world() > 1:
-            self.network = synchronise(self.network, device)
-        self.optimizer = make_optimizer(self.network)
-        averaging = get_ema_multi_avg_fn(settings.ema) if settings.ema else None
-        self.ema = AveragedModel(self.network, multi_avg_fn=averaging) if settings.ema else None
-        self.steps_per_epoch = order(0).steps_per_epoch
-        whole = math.ceil(settings.epochs * self.steps_per_epoch) if settings.epochs else settings.max_steps
-        self.steps = min(whole, settings.max_steps or whole)
-        self.schedule = make_schedule(steps_per_epoch=self.steps_per_epoch, steps=whole)
-        self.meter = LossMeter(device)
-        self.step, self.evaluated, self.pace = 0, 0, Pace()
+        self.task, self.settings, self.loading = task, settings or Settings(), loader or LoaderSettings()
+        self.seed, self.name, self.files, self.notes = seed, name or type(task).__name__, files or {}, notes
+        self.about = {"classes": list(task.classes), **(about or {})}
+        self.timeout = dist.collective_timeout(self.settings.hang_timeout, self.loading.timeout)
+        self.device = dist.join(device, self.timeout)
+        self.folder = RunFolder(Path(run_dir), quiet=dist.rank() != 0)
+        self.step, self.evaluated = 0, 0
         self.best: dict[str, Any] = {}
         self.last: Evaluation | None = None
+        self.meter, self.throughput = LossMeter(), Throughput()
+        usual = functools.partial(optim.optimizer, lr=0.1, weight_decay=1e-4, base_batch=256, batch=self.settings.batch)
+        schedule = schedule or functools.partial(Schedule, cosine())
+        dist.run_on_all_ranks(lambda: self._build(network, optimizer or usual, schedule))
+
+    def _build(self, network: nn.Module, optimizer: Callable[..., Any], schedule: Callable[..., Schedule]) -> None:
+        settings = self.settings
+        self.precision = Precision(settings.precision, self.device, settings.channels_last)
+        self.network = self.precision.place(network)
+        if settings.sync_bn and dist.world() > 1:
+            self.network = dist.synchronise(self.network, self.device)
+        self.optimizer = optimizer(self.network)
+        for group in self.optimizer.param_groups:
+            group.setdefault("base_lr", group["lr"])
+        self.ema = optim.Average(self.network, settings.ema) if settings.ema else None
+        self.train_set, self.val_set = self.task.dataset("train"), self.task.dataset("val")
+        order = self._order()
+        self.micro_batch, self.steps_per_epoch = order.micro, order.steps_per_epoch
+        whole = math.ceil(settings.epochs * self.steps_per_epoch) if settings.epochs else settings.max_steps
+        self.steps = min(whole, settings.max_steps or whole)
+        self.schedule = schedule(steps_per_epoch=self.steps_per_epoch, steps=whole)
         if settings.compile:
-            self.network.compile()
+            self.network.compile()  # before DistributedDataParallel, which then overlaps its all-reduces with backward
 
-    @dist.losing_a_rank()
-    def fit(self) -> None:
-        """Trains to the end. RunError: a fault, nothing saved is lost; Preempted: told to stop, saved."""
-        self.parallel = dist.parallel(self.network, self.device)  # not above, where a rank may fail alone
-        self.reading = self.training = self.loader(self.order(self.step))
-        limit, reading = self.settings.hang_timeout, lambda: self.reading.stalled()
-        with Preemption() as self.stop, Watchdog(limit, self.folder.folder, dist.rank(), reading) as self.dog:
+    @property
+    def epoch(self) -> float:
+        return self.step / self.steps_per_epoch
+
+    @property
+    def eval_network(self) -> nn.Module:
+        return self.ema.module if self.ema is not None else self.network
+
+    @dist.explain_peer_failure()
+    def fit(self) -> Evaluation:
+        """Trains to the end, from the last checkpoint in the run folder if there is one.
+
+        Returns:
+            The last evaluation. Of a finished run it is returned at once, with the run's weights in the network.
+
+        Raises:
+            UserError: the folder cannot be used, or holds another run.
+            RunError: a fault; nothing saved is lost.
+            Preempted: told to stop, saved.
+        """
+        if self._is_finished():
+            return self.last
+        with self._session() as (batches, bar):
             self._evaluate_if_due()
-            batches, bar = iter(self.training), Bar("train", self.steps, self.step, quiet=self.folder.quiet)
-            try:
-                self._loop(batches, bar)
-            except RuntimeError as error:
-                raise self.training.explained(error) from None
-            finally:
-                bar.stop()
-                batches.close()  # its workers end here, and not when the last trace of an error is gone
-
-    def _loop(self, batches: Generator[Batch, None, None], bar: Bar) -> None:
-        self.pace.go()
-        while self.step < self.steps:
-            self.stop.ask()
-            self._one_step(batches)
-            self.dog.beat()
-            bar.advance()
-            stopping = self.stop.answer()
-            pause = stopping or self._due() or self.step % self.settings.checkpoint_every == 0
-            if pause or self.step % self.settings.log_every == 0:
-                self._report()
-            if pause:
-                self._save()
-                if stopping:
-                    raise Preempted
-                self._evaluate_if_due()
-                self.pace.go()
+            self.throughput.start()
+            while self.step < self.steps:
+                self.stop.poll()
+                self._one_step(batches)
+                self.watchdog.beat()
+                bar.advance()
+                stopping = self.stop.should_stop()
+                pause = stopping or self._is_due() or self.step % self.settings.checkpoint_every == 0
+                if pause or self.step % self.settings.log_every == 0:
+                    self._report()
+                if pause:
+                    self._save()
+                    if stopping:
+                        raise Preempted
+                    self._evaluate_if_due()
+                    self.throughput.start()
+            summarise(self)
+        return self.last
 
     def _one_step(self, batches: Generator[Batch, None, None]) -> None:
         """One optimizer step over `accumulate` micro-batches. Nothing in here waits for the device."""
         self.rate = optim.set_rate(self.optimizer, self.schedule.factor(self.step))
-        parts = self.settings.accumulate
-        for part in range(parts):
-            with self.pace.waiting():
+        count = self.settings.accumulate
+        for number in range(1, count + 1):
+            with self.throughput.waiting():
                 batch = next(batches)
             if len(batch["index"]) == 0:
-                raise RunError("not one sample of a batch could be read; see data.max_bad and scripts/check_data.py")
-            together = part == parts - 1 or self.parallel is self.network
-            with nullcontext() if together else self.parallel.no_sync():
-                self._backward(batch, 1 / parts)
+                raise RunError("not one sample of a batch could be read; see max_bad and scripts/check_data.py")
+            with nullcontext() if number == count or self.parallel is self.network else self.parallel.no_sync():
+                self._backward(batch, 1 / count)
         if self.settings.clip:
             self.precision.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
@@ -133,9 +171,9 @@ class Trainer:
         self.precision.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
-            self.ema.update_parameters(self.network)
+            self.ema.update(self.network)
         self.step += 1
-        self.pace.step()
+        self.throughput.step()
 
     def _backward(self, batch: Batch, weight: float) -> None:
         moved = self.precision.move(batch)
@@ -145,57 +183,143 @@ class Trainer:
         self.precision.scaler.scale(sum(losses.values()) * weight).backward()
         self.meter.add(self.step + 1, {name: loss.detach() for name, loss in losses.items()}, batch["index"])
 
-    @property
-    def epoch(self) -> float:
-        return self.step / self.steps_per_epoch
+    # Evaluating
 
-    def _due(self) -> bool:
+    def _is_due(self) -> bool:
         """Whether the step just made ends an interval of evaluation."""
         if self.step == self.steps or not self.settings.evaluate_every:
             return self.step == self.steps
         return self.step > 0 and self.step % max(1, round(self.settings.evaluate_every * self.steps_per_epoch)) == 0
 
-    def _evaluating(self) -> None:
-        """Between two batches of an evaluation, before which all was saved: a single rank may leave at once."""
-        self.dog.beat()
-        if self.stop.told and dist.world() == 1:
-            raise Preempted
-
     def _evaluate_if_due(self) -> None:
-        if not self._due() or self.evaluated == self.step:
+        if not self._is_due() or self.evaluated == self.step:
             return
-        agree(self.network, self.ema)
-        judged = self.ema.module if self.ema is not None else self.network
-        self.reading = self.validation()
-        files: dict[str, str] = {}
-        keep, beat = files.__setitem__, self._evaluating
-        self.last = evaluate(judged, self.task, self.reading, self.precision, keep=keep, beat=beat)
+        for network in filter(None, (self.network, self.ema and self.ema.module)):
+            dist.average_buffers(network)
+        how = {"loader": self.loading, "precision": self.precision, "seed": self.seed, "batch": self.micro_batch}
+        self.last = evaluate(self.eval_network, self.task, self.val_set, **how, progress=self._evaluating)
+        self.reading = self.training
         self.evaluated = self.step
-        self.schedule.heard(self.last.values)
-        value = self.last.values[self.task.metric]
-        better = not self.best or value > self.best["value"]
+        self.schedule.step(self.last.values)
+        better = self._is_best()
         if better:
-            self.best = {"value": value, "step": self.step, "epoch": self.epoch}
+            self.best = {"value": self.last.values[self.task.metric], "step": self.step, "epoch": self.epoch}
         self.folder.event("val", self.step, self.epoch, self.last.values)
         self.folder.say(f"epoch {self.epoch:.4g} val: {self.last}{' *' if better else ''}")
-        if dist.rank() == 0 and self.settings.pictures:
-            split, count = self.reading.dataset, self.settings.pictures
-            show(judged, self.task, split, count, self.precision, self.folder, self.step)
-        self.reading = self.training
+        if dist.rank() == 0:
+            self._draw()
         if better and dist.rank() == 0:
-            best = {"network": judged.state_dict(), "step": self.step, "metric": self.last.values, "about": self.about}
+            weights = {"network": self.eval_network.state_dict(), "step": self.step}
+            best = {**weights, "metric": self.last.values, "about": self.about}
             checkpoint.save(best, self.folder.checkpoints / checkpoint.BEST)
-            for name, text in files.items():
+            for name, text in self.last.files.items():
                 self.folder.write(f"results/{name}", text)
-        self.dog.beat()
+        self.watchdog.beat()
         self._save()
+
+    def _evaluating(self, loader: Loader) -> None:
+        """Between two batches of an evaluation, before which all was saved: a single rank may leave at once."""
+        self.reading = loader
+        self.watchdog.beat()
+        if self.stop.requested and dist.world() == 1:
+            raise Preempted
+
+    def _is_best(self) -> bool:
+        """Whether the last evaluation is the best one. An undefined metric is neither better nor worse than another:
+        the first defined one is best, and until then the last network."""
+        metric, values = self.task.metric, self.last.values
+        if metric not in values:
+            raise RunError(f"the evaluation gives {', '.join(values)}, and not the task's metric {metric}")
+        defined, before = _is_defined(values[metric]), bool(self.best) and _is_defined(self.best["value"])
+        if not defined and not self.best:
+            self.folder.say(f"{metric}={values[metric]} is not defined: until it is, the last network is the best")
+        return values[metric] > self.best["value"] if defined and before else defined or not before
+
+    def _draw(self) -> None:
+        if self.settings.pictures and hasattr(self.task, "visualize"):
+            with eval_mode(self.eval_network):
+                count, where = self.settings.pictures, (self.precision, self.folder, self.step)
+                log_samples(self.eval_network, self.task, self.val_set, count, *where)
+
+    # The run folder: opening, reporting, saving
+
+    @contextmanager
+    def _session(self) -> Iterator[tuple[Generator[Batch, None, None], Bar]]:
+        """What is open while a run trains: folder, network on all ranks, loader, stop signals, watchdog."""
+        with self.folder, deterministic(self.settings.deterministic):
+            dist.run_on_all_ranks(self._open)
+            steps = dist.broadcast(dist.gather(self.step))
+            dist.run_on_all_ranks(lambda: self._check_shared(steps))
+            self.parallel = dist.data_parallel(self.network, self.device)
+            if not self.network.training:
+                self.network.train()
+            self.training = self.reading = self.training_loader()
+            folder, limit, stalled = self.folder.folder, self.settings.hang_timeout, lambda: self.reading.stalled()
+            with (
+                Preemption(self.timeout) as self.stop,
+                Watchdog(limit, folder, stalled) as self.watchdog,
+                Bar("train", self.steps, self.step, quiet=self.folder.quiet) as bar,
+                closing(iter(self.training)) as batches,  # its workers end here, not when an error's trace is gone
+            ):
+                try:
+                    yield batches, bar
+                except RuntimeError as error:
+                    raise self.training.explained(error) from None
+
+    def _is_finished(self) -> bool:
+        """Whether the folder holds a finished run; its evaluation and weights are then read from it."""
+        summary = dist.broadcast(dist.run_on_all_ranks(self.folder.summary))
+        if summary is None:
+            return False
+        dist.run_on_all_ranks(self._load_last)
+        if self.step not in (0, self.steps):
+            steps = f"a finished run of {self.step} steps, and these settings make {self.steps}"
+            raise UserError(f"run_dir={self.folder.folder} holds {steps}; give another run_dir")
+        self.last = Evaluation(summary["metrics"], *(summary[name] for name in ("samples", "skipped", "protocol")))
+        if dist.rank() == 0:
+            print(self.folder.finished(), flush=True)
+        return True
+
+    def _open(self) -> None:
+        self.folder.lock()
+        data.seed_everything(data.mix_seed(self.seed, "rank", dist.rank()))
+        going_on, note = self._load_last()
+        self._saved = self.step if going_on and not note else None  # the step of a whole LAST
+        if self.step > self.steps:
+            raise UserError(f"run_dir={self.folder.folder} is at step {self.step}: these settings end at {self.steps}")
+        self.folder.start(self.step, self.evaluated)
+        for name, text in self.files.items():
+            self.folder.write(name, text)
+        for line in filter(None, [note, *self.notes]):
+            self.folder.say(line)
+        if going_on:
+            self.folder.say(f"going on from step {self.step} of {self.steps}")
+        else:
+            introduce(self)
+
+    def _check_shared(self, steps: list[int]) -> None:
+        if len(set(steps)) > 1:
+            raise UserError(
+                f"the ranks found checkpoints of different steps {sorted(set(steps))} in run_dir={self.folder.folder}: "
+                "it must lie on a disk that all machines share"
+            )
+
+    def training_loader(self) -> Loader:
+        """This rank's batches from the next step on."""
+        pin = self.device.type == "cuda"
+        return Loader(self.train_set, self._order(self.step), seed=self.seed, pin=pin, **vars(self.loading))
+
+    def _order(self, start: int = 0) -> TrainingOrder:
+        ranks = {"rank": dist.rank(), "ranks": dist.world(), "accumulate": self.settings.accumulate}
+        how = {"seed": self.seed, "start": start, "groups": self.train_set.groups, **ranks}
+        return TrainingOrder(len(self.train_set), self.settings.batch, **how)
 
     def _report(self) -> None:
         """Logs the mean losses since the last report. RunError if one of them was not finite."""
-        mine = dist.together(self.meter.read)
+        mine = dist.run_on_all_ranks(self.meter.read)
         shares = dist.gather(mine) or [mine]
-        losses = {name: sum(share[name] for share in shares) / len(shares) for name in mine}
-        step_time, data_time = self.pace.read()
+        losses = dist.run_on_all_ranks(lambda: mean_losses(shares))
+        step_time, data_time = self.throughput.read()
         total, speed = sum(losses.values()), self.settings.batch / step_time
         values = {"loss": total, **losses, "lr": self.rate, "images_per_second": speed, "data_seconds": data_time}
         self.folder.event("train", self.step, self.epoch, values)
@@ -206,43 +330,68 @@ class Trainer:
         )
 
     def _save(self) -> None:
+        """Saves what training goes on with, and changes nothing of it: between two evaluations running statistics are
+        each rank's own, and so are they saved. (A run that goes on with another number of ranks takes the first one's.)
+        """
         if not nn.utils.get_total_norm(self.network.parameters()).isfinite():
-            raise RunError(f"non-finite weights at step {self.step}; the checkpoint before is kept: try trainer.clip=1")
-        agree(self.network, self.ema)
-        rngs = dist.gather(seeds.state(self.device))
+            raise RunError(f"non-finite weights at step {self.step}; the checkpoint before is kept: try clip=1")
+        mine = {"rng": data.generator_state(self.device)}
+        if dist.world() > 1:
+            networks = {"network": self.network, "ema": self.ema and self.ema.module}
+            mine.update({name: dist.statistics(module) for name, module in networks.items() if module is not None})
+        ranks = dist.gather(mine)
         # all wait: a rank that left while another writes would have it ended by whoever started them
-        dist.together(lambda: self._write(rngs) if dist.rank() == 0 else None)
+        dist.run_on_all_ranks(lambda: self._write(ranks) if dist.rank() == 0 else None)
 
-    def _write(self, rngs: list[dict[str, Any]]) -> None:
+    def _write(self, ranks: list[dict[str, Any]]) -> None:
         state = {
             "network": self.network.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.precision.scaler.state_dict(),
-            "rng": rngs,
+            "rng": [rank.pop("rng") for rank in ranks],
+            "statistics": ranks if dist.world() > 1 else None,
             "about": self.about,
             "step": self.step,
             "evaluated": self.evaluated,
-            "pace": self.pace.state(),
-            "schedule": self.schedule.state(),
+            "pace": self.throughput.state_dict(),
+            "schedule": self.schedule.state_dict(),
             "best": self.best,
-            "last": dict(vars(self.last)) if self.last else None,
+            "last": self.last.as_dict() if self.last else None,
         }
-        checkpoint.save(state, self.folder.checkpoints / checkpoint.LAST, self.folder.checkpoints / checkpoint.PREVIOUS)
+        # what is kept is of an earlier step and whole, so that a damaged LAST always has something to fall back on
+        keep = self.folder.checkpoints / checkpoint.PREVIOUS if self._saved not in (None, self.step) else None
+        checkpoint.save(state, self.folder.checkpoints / checkpoint.LAST, keep)
+        self._saved = self.step
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def _load_last(self) -> tuple[bool, str]:
+        """Goes back to the run folder's last checkpoint. Whether there is one, and what there is to say of it."""
+        state, note = checkpoint.load_last(self.folder.checkpoints)
+        if state is not None:
+            self._restore(state)
+        return state is not None, note
+
+    def _restore(self, state: dict[str, Any]) -> None:
         """Puts everything back to where `state` was saved. UserError if it is of another network or optimizer."""
+        same_ranks = len(state["rng"]) == dist.world()
+        own = state["statistics"][dist.rank()] if same_ranks and state.get("statistics") else {}
         try:
-            self.network.load_state_dict(state["network"])
+            self.network.load_state_dict({**state["network"], **own.get("network", {})})
             if self.ema is not None:
-                self.ema.load_state_dict(state["ema"])
+                averaged = {f"module.{name}": value for name, value in own.get("ema", {}).items()}
+                self.ema.load_state_dict({**state["ema"], **averaged})
             self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError, AttributeError) as error:
+        except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise UserError(f"the run folder's checkpoint is of another network: {str(error)[:200]!r}") from error
         self.precision.scaler.load_state_dict(state["scaler"])
-        self.pace.restore(state["pace"])
-        self.schedule.restore(state.get("schedule", {}))
+        self.throughput.load_state_dict(state["pace"])
+        self.schedule.load_state_dict(state.get("schedule", {}))
         self.step, self.evaluated, self.best = state["step"], state["evaluated"], state["best"]
         self.last = Evaluation(**state["last"]) if state["last"] else None
-        if len(state["rng"]) == dist.world():
-            seeds.restore(state["rng"][dist.rank()], self.device)
+        if same_ranks:
+            data.restore_generators(state["rng"][dist.rank()], self.device)
+
+
+def _is_defined(metric: float) -> bool:
+    """COCO's evaluation says -1 where there is nothing to measure."""
+    return math.isfinite(metric) and metric != -1

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from tdaf.engine import seeds
+from tdaf.engine.data import preserved_generators
+from tdaf.engine.evaluate import eval_mode
 from tdaf.engine.log import RunFolder
 from tdaf.engine.precision import Precision, float32
 from tdaf.errors import UnreadableSample
@@ -32,7 +32,7 @@ def log_samples(
         return
     batch = precision.move(batch)
     one_tdaf = sum(isinstance(module, TDAF) for module in network.modules()) == 1
-    with _evaluating(network), precision.autocast():
+    with eval_mode(network), precision.autocast():
         outputs = network(batch["input"])
         masks = attention_maps(network, batch["input"]) if one_tdaf else {}
     visualize = getattr(task, "visualize", None)
@@ -81,21 +81,9 @@ def attention_panels(
     return panels
 
 
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Eval mode within; afterwards each module is in the mode it was in."""
-    modes = {module: module.training for module in network.modules()}
-    try:
-        network.eval()
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
 def _first_samples(dataset: Dataset, count: int) -> Batch | None:
     samples, indices = [], []
-    with seeds.kept():
+    with preserved_generators():
         for index in range(len(dataset)):
             if len(samples) == count:
                 break
