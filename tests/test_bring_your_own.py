@@ -46,8 +46,7 @@ def own_folder(tmp_path: Path) -> Path:
 def test_own_backbone(tmp_path: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(pages.block("backbone").splitlines()) <= 30
     pages.module("mynet", "backbone", tmp_path, monkeypatch)
-    pages.install(tmp_path, monkeypatch)
-    run = [*SMALL, "backbone=mynet", "flows=3", f"data.root={own_folder}", f"run_dir={tmp_path / 'run'}"]
+    run = [*SMALL, pages.install(tmp_path), "backbone=mynet", "flows=3", f"data.root={own_folder}", f"run_dir={tmp_path / 'run'}"]
     assert call(monkeypatch, ["task=imagenet", *run]) == 0
     weights = torch.load(tmp_path / "run/checkpoints/best.pt", weights_only=True)["network"]
     assert weights["body.stages.2.0.weight"].shape == (128, 64, 3, 3)
