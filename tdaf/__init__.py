@@ -14,8 +14,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from tdaf.engine.evaluate import Evaluation, evaluate
     from tdaf.engine.predict import Predictor
+    from tdaf.engine.settings import LoaderSettings, Settings
     from tdaf.engine.trained import load_checkpoint
-    from tdaf.engine.trainer import LoaderSettings, Settings, Trainer
+    from tdaf.engine.trainer import Trainer
     from tdaf.errors import RunError, UnreadableSample, UserError
     from tdaf.model.anar import ANAR
     from tdaf.model.flows import TDAF, MultiScale
@@ -29,7 +30,8 @@ _HOMES = {
     "tdaf.model.staged": ("Staged",),
     "tdaf.model.fold": ("fold",),
     "tdaf.model.maps": ("attention_maps",),
-    "tdaf.engine.trainer": ("Trainer", "Settings", "LoaderSettings"),
+    "tdaf.engine.trainer": ("Trainer",),
+    "tdaf.engine.settings": ("Settings", "LoaderSettings"),
     "tdaf.engine.evaluate": ("Evaluation", "evaluate"),
     "tdaf.engine.predict": ("Predictor",),
     "tdaf.engine.trained": ("load_checkpoint",),

@@ -19,11 +19,10 @@ from tdaf.cli.compose import compose
 from tdaf.errors import UserError
 from tdaf.model.backbones.resnet import resnet
 from tdaf.model.classifier import Classifier, LinearHead
-from tdaf.model.flows import TDAF, MultiScale
+from tdaf.model.flows import TDAF, MultiScale, pyramid
 from tdaf.model.inflate import inflate_weight
 from tdaf.model.normalise import Normalise
 from tdaf.model.pretrained import load
-from tdaf.model.flows import pyramid
 
 torch.set_num_threads(1)
 plain = lambda staged: staged  # noqa: E731

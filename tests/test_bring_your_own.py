@@ -46,12 +46,20 @@ def own_folder(tmp_path: Path) -> Path:
 def test_own_backbone(tmp_path: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(pages.block("backbone").splitlines()) <= 30
     pages.module("mynet", "backbone", tmp_path, monkeypatch)
-    run = [*SMALL, pages.install(tmp_path), "backbone=mynet", "flows=3", f"data.root={own_folder}", f"run_dir={tmp_path / 'run'}"]
+    run = [
+        *SMALL,
+        pages.install(tmp_path),
+        "backbone=mynet",
+        "flows=3",
+        f"data.root={own_folder}",
+        f"run_dir={tmp_path / 'run'}",
+    ]
     assert call(monkeypatch, ["task=imagenet", *run]) == 0
     weights = torch.load(tmp_path / "run/checkpoints/best.pt", weights_only=True)["network"]
     assert weights["body.stages.2.0.weight"].shape == (128, 64, 3, 3)
-    assert {"body.gates.1", "body.gates.2"} == {".".join(name.split(".")[:3]) for name in weights if ".gates." in name
-                                                and "earlier" not in name}
+    assert {"body.gates.1", "body.gates.2"} == {
+        ".".join(name.split(".")[:3]) for name in weights if ".gates." in name and "earlier" not in name
+    }
     assert weights["head.fc.weight"].shape == (2, 128)
 
 
@@ -82,9 +90,7 @@ def test_an_existing_network_keeps_its_publishers_names_and_maps() -> None:
     torch.testing.assert_close(body(images)[0], maps[0], msg="masks of 1 - eta change nothing at stage 1")
 
 
-def test_an_attention_mechanism_of_ones_own(
-    tmp_path: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_attention_mechanism_of_ones_own(tmp_path: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pages.module("myattention", "attention", tmp_path, monkeypatch)
     pages.module("late", "attention elsewhere", tmp_path, monkeypatch)
     from late import LateECA

@@ -97,7 +97,7 @@ def test_a_sweep_told_to_stop_starts_no_other_job(demo: Path, tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     for code, started in ((75, 1), (130, 1), (1, 3)):
         begun: list[dict] = []
-        monkeypatch.setattr("tdaf.cli.run.start", lambda config: begun.append(config) or code)
+        monkeypatch.setattr("tdaf.cli.run.start", lambda config, begun=begun, code=code: begun.append(config) or code)
         assert call(monkeypatch, ["-m", *tiny(demo, "anar=2,3,5")]) == code
         assert [config["anar"] for config in begun] == [2, 3, 5][:started]
 

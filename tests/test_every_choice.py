@@ -65,7 +65,20 @@ def covering(choices: dict[str, list[str]]) -> list[dict[str, str]]:
 
 ROWS = covering(CHOICES)
 # what makes a choice impossible, by words of the sentence that says so
-REASONS = ("attention", "dims", "clips", "images", "stem", "stage", "flows", "gated", "backbone", "ResNet", "VGG", "Mobile")
+REASONS = (
+    "attention",
+    "dims",
+    "clips",
+    "images",
+    "stem",
+    "stage",
+    "flows",
+    "gated",
+    "backbone",
+    "ResNet",
+    "VGG",
+    "Mobile",
+)
 
 
 def started(row: dict[str, str]) -> None:

@@ -12,8 +12,8 @@ from tiny import settle
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tdaf.engine.optim import optimizer
 from tdaf.engine.dist import synchronise
+from tdaf.engine.optim import optimizer
 from tdaf.errors import UserError
 from tdaf.measure import parameters
 from tdaf.model.attention.se_cbam import CBAM

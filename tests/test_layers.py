@@ -81,7 +81,7 @@ def test_imports_point_down(name: str) -> None:
 
 
 def test_the_library_is_light_and_whole() -> None:
-    """`import tdaf` brings nothing; every name that it offers is there; none needs Hydra, and TDAF not even torchvision."""
+    """`import tdaf` brings nothing; each name that it offers is there; none needs Hydra, TDAF not even torchvision."""
     code = """
 import sys, time
 start = time.perf_counter()

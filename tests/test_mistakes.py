@@ -97,7 +97,8 @@ COMMAND = {
     "hydra/launcher=foo": "Could not find 'hydra/launcher/foo'",
     "resume=nowhere": "nowhere is not a run folder: it has no config.yaml",
     "run_dir=": "run_dir=: give a folder", "task=null": "there is no such task. Choose from",
-    "optim=null": "there is no such optim", "run_dir=[a]": "give a folder", "pretrained={a:b}": "there is no such setting",
+    "optim=null": "there is no such optim", "run_dir=[a]": "give a folder",
+    "pretrained={a:b}": "there is no such setting",
     "hydra.searchpath=[file:///nowhere]": "there is no folder",
     "data.root=\udcff": "is not UTF-8 text",
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Own data in COCO's format, with categories, key points and file names of their own, by docs/extending.md's commands."""
+"""Own data in COCO's format, with categories, key points and names of their own, by docs/extending.md's commands."""
 
 from __future__ import annotations
 

@@ -29,7 +29,15 @@ from results.evidence import holm, interval, paired  # noqa: E402
 
 GROUPS = study.read()
 ROWS = {row.name: row for group in GROUPS for row in group.rows}
-NETWORK = ("anar", "flows", "eta", "attention", "backbone.", "tdaf.", "task._target_")  # what rows of one group may differ in
+NETWORK = (
+    "anar",
+    "flows",
+    "eta",
+    "attention",
+    "backbone.",
+    "tdaf.",
+    "task._target_",
+)  # what rows of one group may differ in
 
 
 @functools.cache
@@ -58,9 +66,7 @@ def test_every_row_is_another_run_and_has_its_references() -> None:
     assert len(ROWS["plain"].seeds) >= 5 and ROWS["TDAF"].seeds == ROWS["plain"].seeds == ROWS["multi-scale"].seeds
     compared = next(group for group in GROUPS if group.name == "comparison")
     chosen = {word.partition("=")[2] for row in compared.rows for word in row.settings if word.startswith("attention=")}
-    assert chosen | {"none"} == {
-        "none", "se", "cbam", "nonlocal", "a2", "cgnl", "aa", "sasa", "abn", "resatt", "tdam"
-    }
+    assert chosen | {"none"} == {"none", "se", "cbam", "nonlocal", "a2", "cgnl", "aa", "sasa", "abn", "resatt", "tdam"}
 
 
 @torch.no_grad()

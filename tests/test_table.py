@@ -18,7 +18,6 @@ from tasks.classification.evaluator import Accuracy
 from tasks.coco.scoring import BOX_NUMBERS, POINT_NUMBERS
 from tdaf.cli.script import main
 from tdaf.errors import UserError
-from mechanisms import NAMES
 
 sys.path.insert(0, str(ROOT / "scripts"))
 

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from omegaconf import OmegaConf
+
 from results.runs import SEED, Result, Run, by_key, composed, find, key, protocols, result, results
 from results.tabular import TextTable, mean_and_deviation
-
 from tdaf.cli.compose import FOLDER, Config, flat, from_folder, identity
 from tdaf.errors import UserError
 

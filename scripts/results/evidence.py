@@ -13,30 +13,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import curves
 import matplotlib
 import numpy as np
 import torch
-from tdaf.env import processor
-from benchmarks.timing import interleaved
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
-from results.runs import Run, composed, find
-from results.tabular import markdown_table, write_section
 from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import curves
+from benchmarks.timing import interleaved
+from results.runs import Run, composed, find
+from results.tabular import markdown_table, write_section
 from tdaf.cli import build
-from tdaf.engine.summary import commit, versions
 from tdaf.demo.classification import imagenet_scene
 from tdaf.engine.log import RunFolder
 from tdaf.engine.precision import Precision
+from tdaf.engine.summary import commit, versions
 from tdaf.engine.trained import load_checkpoint
+from tdaf.env import processor
 from tdaf.errors import RunError
 from tdaf.model.anar import ANAR
-from tdaf.model.maps import attention_maps
-from tdaf.model.maps import gate_statistics
+from tdaf.model.maps import attention_maps, gate_statistics
 
 if TYPE_CHECKING:
     from study import Group, Row

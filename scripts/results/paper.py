@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
+
 from results.runs import Request, Result, Run, composed, key, protocols
 from results.runs import results as results_of
 from results.tabular import Printed, TextTable, mean_and_deviation
-
 from tdaf.cli.compose import FOLDER, Config
 from tdaf.cli.script import hint
 from tdaf.errors import UserError

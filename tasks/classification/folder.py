@@ -11,9 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from tdaf.errors import UserError
+from tdaf.media.files import IMAGES, read_skip_list
 from tdaf.media.image import read_image
-from tdaf.media.files import read_skip_list
-from tdaf.media.files import IMAGES
 
 LAYOUT = "expected train/<class>/*.JPEG and val/<class>/*.JPEG (also .jpg, .png, ...); without data, try recipe=demo"
 

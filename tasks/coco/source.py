@@ -14,8 +14,8 @@ from torch import Tensor
 
 from tasks.coco.annotations import Annotations, box_notes, read
 from tdaf.errors import UnreadableSample, UserError
-from tdaf.media.image import read_image
 from tdaf.media.files import read_skip_list
+from tdaf.media.image import read_image
 
 
 class Source(Protocol):

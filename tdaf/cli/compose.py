@@ -81,7 +81,7 @@ def group_options(group: str, overrides: Sequence[Override] = ()) -> list[str]:
 
 
 def from_folder(folder: Path) -> Config:
-    """The settings that a run folder holds, to compare with or to look at; to build from them, see `refuse_untrusted`."""
+    """The settings that a run folder holds, to compare with; to build from them, see `refuse_untrusted`."""
     path = folder / "config.yaml"
     try:
         config = read_yaml(path)

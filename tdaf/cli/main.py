@@ -48,35 +48,35 @@ def main() -> int:
         print(help_text())
         return 0
     try:
-        return command(sys.argv[1:])
+        flags, words = _flags(sys.argv[1:])
+        if flags:
+            return question_or_sweep(flags, words)
+        # imports wait until they are needed: a misspelt key takes Hydra but not torch, which takes seconds
+        from tdaf.cli.compose import compose
+
+        config = compose(words)
+        from tdaf.cli.run import start
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped: interrupted", file=sys.stderr)
         return 130
+    return start(config)
 
 
-def command(arguments: Sequence[str]) -> int:
-    """What `python train.py` does with these arguments. Raises UserError."""
-    flags, words = _flags(arguments)
+def question_or_sweep(flags: Sequence[str], words: Sequence[str]) -> int:
+    """What Hydra's own flags ask for. Raises UserError."""
     if "-sc" in flags or "--shell-completion" in flags:
         return hydra_main(_nothing, [*flags, *words])
-    # imports wait until they are needed: a misspelt key takes Hydra but not torch, which takes seconds
+    sweeping = any(flag in SWEEP for flag in flags)
+    if sweeping and len(flags) == 1:
+        return sweep(words)
     from tdaf.cli.compose import compose
 
-    sweeping = bool({*SWEEP} & {*flags})
-    asking = [flag for flag in flags if flag not in SWEEP]
-    if asking:
-        if not sweeping:
-            compose(words)  # what a run would refuse is refused here too, in the same words
-        return hydra_main(_nothing, [*flags, *words])
-    if sweeping:
-        return sweep(words)
-    config = compose(words)
-    from tdaf.cli.run import start
-
-    return start(config)
+    if not sweeping:
+        compose(words)  # what a run would refuse is refused here too, in the same words
+    return hydra_main(_nothing, [*flags, *words])
 
 
 def sweep(arguments: Sequence[str]) -> int:

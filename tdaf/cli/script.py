@@ -3,13 +3,13 @@
 A script is a function whose keyword-only arguments are its settings; their annotations are the types that the command
 line is held to, their defaults what holds where nothing is said:
 
-    def curves(*runs: str, out: Path = Path("curves.png"), x: Literal["epoch", "step"] = "epoch", smooth: Share = 0.0) -> int
+    def curves(*runs: str, out: Path = Path("curves.png"), x: Literal["epoch", "step"] = "epoch") -> int
 
     if __name__ == "__main__":
         sys.exit(main(curves, __doc__))
 
 `*words` takes what has no "=". `rest: list[str]` takes every setting that is not the script's own, as overrides of a
-run's settings; without it they are refused. `--key value`, `--key=value` and `--flag` are read as key=value and flag=true.
+run's settings; without it they are refused. `--key value`, `--key=value` and `--flag` are read as key=value, flag=true.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main(script: Callable[..., int | None], doc: str | None) -> int:
 
 
 def parse(arguments: list[str], script: Callable[..., Any]) -> tuple[list[str], dict[str, Any]]:
-    """The words and the typed settings that `script` is called with. Raises UserError, a line that names the argument."""
+    """The words and the typed settings that `script` is called with. Raises UserError, which names the argument."""
     parameters = inspect.signature(script).parameters
     types_ = get_type_hints(script, include_extras=True)
     own = {n.rstrip("_"): n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY and n != "rest"}

@@ -18,11 +18,11 @@ from tdaf.engine.data import Loader, TrainingOrder
 from tdaf.engine.evaluate import Evaluation, eval_mode, evaluate
 from tdaf.engine.health import Preempted, Preemption, Watchdog
 from tdaf.engine.log import Bar, LossMeter, RunFolder, Throughput, mean_losses
-from tdaf.engine.visualize import log_samples
 from tdaf.engine.precision import Precision, deterministic, float32
 from tdaf.engine.schedule import Schedule, cosine
 from tdaf.engine.settings import LoaderSettings, Settings
 from tdaf.engine.summary import introduce, summarise
+from tdaf.engine.visualize import log_samples
 from tdaf.errors import RunError, UserError
 from tdaf.task import Batch, Task
 
