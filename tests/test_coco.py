@@ -342,9 +342,9 @@ def test_skip_list(root: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="skip_list leaves no image in .*val2017"):
         CocoFiles(str(root), skip_list=str(skip)).split("val")
     skip.write_text("a.jpg")
-    with pytest.raises(UserError, match=r"'a.jpg' is not a path below data.root \(train2017/"):
+    with pytest.raises(UserError, match=r"'a.jpg' is not a path below the data set's root \(train2017/"):
         CocoFiles(str(root), skip_list=str(skip))
-    with pytest.raises(UserError, match="data.skip_list=nowhere.txt: No such file.*check_data.py"):
+    with pytest.raises(UserError, match="skip_list=nowhere.txt: No such file.*check_data.py"):
         CocoFiles(str(root), skip_list="nowhere.txt")
 
 

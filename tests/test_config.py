@@ -136,6 +136,8 @@ def test_recipes_say_what_their_sources_say() -> None:
         ("eta=1", "eta", 1.0),
         ("trainer.evaluate_every=0.5", "trainer.evaluate_every", 0.5),
         ("trainer.clip=null", "trainer.clip", None),
+        ("trainer.sync_bn=true", "trainer.sync_bn", True),
+        ("trainer.channels_last=false", "trainer.channels_last", False),
         ("tdaf.gated=[1,2]", "tdaf.gated", [1, 2]),
         ("trainer={batch: 8, accumulate: 2}", "trainer.accumulate", 2),
         ("trainer={batch: 8, accumulate: 2}", "trainer.epochs", 90),

@@ -125,13 +125,13 @@ BUILDING = {
     "trainer.epochs=0": "trainer.epochs=0: give a number above 0",
     "trainer.batch=0": "trainer.batch=0: give a number above 0",
     "trainer.batch=1000": "larger than the training set of 40 samples",
-    "trainer.accumulate=3": "trainer.batch=8 is not divisible",
+    "trainer.accumulate=3": "batch=8 is not divisible",
     "trainer.precision=fp8": "give one of auto, fp32, bf16, fp16",
-    "trainer.precision=16": "trainer.precision=16: give one of",
+    "trainer.precision=16": "precision=16: give one of",
     "optim.lr=-1": "optim.lr=-1", "optim.lr=nan": "optim.lr=nan: give a finite number",
     "optim.factory.betas=[2,0.9]": "betas=[2,0.9]: give less than 1",
     "schedule=multistep schedule.decay.milestones=[5,3]": "give them in rising order",
-    "schedule.warmup=foo": "schedule.warmup=foo: give linear or constant",
+    "schedule.warmup=foo": "warmup=foo: give linear or constant",
     "task.protocol=5crop": "protocol=5crop: this data set has 1crop, 10crop",
     "task.train_transform.size=-3": "size=-3",
     "~task.mean": "missing 1 required positional argument: 'mean'",
@@ -188,7 +188,7 @@ def test_weights_that_cannot_be_fetched(said, place: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(("data", "file"), [("cut", "train/a/2.JPEG"), ("text", "val/b/1.JPEG")])
 def test_a_picture_that_cannot_be_read(data: str, file: str, said, place: Path) -> None:
     line = said(tiny(place / "demo", "run_dir=run", "trainer.batch=4", f"data.root={place / data}"), code=1)
-    assert f"cannot read {file}" in line and "data.max_bad=0" in line and "scripts/check_data.py" in line
+    assert f"cannot read {file}" in line and "max_bad=0" in line and "scripts/check_data.py" in line
     assert not (Path("run") / "summary.json").exists()
 
 
@@ -221,6 +221,8 @@ def test_checkpoints_that_do_not_fit(said, place: Path, monkeypatch: pytest.Monk
     assert "was not written by train.py" in evaluation("checkpoint=foreign.pt")
     for name in ("last.pt", "previous.pt"):
         path = here / "run/checkpoints" / name
+        if not path.exists():  # a run of a single save has none before it
+            continue
         path.write_bytes(path.read_bytes()[:2000])
     (here / "run/summary.json").unlink()
     assert "no whole checkpoint is left" in said([*demo, "run_dir=run"])

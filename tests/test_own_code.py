@@ -32,17 +32,17 @@ def summary(run: Path) -> dict:
 
 def test_own_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pages.module("mydata", "data set", tmp_path, monkeypatch)
-    pages.install(tmp_path, monkeypatch)
+    mine = pages.install(tmp_path)
     root = pictures(tmp_path / "data")
     for split in ("train", "val"):
         files = sorted((root / split).rglob("*.JPEG"))
         lines = [f"{file.relative_to(root)};{file.parent.name}\n" for file in files]
         (root / f"{split}.csv").write_text("".join(lines))
     run = tmp_path / "run"
-    command = ["task=mydata", *SMALL, *IMAGES, f"run_dir={run}", f"data.root={root}"]
+    command = [mine, "task=mydata", *SMALL, *IMAGES, f"run_dir={run}", f"data.root={root}"]
     assert call(monkeypatch, [*command, "+data.delimiter=;"]) == 0
     assert summary(run)["samples"] == 8
-    assert call(monkeypatch, ["task=mydata", *SMALL, *IMAGES, f"data.root={tmp_path}"]) == 2
+    assert call(monkeypatch, [mine, "task=mydata", *SMALL, *IMAGES, f"data.root={tmp_path}"]) == 2
     assert "train.csv: No such file or directory" in capsys.readouterr().err
 
 
@@ -85,11 +85,11 @@ def scenes(root: Path) -> Path:
 
 def test_own_task_trains_evaluates_and_predicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pages.module("myseg", "task", tmp_path, monkeypatch)
-    pages.install(tmp_path, monkeypatch)
+    mine = pages.install(tmp_path)
     root, run, out = scenes(tmp_path / "data"), tmp_path / "run", tmp_path / "out"
     settings = "task.size=32 stem=small trainer.epochs=6 trainer.max_steps=12 trainer.evaluate_every=0".split()
     settings += ["optim=adamw", "optim.base_batch=4", "optim.lr=0.003"]
-    assert call(monkeypatch, ["task=myseg", *SMALL, *settings, f"data.root={root}", f"run_dir={run}"]) == 0
+    assert call(monkeypatch, [mine, "task=myseg", *SMALL, *settings, f"data.root={root}", f"run_dir={run}"]) == 0
     found = summary(run)
     assert found["protocol"] == "miou" and found["samples"] == 3
     assert found["metric"]["best"] > 60, "background everywhere would be 42"

@@ -91,7 +91,8 @@ def test_settings_are_changed_by_their_names() -> None:
 def test_settings_of_older_versions(state: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = put(put(state["about"]["config"], "backbone._target_", "tdaf.nets.resnet"), "tdaf.eta_", 0.25)
     monkeypatch.setitem(files.MOVED, "tdaf.nets.resnet", "tdaf.model.backbones.resnet.resnet")
-    monkeypatch.setattr(files, "UPGRADES", [lambda settings: settings["tdaf"].update(eta=settings["tdaf"].pop("eta_"))])
+    rename = lambda settings: settings["tdaf"].update(eta=settings["tdaf"].pop("eta_"))  # noqa: E731
+    monkeypatch.setattr(files, "UPGRADES", [*files.UPGRADES, rename])
     run = load_checkpoint(saved(state, tmp_path / "a.pt", config=old))
     assert run.settings["backbone"]["_target_"] == "tdaf.model.backbones.resnet.resnet"
     assert run.settings["tdaf"]["eta"] == 0.25 and run.network() is not None

@@ -254,6 +254,7 @@ def _of_kind(before: DictConfig, after: DictConfig) -> DictConfig:
                     raise UserError(f"{key}={_text(value)}: give {name}{shown}")
                 if isinstance(now, float):
                     OmegaConf.update(after, key, float(value))
+                break  # true and false are numbers to Python, and none to us
     return after
 
 
