@@ -140,7 +140,7 @@ def test_both_lines_of_haras_recipe_are_settings() -> None:
     """recipe=paper is the master branch's; the branch CVPR2018 is what its comment says to add."""
     recipe = Path(__file__).parent.parent / "configs/recipe/task/kinetics_paper.yaml"
     overrides = " ".join(line[4:] for line in recipe.read_text().splitlines() if line.startswith("#   ")).split()
-    assert overrides[0] == "schedule=plateau" and len(overrides) == 7
+    assert overrides[0] == "schedule=plateau" and len(overrides) == 6
     found = {}
     for name, more in (("master", []), ("CVPR2018", overrides)):
         config = compose(["task=kinetics", "recipe=paper", *more])
