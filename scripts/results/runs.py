@@ -15,6 +15,7 @@ from typing import Any
 
 from tdaf.cli.compose import Config, compose, identity
 from tdaf.cli.main import Job, launch
+from tdaf.settings import upgraded
 
 SEED, PROTOCOL = "seed", "task.protocol"
 ROOTS = ("data.root", "demo.root")  # where a disk is mounted makes no other run
@@ -180,7 +181,7 @@ def _time(path: Path) -> int:
 def _run(path: Path) -> Run | None:
     try:
         summary = json.loads(path.read_text())
-        config, metrics = summary["config"], summary["metrics"]
+        config, metrics = upgraded(summary["config"]), summary["metrics"]
         right = all(isinstance(config[part], dict) for part in ("trainer", "data", "task")) and _are_numbers(metrics)
         right = right and summary["metric"]["name"] in metrics and {"samples", "protocol", "params"} <= summary.keys()
         if right and config[SEED] >= 0:
