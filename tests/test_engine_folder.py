@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tdaf import env
 from tdaf.engine.health import Preempted
 from tdaf.engine.log import Bar, RunFolder, Throughput
-from tdaf.engine.summary import commit
 from tdaf.errors import RunError
 
 
@@ -115,8 +115,8 @@ def test_the_commit_is_of_tdafs_own_checkout_alone(tmp_path: Path, monkeypatch: 
     installed = tmp_path / "venv" / "site-packages" / "tdaf"
     for package, is_ours in ((tmp_path / "tdaf", True), (installed, False)):
         package.mkdir(parents=True, exist_ok=True)
-        monkeypatch.setattr("tdaf.__file__", str(package / "__init__.py"))
-        assert (commit() is not None) == is_ours
+        monkeypatch.setattr(env, "ROOT", package.parent)
+        assert (env.commit() is not None) == is_ours
     (tmp_path / "tdaf" / "__init__.py").write_text("changed")
-    monkeypatch.setattr("tdaf.__file__", str(tmp_path / "tdaf" / "__init__.py"))
-    assert commit().endswith("+")
+    monkeypatch.setattr(env, "ROOT", tmp_path)
+    assert env.commit().endswith("+")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Literal
 
 import pytest
+from commands import ROOT
 
 from tdaf.cli.script import Natural, Positive, Share, parse
 from tdaf.errors import UserError
@@ -71,3 +74,10 @@ def test_a_mistake_is_one_line(arguments: str, said: str) -> None:
 def test_a_setting_that_is_nobodys_is_refused() -> None:
     with pytest.raises(UserError, match="no setting titel"):
         parse(["titel=1"], small)
+
+
+def test_a_reader_that_goes_away_leaves_no_trace(tmp_path: Path) -> None:
+    writer = "import sys; from tdaf.cli.script import main; sys.exit(main(lambda: print('x' * 10**6), ''))"
+    command = f"'{sys.executable}' -c \"{writer}\" | head -c 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (141, "x", "")

@@ -30,9 +30,9 @@ from tdaf.cli import build
 from tdaf.demo.classification import imagenet_scene
 from tdaf.engine.log import RunFolder
 from tdaf.engine.precision import Precision
-from tdaf.engine.summary import commit, versions
+from tdaf.engine.summary import versions
 from tdaf.engine.trained import load_checkpoint
-from tdaf.env import processor
+from tdaf.env import commit, processor
 from tdaf.errors import RunError
 from tdaf.model.anar import ANAR
 from tdaf.model.maps import attention_maps, gate_statistics

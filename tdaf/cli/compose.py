@@ -19,17 +19,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import tdaf
 from tdaf.build import refuse_untrusted
+from tdaf.cli import FOLDER
 from tdaf.cli.overrides import TEXTS, did_you_mean, first_line, parse
 from tdaf.cli.ranges import check_ranges
 from tdaf.errors import UserError
 from tdaf.settings import read_yaml, upgraded
 
 Config = dict[str, Any]
-
-_HOMES = (Path(tdaf.__file__).parent / "configs", Path(tdaf.__file__).parents[1] / "configs")
-FOLDER = next(folder for folder in _HOMES if folder.is_dir())  # installed, or in the checkout
 
 # where a run takes place and how it is watched: what may change between a run and its continuation
 VOLATILE = ("run_dir", "resume", "gpus", "loader", "trainer.log_every", "trainer.pictures", "trainer.hang_timeout")
@@ -56,15 +53,15 @@ def compose(arguments: Sequence[str]) -> Config:
     resume = next((o.value() for o in overrides if o.key_or_group == "resume" and not o.is_delete()), None)
     if resume:
         return _resumed(Path(str(resume)), overrides)
-    before, _ = load(tuple(o.input_line for o in overrides if _chooses_file(o, overrides)))
-    names = [o for o in overrides if not _chooses_file(o, overrides)]
-    _check_names(names, OmegaConf.to_container(before))
+    choosing = [o for o in overrides if _chooses_file(o, overrides)]
+    before, _ = load(tuple(o.input_line for o in choosing))
+    _check_names([o for o in overrides if o not in choosing], OmegaConf.to_container(before))
     after, choices = load(tuple(o.input_line for o in overrides))
     config = {"name": choices["task"], "recipe": choices["recipe"], **_resolved(_of_kind(before, after))}
     _check_values(config)
     if config["run_dir"] is None:
         changed = _changed(OmegaConf.to_container(before), OmegaConf.to_container(after), config)
-        chosen = [o.input_line for o in overrides if _chooses_file(o, overrides) and o.key_or_group not in NAMED]
+        chosen = [o.input_line for o in choosing if o.key_or_group not in NAMED]
         # no mechanism is no change, whether or not the command says so
         chosen = [text for text in chosen if not text.startswith("hydra") and text != "attention=none"]
         config["run_dir"] = str(_run_dir(config, choices, sorted({*changed, *chosen})))
@@ -73,11 +70,7 @@ def compose(arguments: Sequence[str]) -> Config:
 
 def group_options(group: str, overrides: Sequence[Override] = ()) -> list[str]:
     """The files that a group has, a user's own of `hydra.searchpath` among them; none for what is no group."""
-    search = [o.input_line for o in overrides if o.key_or_group == "hydra.searchpath"]
-    try:
-        return _loader().get_group_options(group, config_name="train", overrides=search)
-    except HydraException as error:
-        raise UserError(first_line(error)) from error
+    return _options(group, tuple(o.input_line for o in overrides if o.key_or_group == "hydra.searchpath"))
 
 
 def from_folder(folder: Path) -> Config:
@@ -152,6 +145,14 @@ def _loader() -> ConfigLoader:
             return GlobalHydra.instance().config_loader()
     finally:
         GlobalHydra.instance().hydra = running
+
+
+@functools.cache  # Hydra reads train.yaml anew for each question, and a command asks one for every word
+def _options(group: str, search: tuple[str, ...]) -> list[str]:
+    try:
+        return _loader().get_group_options(group, config_name="train", overrides=list(search))
+    except HydraException as error:
+        raise UserError(first_line(error)) from error
 
 
 @functools.lru_cache(maxsize=64)  # the jobs of a sweep mostly share their files

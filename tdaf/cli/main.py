@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tdaf.cli import FOLDER
 from tdaf.errors import RunError, UserError
 
 if TYPE_CHECKING:
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 
 SWEEP = ("-m", "--multirun")
 # Hydra's flags that take a value behind them
-VALUED = ("--cfg", "-c", "--package", "-p", "--info", "-i", "--config-dir", "-cd", "--config-name", "-cn")
-PLAIN = ("--resolve", "--version", "--hydra-help", "--shell-completion", "-sc", "--run", "-r")
+VALUED = ("--cfg", "-c", "--package", "-p", "--info", "-i", "--config-dir", "-cd")
+PLAIN = ("--resolve", "--version", "--hydra-help", "--shell-completion", "-sc")
+DETAILS = ("--package", "-p", "--resolve")  # of a question, and none themselves
 STOPPED = (75, 130)  # told to stop, Ctrl-C: the rest of a sweep is not started
 
 
@@ -74,6 +76,8 @@ def question_or_sweep(flags: Sequence[str], words: Sequence[str]) -> int:
         return sweep(words)
     from tdaf.cli.compose import compose
 
+    if all(flag in DETAILS for flag in flags if flag.startswith("-")):
+        raise UserError(f"{flags[0]}: this is for what --cfg job shows; add that, or leave {flags[0]} out")
     if not sweeping:
         compose(words)  # what a run would refuse is refused here too, in the same words
     return hydra_main(_nothing, [*flags, *words])
@@ -189,7 +193,6 @@ def hydra_main(function: Callable[[DictConfig], Any], arguments: Sequence[str]) 
     """`hydra.main` over configs/ with these arguments."""
     import hydra
 
-    from tdaf.cli.compose import FOLDER
     from tdaf.cli.overrides import first_line
 
     before, sys.argv = sys.argv, [sys.argv[0], *arguments]
@@ -205,16 +208,12 @@ def hydra_main(function: Callable[[DictConfig], Any], arguments: Sequence[str]) 
 def help_text() -> str:
     """How to call train.py, the choices, and the settings with their defaults and meanings; read from the files
     themselves, so it is there at once."""
-    from tdaf import cli
-
-    homes = [Path(cli.__file__).parents[1] / "configs", Path(cli.__file__).parents[2] / "configs"]
-    folder = next(home for home in homes if home.is_dir())
-    lines = (folder / "train.yaml").read_text().splitlines()
+    lines = (FOLDER / "train.yaml").read_text().splitlines()
     usage = [line[2:] for line in lines[: lines.index("")] if line.startswith("#  ")]
     settings = lines[lines.index("") + 1 : lines.index("hydra:")]
     first = next(i for i, line in enumerate(settings) if line.startswith("#"))
     groups: dict[str, list[str]] = {}
-    for path in sorted(folder.glob("*/*.yaml")):
+    for path in sorted(FOLDER.glob("*/*.yaml")):
         groups.setdefault(path.parent.name, []).append(path.stem)
     return "\n".join(
         [
@@ -250,13 +249,17 @@ def _flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             waiting = False
         elif not argument.startswith("-"):
             words.append(argument)
-        elif name in (*VALUED, *PLAIN, *SWEEP):
+        elif name in VALUED:
+            flags += argument.split("=", 1)
+            waiting = "=" not in argument
+        elif argument in (*PLAIN, *SWEEP):
             flags.append(argument)
-            waiting = name in VALUED and "=" not in argument
         else:
             close = difflib.get_close_matches(name, [*VALUED, *PLAIN, *SWEEP, "--help"], n=1)
             hint = f"did you mean {close[0]}?" if close else "write key=value; --help lists what there is"
             raise UserError(f"{argument!r} is not a setting: {hint}")
+    if waiting:
+        raise UserError(f"{flags[-1]}: give its value behind it")
     for flag in ("--config-dir", "-cd"):
         if flag in flags:
             place = flags.index(flag)

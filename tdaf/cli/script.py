@@ -33,14 +33,16 @@ Share = Annotated[float, "a number from 0 to 1", lambda value: 0 <= value <= 1]
 
 def main(script: Callable[..., int | None], doc: str | None) -> int:
     """Runs a script on the command line's arguments; --help prints `doc`. Returns the exit code: 0, 1 for a fault while
-    running, 2 for a mistake in what was asked, 130 for Ctrl-C."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(doc)
-        return 0
+    running, 2 for a mistake in what was asked, 130 for Ctrl-C, 141 where nobody reads what it prints."""
     sys.path.append(os.getcwd())  # where train.py stands, a user's own modules are found; scripts/ has none
     try:
+        if {"-h", "--help"} & set(sys.argv[1:]):
+            print(doc, flush=True)
+            return 0
         words, settings = parse(sys.argv[1:], script)
-        return script(*words, **settings) or 0
+        code = script(*words, **settings) or 0
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -50,6 +52,9 @@ def main(script: Callable[..., int | None], doc: str | None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # who reads has gone, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python says so when it ends
+        return 141
 
 
 def parse(arguments: list[str], script: Callable[..., Any]) -> tuple[list[str], dict[str, Any]]:

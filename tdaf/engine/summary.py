@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import platform
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ import tdaf
 from tdaf import measure
 from tdaf.engine import dist, optim
 from tdaf.engine.precision import to_device
+from tdaf.env import commit
 from tdaf.errors import UnreadableSample
 from tdaf.task import Dataset
 
@@ -81,23 +80,6 @@ def versions() -> dict[str, str]:
         "torchvision": torchvision.__version__,
         "python": platform.python_version(),
     }
-
-
-def commit() -> str | None:
-    """The commit of tdaf's own checkout, with "+" behind it where files differ from it; None where tdaf lies elsewhere,
-    as installed into another repository's environment."""
-    root = Path(tdaf.__file__).resolve().parents[1]
-
-    def git(*words: str) -> list[str]:
-        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True)
-        return done.stdout.splitlines()
-
-    try:
-        top, head = git("rev-parse", "--show-toplevel", "HEAD")
-        changed = bool(git("status", "--porcelain", "--untracked-files=no"))
-        return head + "+" * changed if Path(top) == root else None
-    except (OSError, subprocess.CalledProcessError, ValueError):
-        return None
 
 
 def _gflops(network: nn.Module, dataset: Dataset, device: torch.device) -> float:
