@@ -149,6 +149,7 @@ class Persons:
         names: of the key points.
         augment: None for evaluation.
         flip_test: whether inputs are pairs.
+        pairs: key points that change places in a mirror image; None: what the names say.
     """
 
     groups = None
@@ -161,6 +162,7 @@ class Persons:
         names: Sequence[str],
         augment: Augmentation | None = None,
         flip_test: bool = False,
+        pairs: Sequence[tuple[int, int]] | None = None,
     ) -> None:
         self.split, self.size, self.augment, self.flip_test = split, size, augment, flip_test
         self.persons = np.concatenate([source.persons for source in sources])
@@ -169,7 +171,11 @@ class Persons:
         self.notes = dict(split.annotations.notes)
         for source in sources:
             self.notes |= source.notes
-        self.legs, self.order = legs(names), mirrored(len(names), flip_pairs(names))
+        pairs = flip_pairs(names) if pairs is None else pairs
+        self.legs, self.order = legs(names), mirrored(len(names), pairs)
+        if augment is not None and augment.flip:
+            named = ", ".join(f"{names[left]} - {names[right]}" for left, right in pairs) or "none"
+            self.notes[f"pairs of key points change places in mirror images: {named}"] = len(pairs)
         self._latest: tuple[int, Tensor] | None = None
 
     def __len__(self) -> int:

@@ -28,7 +28,8 @@ class Pose:
     """The task of key points.
 
     Args:
-        data: images and annotations. Key points called left_x and right_x change places in a mirror image.
+        data: images and annotations. What their key points' names say decides which change places in a mirror image
+            (`source.flip_pairs`).
         train_augment: what training does at random.
         mean, std: of the pixels, RGB, in units of 0..1 (the published code feeds BGR with the mean and std of RGB).
         size: height and width of the input in pixels, multiples of the backbone's last stride.
@@ -42,6 +43,8 @@ class Pose:
         oks_nms: persons more similar than this are one.
         sigmas: of OKS, a number for each key point; None: COCO's for COCO's names and 0.05 for others.
         skeleton: bones to draw, pairs of key points counted from 1 as in COCO's files; None: COCO's between its names.
+        flip_pairs: key points that change places in a mirror image, in place of what their names say, as pairs counted
+            from 1; [] for none.
 
     Raises:
         UserError: a value outside these.
@@ -65,6 +68,7 @@ class Pose:
         oks_nms: float = 0.9,
         sigmas: list[float] | None = None,
         skeleton: list[list[int]] | None = None,
+        flip_pairs: list[list[int]] | None = None,
     ) -> None:
         if len(size) != 2 or min(size) < 32:
             raise UserError(f"size={list(size)}: give height and width, as [256,192], 32 or more each")
@@ -81,7 +85,7 @@ class Pose:
         self.size, self.deconvolutions, self.sigma = (size[0], size[1]), list(deconvolutions), sigma
         self.columns, self.box_score = _columns([boxes] if isinstance(boxes, str) else boxes), box_score
         self.flip_test, self.threshold, self.nms = flip_test, keypoint_threshold, oks_nms
-        self._sigmas, self._skeleton = sigmas, skeleton
+        self._sigmas, self._skeleton, self._pairs = sigmas, skeleton, flip_pairs
 
     @property
     def classes(self) -> list[str]:
@@ -90,7 +94,18 @@ class Pose:
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
-        return source.flip_pairs(self.classes)
+        """Key points that change places in a mirror image, as indices of `classes`. Raises UserError where a name says
+        left or right, has no partner, and images are mirrored."""
+        if self._pairs is not None:
+            return source.checked_pairs(self._pairs, self.classes)
+        pairs = source.flip_pairs(self.classes)
+        alone = source.unpaired(self.classes, pairs)
+        if alone and (self.augment.flip or self.flip_test):
+            raise UserError(
+                f"key point {', '.join(alone[:3])}: no other one is its left or right partner in a mirror image: "
+                "correct the names, or give flip_pairs=[[1,2],...] ([] for none), or flip=0 and flip_test=false"
+            )
+        return pairs
 
     @property
     def sigmas(self) -> list[float]:
@@ -112,7 +127,7 @@ class Pose:
 
     def network(self, backbone: Staged, tdaf: Callable[[Staged], Staged]) -> nn.Module:
         """TDAF goes over backbone and deconvolutions. Raises UserError for settings that do not fit the key points."""
-        _ = self.sigmas, self.edges  # first used after the training: a mistake in them is to show before it
+        _ = self.sigmas, self.edges, self.pairs  # first used after the training: a mistake in them is to show before it
         stride = backbone.strides[-1]
         if any(side % stride for side in self.size):
             raise UserError(f"size={list(self.size)}: give multiples of {stride}, this backbone's stride")
@@ -123,11 +138,11 @@ class Pose:
         """Of "train" all persons of the annotations, of "val" those of every source of boxes, one after the other."""
         images = self.data.split(split)
         if split == "train":
-            persons = Persons(images, [annotated(images)], self.size, self.classes, self.augment)
+            persons = Persons(images, [annotated(images)], self.size, self.classes, self.augment, pairs=self.pairs)
         else:
             paths = self.columns.values()
             people = [annotated(images) if path is None else detected(path, images, self.box_score) for path in paths]
-            persons = Persons(images, people, self.size, self.classes, flip_test=self.flip_test)
+            persons = Persons(images, people, self.size, self.classes, flip_test=self.flip_test, pairs=self.pairs)
         if not len(persons):
             raise UserError(f"{images.annotations.path}: no person with a box and a labelled key point in it")
         return persons
