@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import posixpath
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ class Annotations:
         path: of the file.
         image_ids: (N,) int64, rising.
         sizes: (N, 2) int32, height and width in pixels; 0 where the file does not say (source.py asks the images).
-        categories: (id in the file, name), in the order of the ids, which may have gaps.
+        categories: (id in the file, name), in the order of the ids, which may have gaps, or of a checkpoint.
         keypoint_names: J names; empty where no category has key points.
         notes: what was found wrong in the file and handled, and how often.
         all_objects: (K,) of `object_dtype`, those of one image together and in the file's order; of all images of the
@@ -110,6 +111,18 @@ class Annotations:
     def indices(self, image_ids: np.ndarray) -> np.ndarray:
         """Image ids of any shape to indices of images, -1 for ids that are not among them."""
         return _indices(np.asarray(image_ids), self.image_ids)
+
+    def reordered(self, classes: Sequence[str] = (), keypoint_names: Sequence[str] = ()) -> Annotations:
+        """With the categories or the key points in this order of their names."""
+        objects, categories, names = self.all_objects.copy(), self.categories, self.keypoint_names
+        if classes:
+            order = [self.classes.index(name) for name in classes]
+            objects["category"] = np.argsort(order)[objects["category"]]
+            categories = [categories[k] for k in order]
+        if keypoint_names:
+            objects["keypoints"] = objects["keypoints"][:, [names.index(name) for name in keypoint_names]]
+            names = list(keypoint_names)
+        return replace(self, all_objects=objects, categories=categories, keypoint_names=names)
 
     def only(self, indices: np.ndarray) -> Annotations:
         """The images at these rising indices, sharing the objects' arrays."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -58,6 +59,7 @@ class CocoFiles:
         self.layout = f"expected {names} in it (settings of data); without data, try recipe=demo"
         if not root:
             raise UserError(f"root is not set; give COCO's folder: {self.layout}")
+        self._order: tuple[tuple[str, ...], ...] = ()  # of categories and key points, where it is not the file's
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise UserError(f"root={root}: no such folder ({self.root.absolute()}); {self.layout}")
@@ -69,6 +71,11 @@ class CocoFiles:
         """Names of the categories, in the order of their ids."""
         return self._read("val").classes
 
+    def reorder(self, classes: Sequence[str]) -> None:
+        """Numbers the classes in this order of their names, a checkpoint's."""
+        self.classes = list(classes)
+        self._order = (tuple(classes), ())
+
     def split(self, name: str) -> CocoSplit:
         """The split "train" or "val"."""
         self._check_there(name)
@@ -78,7 +85,8 @@ class CocoFiles:
         return CocoSplit(self.root, self.images[name], annotations, self.skip_list)
 
     def _read(self, name: str) -> Annotations:
-        return read(self.root / self.annotations[name])
+        annotations = read(self.root / self.annotations[name])
+        return _reordered(annotations, *self._order) if self._order else annotations
 
     def _check_there(self, name: str) -> None:
         if not (self.root / self.annotations[name]).is_file():
@@ -140,6 +148,11 @@ class CocoSplit:
             turned = "; was it turned by its EXIF tag?" if size == annotated[::-1] else ""
             raise UnreadableSample(f"{sizes}{turned} ({path})")
         return image
+
+
+@functools.lru_cache(maxsize=4)
+def _reordered(annotations: Annotations, *order: tuple[str, ...]) -> Annotations:
+    return annotations.reordered(*order)
 
 
 @functools.lru_cache(maxsize=4)

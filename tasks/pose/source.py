@@ -134,6 +134,11 @@ class CocoKeypoints(CocoFiles):
         """The names of the key points, in the order of the network's heat maps."""
         return self._read("val").keypoint_names
 
+    def reorder(self, classes: Sequence[str]) -> None:
+        """Takes the key points in this order of their names, a checkpoint's."""
+        self.classes = list(classes)
+        self._order = ((), tuple(classes))
+
     def _read(self, name: str) -> Annotations:
         annotations = super()._read(name)
         person(annotations)
