@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import people
 import pytest
+from coco_files import document, save, save_set
 from people import annotation
 
+from tasks.coco.annotations import read
+from tasks.coco.source import CocoFiles
+from tasks.detection.task import Fcos
+from tasks.detection.transforms import val_transform
 from tasks.pose import source
 from tasks.pose.augment import Augmentation
 from tasks.pose.source import CocoKeypoints
@@ -79,3 +86,100 @@ def test_impossible_pairs_are_refused(tmp_path: Any, pairs: Any) -> None:
     people.write(tmp_path, [[annotation(BOX, keypoints=[60.0, 40.0, 2.0] * 3)]], ["a", "b", "c"])
     with pytest.raises(UserError, match="flip_pairs: "):
         pose(tmp_path, flip_pairs=pairs).dataset("val")
+
+
+def written(path: Path, **changes: Any) -> Any:
+    """The notes of the little document with these lists of boxes or entries in place of its own."""
+    content = document()
+    for place, values in changes.get("annotations", {}).items():
+        content["annotations"][place] |= values
+    content["images"] += changes.get("images", [])
+    return read(save(path / "a.json", content))
+
+
+def test_an_image_that_is_listed_twice_is_one(tmp_path: Path) -> None:
+    found = written(tmp_path, images=[dict(document()["images"][0])])
+    assert len(found) == 3 and found.notes["images listed twice with one id, taken once"] == 1
+    assert len(found.objects(2)) == 2
+    found = written(tmp_path, images=[{**document()["images"][0], "id": 77}])
+    assert len(found) == 4 and found.notes["file names under more than one id, each an image of its own"] == 1
+    with pytest.raises(UserError, match="image id 30 is used more than once"):
+        written(tmp_path, images=[{**document()["images"][0], "file_name": "other.jpg"}])
+
+
+def test_doubtful_boxes_are_noted(tmp_path: Path) -> None:
+    assert not any("boxes" in note for note in written(tmp_path).notes)
+    parts = {k: {"bbox": [0.1 * k, 0.2, 0.3, 0.4]} for k in range(4)}
+    (note,) = (note for note in written(tmp_path, annotations=parts).notes if "0..1" in note)
+    assert "pixels are expected" in note.lower()
+    corners = {k: {"bbox": [20 + k, 25, 45 + k, 39]} for k in range(4)}
+    notes = written(tmp_path, annotations=corners).notes
+    assert notes["boxes look like x1, y1, x2, y2; x, y, width, height are expected"] == 4
+    assert written(tmp_path, annotations={1: {"bbox": [5, 5, 0.4, 9]}}).notes["boxes of less than a pixel"] == 1
+
+
+def test_ids_beyond_what_programs_agree_on_say_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="image_id=18446744073709551616: give a whole number of at most 2.53"):
+        written(tmp_path, annotations={0: {"image_id": 2**64}})
+
+
+@pytest.mark.parametrize("name", ["train2017/a.jpg", "a.jpg", "big%20cup.jpg"])
+def test_file_names_that_only_read_otherwise_are_found(tmp_path: Path, name: str) -> None:
+    root = save_set(tmp_path, document(), document())
+    (root / "train2017/a.jpg").rename(root / "train2017/big cup.jpg") if "%" in name else None
+    content = document()
+    content["images"][1]["file_name"] = name
+    save(root / "annotations/instances_train2017.json", content)
+    split = CocoFiles(str(root)).split("train")
+    assert split.name(0) == f"train2017/{'big cup' if '%' in name else 'a'}.jpg" and split.read(0).shape == (3, 50, 50)
+    assert sum("file names" in note for note in split.annotations.notes) == (name != "a.jpg")
+
+
+def test_a_file_that_is_really_called_like_that_is_itself(tmp_path: Path) -> None:
+    root = save_set(tmp_path, document(), document())
+    (root / "train2017/a%20b.jpg").write_bytes((root / "train2017/a.jpg").read_bytes())
+    content = document()
+    content["images"][1]["file_name"] = "a%20b.jpg"
+    save(root / "annotations/instances_train2017.json", content)
+    assert CocoFiles(str(root)).split("train").name(0) == "train2017/a%20b.jpg"
+
+
+def fcos(data: Any) -> Fcos:
+    transform = val_transform(short_side=64, max_size=64)
+    return Fcos(data, transform, transform, [0.5] * 3, [0.5] * 3)
+
+
+def test_detection_counts_crowds_and_does_not_look_at_key_points(tmp_path: Path) -> None:
+    content = document()
+    content["categories"][0]["keypoints"], content["categories"][1]["keypoints"] = ["a"], ["b", "c"]
+    content["annotations"][0]["keypoints"] = [1, 2]
+    task = fcos(CocoFiles(str(save_set(tmp_path, content, content))))
+    assert task.dataset("train").notes["crowds, not learnt"] == 1
+    assert len(task.dataset("val")) == 3
+    content["annotations"] = []
+    save(tmp_path / "annotations/instances_val2017.json", content)
+    assert any("nothing to measure" in note for note in task.dataset("val").notes)
+
+
+def test_persons_of_area_0_are_said_to_be_that(tmp_path: Path) -> None:
+    some = [annotation(BOX), annotation(BOX, area=0)]
+    people.write(tmp_path, [some], split="val")
+    assert pose(tmp_path).dataset("val").notes["persons whose area is 0, left out"] == 1
+    people.write(tmp_path, [[annotation(BOX, area=0, num_keypoints=3)]], split="val")
+    with pytest.raises(UserError, match="1 persons whose area is 0"):
+        pose(tmp_path).dataset("val")
+    notes = read(tmp_path / "annotations/person_keypoints_val2017.json").notes
+    assert notes["objects whose num_keypoints is not the number of labelled key points"] == 1
+
+
+def test_predictions_have_the_ids_of_the_annotations(tmp_path: Path) -> None:
+    source = CocoFiles(str(save_set(tmp_path, document(), document())))
+    assert fcos(source).class_ids == [3, 7, 90]
+    answer = {"detections": [{"class": "book", "score": 0.5, "box": [1, 2, 3, 4]}], "width": 9, "height": 9}
+    for data, ids in (
+        (SimpleNamespace(classes=source.classes, ids=[3, 7, 90]), [3, 7, 90]),
+        (SimpleNamespace(classes=source.classes), [1, 2, 3]),
+    ):
+        written = fcos(data).to_json([(Path("a.jpg"), None, [answer])])
+        assert [entry["id"] for entry in written["categories"]] == ids
+        assert written["annotations"][0]["category_id"] == ids[2]

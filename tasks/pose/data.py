@@ -64,13 +64,15 @@ def _annotated(annotations: Annotations) -> tuple[np.ndarray, dict[str, int]]:
     first, length = objects["bbox"][:, :2], objects["bbox"][:, 2:]
     last = first + np.maximum(length - 1, 0)
     low, high = np.maximum(first, 0), np.minimum(last, annotations.sizes[images][:, ::-1] - 1)
-    boxed = (high >= low).all(1) & (high > low).any(1) & (length > 0).all(1) & (objects["area"] > 0)
+    boxed = (high >= low).all(1) & (high > low).any(1) & (length > 0).all(1)
+    areal = objects["area"] > 0
     labelled, crowd = (objects["keypoints"][..., 2] > 0).any(1), objects["iscrowd"]
-    kept = ~crowd & labelled & boxed
+    kept = ~crowd & labelled & boxed & areal
     notes = {
         "crowds, left out": crowd,
         "persons without a labelled key point, left out": ~crowd & ~labelled,
         "persons without a box inside their image, left out": ~crowd & labelled & ~boxed,
+        "persons whose area is 0, left out": ~crowd & labelled & boxed & ~areal,
     }
     return _persons(images[kept], np.concatenate([low, high], 1)[kept], 1.0, rows[kept]), _counted(notes)
 

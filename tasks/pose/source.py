@@ -118,6 +118,8 @@ class CocoKeypoints(CocoFiles):
     points is a UserError as well.
     """
 
+    with_keypoints = True
+
     def __init__(
         self,
         root: str | None,
@@ -133,6 +135,11 @@ class CocoKeypoints(CocoFiles):
     def classes(self) -> list[str]:
         """The names of the key points, in the order of the network's heat maps."""
         return self._read("val").keypoint_names
+
+    @property
+    def ids(self) -> list[int]:
+        """The id of the category of persons in the annotation file."""
+        return [person(self._read("val"))[1]]
 
     def reorder(self, classes: Sequence[str]) -> None:
         """Takes the key points in this order of their names, a checkpoint's."""

@@ -93,6 +93,11 @@ class Pose:
         return self.data.classes
 
     @property
+    def class_ids(self) -> list[int]:
+        """The id of persons in the annotation file, as predict writes it; 1 where that is not known."""
+        return getattr(self.data, "ids", None) or [1]
+
+    @property
     def pairs(self) -> list[tuple[int, int]]:
         """Key points that change places in a mirror image, as indices of `classes`. Raises UserError where a name says
         left or right, has no partner, and images are mirrored."""
@@ -144,7 +149,8 @@ class Pose:
             people = [annotated(images) if path is None else detected(path, images, self.box_score) for path in paths]
             persons = Persons(images, people, self.size, self.classes, flip_test=self.flip_test, pairs=self.pairs)
         if not len(persons):
-            raise UserError(f"{images.annotations.path}: no person with a box and a labelled key point in it")
+            why = "; ".join(f"{count} {note}" for note, count in persons.notes.items() if count)
+            raise UserError(f"{images.annotations.path}: no person with a box and a labelled key point in it ({why})")
         return persons
 
     def losses(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -202,15 +208,15 @@ class Pose:
     def to_json(self, pictures: list[tuple[Path, int | None, list[dict[str, Any]]]]) -> dict[str, Any]:
         """COCO's format. An annotation has "score", and the third number of a key point is its score. What `draw`
         does not show of persons found twice is not in it either."""
-        images, annotations = [], []
+        images, annotations, person = [], [], self.class_ids[0]
         for number, (path, frame, answers) in enumerate(pictures, 1):
             images.append({"id": number, "file_name": str(path), **({} if frame is None else {"frame": frame})})
             for answer in self._distinct(answers):
                 points = [value for point in answer["keypoints"] for value in point]
-                entry = {"id": len(annotations) + 1, "image_id": number, "category_id": 1, "keypoints": points}
+                entry = {"id": len(annotations) + 1, "image_id": number, "category_id": person, "keypoints": points}
                 annotations.append({**entry, "bbox": answer["box"], "score": answer["score"]})
         bones = [[a + 1, b + 1] for a, b in self.edges]
-        category = {"id": 1, "name": "person", "keypoints": self.classes, "skeleton": bones}
+        category = {"id": person, "name": "person", "keypoints": self.classes, "skeleton": bones}
         return {"images": images, "annotations": annotations, "categories": [category]}
 
     def _distinct(self, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -35,12 +35,14 @@ class Run:
         settings: the run's, resolved and up to date.
         classes: names of what the network was trained to tell apart.
         weights: those that are evaluated: averaged over the steps (EMA) where the run keeps such.
+        class_ids: numbers of the classes in the data set's own files, where its task has such (`Fcos.class_ids`).
     """
 
     path: Path
     settings: Settings
     classes: Sequence[str]
     weights: Mapping[str, torch.Tensor]
+    class_ids: Sequence[int] | None = None
 
     @property
     def folder(self) -> Path:
@@ -60,7 +62,9 @@ class Run:
                 other names are accepted, as many of them.)
         """
         if not data:
-            return make(self.settings["task"], "task", data=SimpleNamespace(classes=list(self.classes)))
+            return make(
+                self.settings["task"], "task", data=SimpleNamespace(classes=list(self.classes), ids=self.class_ids)
+            )
         task = build_task(self.settings)
         own, now = list(self.classes), list(task.classes)
         if len(own) != len(now):
@@ -116,7 +120,7 @@ def load_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None
     settings = checked_settings(about["config"], str(path), trust)
     for key, value in (overrides or {}).items():
         _set(settings, key, value)
-    return Run(path, settings, classes, _evaluated(state))
+    return Run(path, settings, classes, _evaluated(state), about.get("class_ids"))
 
 
 def build_task(settings: Settings) -> Task:

@@ -104,6 +104,7 @@ class Trainer:
             group.setdefault("base_lr", group["lr"])
         self.ema = optim.Average(self.network, settings.ema) if settings.ema else None
         self.train_set, self.val_set = self.task.dataset("train"), self.task.dataset("val")
+        self.about |= {"class_ids": list(task.class_ids)} if hasattr(task := self.task, "class_ids") else {}
         self.about["samples"] = identity.samples_of({"train": self.train_set, "val": self.val_set})
         order = self._order()
         self.micro_batch, self.steps_per_epoch = order.micro, order.steps_per_epoch
