@@ -33,7 +33,14 @@ def _attention_as_node(settings: Settings) -> None:
                 settings["task"]["_target_"] = "tasks.classification.abn.AttentionBranchClassification"
 
 
-UPGRADES: list[Callable[[Settings], None]] = [_attention_as_node]
+def _new_settings(settings: Settings) -> None:
+    """Settings that came later, so that a run's own can be given another value."""
+    settings["data"].setdefault("changed", False)
+    if settings["task"].get("_target_") == "tasks.pose.task.Pose":
+        settings["task"].setdefault("flip_pairs", None)
+
+
+UPGRADES: list[Callable[[Settings], None]] = [_attention_as_node, _new_settings]
 _BLOCKS, _SELF = "tdaf.model.attention.nonlocal_blocks", "tdaf.model.attention.self_attention"
 _MECHANISMS: dict[str, Any] = {
     "none": None,

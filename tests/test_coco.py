@@ -129,7 +129,7 @@ FAULTS = [
     (entry("images", 0, id=None), "image number 1 of the file has no id"),
     (entry("images", 0, id="x30"), "image x30: id='x30': give a finite number"),
     (entry("images", 0, id=1.5), "image 1.5: id=1.5: give a whole number"),
-    (repeated("images", 2), "image id 20 is used more than once"),
+    (entry("images", 0, id=20), "image id 20 is used more than once"),
     (lambda content: content["images"].append(5), "image number 4 of the file is no JSON object, but '5'"),
     (lambda content: content["images"].clear(), "its list 'images' is empty"),
     (entry("categories", 0, name=None), "category 7 has no name"),
@@ -188,6 +188,7 @@ def test_boxes_without_area_or_outside_are_counted_and_not_learnt(tmp_path: Path
         "boxes without area, not learnt": 2,
         "boxes outside their image, not learnt": 2,
         "boxes partly outside their image, clipped to learn": 1,
+        "boxes of less than a pixel": 1,
         "images without an object": 2,
     }
     assert found.objects(2)["bbox"].tolist() == boxes and not found.objects(2)["iscrowd"].any()

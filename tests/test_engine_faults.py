@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_run import ROOT, ColourTask, Pictures, run, trainer
-from torch import Tensor, inf
+import torch
+from tiny_run import ROOT, ColourTask, Pictures, little, run, trainer
+from torch import Tensor, inf, nn
 
 from tdaf.engine import checkpoint
 from tdaf.engine.data import TrainingOrder
+from tdaf.engine.evaluate import undefined_outputs
+from tdaf.engine.log import to_json
 from tdaf.errors import RunError
 
 
@@ -99,3 +105,52 @@ def test_a_rank_that_hangs_says_where_and_ends(tmp_path: Path, workers: int) -> 
     stacks = (tmp_path / "hang-rank0.txt").read_text()
     assert stacks.startswith(said) and "_one_step" in stacks
     assert checkpoint.load_last(tmp_path / "checkpoints")[1] == ""
+
+
+class Undefined(nn.Module):
+    """A network with finite weights that says NaN of some samples, by their pixels."""
+
+    def __init__(self, which: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.inner, self.which = little(), which
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.inner(x)
+        return logits if self.training else logits.masked_fill(self.which(x)[:, None], math.nan)
+
+
+def test_outputs_that_are_nan_end_an_evaluation_and_are_never_best(tmp_path: Path) -> None:
+    third = {}
+
+    class Remembering(Pictures):
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            sample = super().__getitem__(index)
+            third.setdefault("pixel", sample["input"][0, 0, 0]) if index == 3 else None
+            return sample
+
+    def network() -> nn.Module:
+        return Undefined(lambda x: x[:, 0, 0, 0] == third["pixel"])
+
+    with pytest.raises(RunError, match=r"output is NaN for picture-3\.jpg:"):
+        run(trainer(tmp_path, val=Remembering(21), network=network))
+    assert not (tmp_path / "checkpoints" / checkpoint.BEST).exists()
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("outputs", "wrong"),
+    [
+        (torch.tensor([[0.0, 1], [math.nan, 1], [math.inf, 1]]), [1]),
+        ({"logits": torch.zeros(3, 2), "maps": [torch.zeros(3, 1, 2), torch.tensor([0, 0, math.nan])]}, [2]),
+        ({"logits": torch.zeros(3, 2), "strides": (8, 16)}, []),
+        ((torch.zeros(3), torch.tensor(math.nan)), [0, 1, 2]),
+        (torch.zeros(3, dtype=torch.int64), []),
+    ],
+)
+def test_the_samples_of_outputs_that_are_nan(outputs: Any, wrong: list[int]) -> None:
+    assert undefined_outputs(outputs, 3) == wrong
+
+
+def test_json_has_no_number_that_json_does_not_know() -> None:
+    found = json.loads(to_json({"a": math.nan, "b": [math.inf, 1.5, 2], "c": None, "d": True}))
+    assert found == {"a": None, "b": [None, 1.5, 2], "c": None, "d": True}

@@ -95,7 +95,7 @@ def test_own_task_trains_evaluates_and_predicts(tmp_path: Path, monkeypatch: pyt
     assert found["metric"]["best"] > 60, "background everywhere would be 42"
     assert script(evaluate.evaluate, [f"checkpoint={run}", "trust=myseg"]) == 0
     look = [f"checkpoint={run}", f"input={root / 'val' / 'images'}", f"out={out}"]
-    with pytest.raises(UserError, match="myseg.Segmentation, which is not part of tdaf.*trust=myseg"):
+    with pytest.raises(UserError, match="myseg.Folder, which is not part of tdaf.*trust=myseg"):
         script(predict.predict, look)
     assert script(predict.predict, [*look, "trust=myseg"]) == 0
     rows = json.loads((out / "predictions.json").read_text())["predictions"]
@@ -137,7 +137,9 @@ def test_a_trained_network_in_own_code(
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == 3 and shown[2] in shown[0] != shown[1] and space["answer"]["top5"][0]["class"] in shown[0]
     data = pictures(tmp_path / "data", train="abcdefghij", val="abcdefghij")
-    text = pages.block("load checkpoint").replace('"10crop"}', f'"10crop", "data.root": "{data}"}}')
+    text = pages.block("load checkpoint").replace(
+        '"10crop"}', f'"10crop", "data.root": "{data}", "data.changed": True}}'
+    )
     exec(text.replace("RUN_FOLDER", str(old)), space)
     assert space["task"].protocol == space["settings"]["task"]["protocol"] == "10crop"
     sample = space["samples"][0]["input"]

@@ -144,6 +144,7 @@ def _text(value: Any) -> str:
 def _named(config: Config) -> dict[str, Any]:
     """The settings by their dotted names; "backbone", "attention" and "tdaf" say which file of configs/ was chosen."""
     values = identity(config, (SEED, "attention._target_", "attention._partial_", "backbone.attention"))
+    values["data.root"] = config["data"].get("root")  # numbers of two data sets do not belong into one row
     mechanism = config.get("attention") or {"_target_": "none"}
     values["attention"] = _chosen("attention", flat(mechanism)) or str(mechanism["_target_"]).rpartition(".")[2]
     for group in ("backbone", "tdaf"):

@@ -66,7 +66,8 @@ def key(config: Config, but: tuple[str, ...] = (SEED, *ROOTS)) -> str:
     """The same for runs that differ in nothing but `but`, their hardware and their folder. Drawn data and a data set of
     one's own, with which the demo recipe trains as well, are not the same."""
     drawn = bool(config.get("demo")) and config["data"]["root"] is None
-    return json.dumps([drawn, identity(config, but)], sort_keys=True, default=str)
+    root = None if ROOTS[0] in but else config["data"]["root"]
+    return json.dumps([drawn, root, identity(config, but)], sort_keys=True, default=str)
 
 
 def find(folders: Iterable[Path]) -> list[Run]:

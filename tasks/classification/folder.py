@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -54,6 +55,11 @@ class ImageFolder:
             )
         self.classes = _names(self.root, self.folders)
         self.skip = read_skip_list(skip_list, ("train/", "val/"))
+
+    def reorder(self, classes: Sequence[str]) -> None:
+        """Numbers the classes in this order of their names, a checkpoint's."""
+        self.folders = [self.folders[self.classes.index(name)] for name in classes]
+        self.classes = list(classes)
 
     def split(self, name: str) -> FolderImages:
         """The images of "train" or "val"."""

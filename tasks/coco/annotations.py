@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import posixpath
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ class Annotations:
         path: of the file.
         image_ids: (N,) int64, rising.
         sizes: (N, 2) int32, height and width in pixels; 0 where the file does not say (source.py asks the images).
-        categories: (id in the file, name), in the order of the ids, which may have gaps.
+        categories: (id in the file, name), in the order of the ids, which may have gaps, or of a checkpoint.
         keypoint_names: J names; empty where no category has key points.
         notes: what was found wrong in the file and handled, and how often.
         all_objects: (K,) of `object_dtype`, those of one image together and in the file's order; of all images of the
@@ -111,14 +112,30 @@ class Annotations:
         """Image ids of any shape to indices of images, -1 for ids that are not among them."""
         return _indices(np.asarray(image_ids), self.image_ids)
 
+    def reordered(self, classes: Sequence[str] = (), keypoint_names: Sequence[str] = ()) -> Annotations:
+        """With the categories or the key points in this order of their names."""
+        objects, categories, names = self.all_objects.copy(), self.categories, self.keypoint_names
+        if classes:
+            order = [self.classes.index(name) for name in classes]
+            objects["category"] = np.argsort(order)[objects["category"]]
+            categories = [categories[k] for k in order]
+        if keypoint_names:
+            objects["keypoints"] = objects["keypoints"][:, [names.index(name) for name in keypoint_names]]
+            names = list(keypoint_names)
+        return replace(self, all_objects=objects, categories=categories, keypoint_names=names)
+
     def only(self, indices: np.ndarray) -> Annotations:
         """The images at these rising indices, sharing the objects' arrays."""
         rows = {name: getattr(self, name)[indices] for name in ("image_ids", "sizes", "object_spans", "file_names")}
         return replace(self, **rows)
 
 
-def read(path: Path) -> Annotations:
+def read(path: Path, keypoints: bool = True) -> Annotations:
     """The annotations in this file; read once in a process as long as the file does not change.
+
+    Args:
+        path: of the file.
+        keypoints: whether its key points are read; without them nothing of them can be wrong.
 
     Raises:
         UserError: a file that is missing, cut off or no annotation file; an entry that lacks something, has it in
@@ -127,14 +144,15 @@ def read(path: Path) -> Annotations:
     path = Path(path)
     try:
         status = path.stat()
-        return _read(path, status.st_mtime_ns, status.st_size)
+        return _read(path, status.st_mtime_ns, status.st_size, keypoints)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; a COCO annotation file should be there") from error
 
 
 @functools.lru_cache(maxsize=4)
-def _read(path: Path, changed: int, size: int) -> Annotations:
+def _read(path: Path, changed: int, size: int, keypoints: bool) -> Annotations:
     content = _content(path)
+    content["images"], twice = _without_copies(content["images"])
     images, categories = Entries(path, "image", content["images"]), Entries(path, "category", content["categories"])
     annotations = Entries(path, "annotation", content["annotations"])
     image_ids, order = _sorted_ids(images)
@@ -142,13 +160,15 @@ def _read(path: Path, changed: int, size: int) -> Annotations:
     category_names, as_written = categories.texts("name"), images.texts("file_name")
     # files of Windows, and of tools that list a folder as "."
     names = [posixpath.normpath(n.replace("\\", "/")) if "\\" in n or n[:2] == "./" else n for n in as_written]
-    keypoint_names = _keypoints(path, content["categories"])
+    keypoint_names = _keypoints(path, content["categories"]) if keypoints else []
     objects, object_images, notes = _objects(annotations, image_ids, category_ids, len(keypoint_names))
     counts = np.bincount(object_images, minlength=len(names))
     ends = np.cumsum(counts)
     sizes = np.stack([images.integers(side, default=0, least=0) for side in ("height", "width")], 1)
     notes["numbers written as text, read"] = sum(e.numbers_as_text for e in (images, categories, annotations))
     notes["file names with \\ or ./, read with /"] = sum(a != b for a, b in zip(as_written, names, strict=True))
+    notes["images listed twice with one id, taken once"] = twice
+    notes["file names under more than one id, each an image of its own"] = len(names) - len(set(names))
     notes["images without an object"] = len(images.entries) - len(np.unique(object_images))
     packed = Annotations(
         path=path,
@@ -180,6 +200,17 @@ def _content(path: Path) -> dict[str, list]:
         if not content[key] and key != "annotations":
             raise UserError(f"{path}: its list '{key}' is empty; nothing can be learnt or measured with it")
     return content
+
+
+def _without_copies(images: list[Any]) -> tuple[list[Any], int]:
+    """Without entries of an id, a file and a size that are there before; and how many these were."""
+    keys = ("id", "file_name", "height", "width")
+    try:
+        first = {tuple(entry.get(key) for key in keys): entry for entry in reversed(images)}
+    except (AttributeError, TypeError):  # not well-formed: whoever reads it says what is wrong
+        return images, 0
+    copies = len(images) - len(first)
+    return (list(reversed(first.values())) if copies else images), copies
 
 
 def _sorted_ids(entries: Entries) -> tuple[np.ndarray, np.ndarray]:
@@ -221,10 +252,15 @@ def _objects(
     objects["keypoints"] = points.reshape(len(points), joints, 3)
     counts = entries.integers("num_keypoints", default=-1)
     objects["num_keypoints"] = np.where(counts < 0, (objects["keypoints"][..., 2] > 0).sum(1), counts)
+    contradicted = (counts >= 0) & (counts != (objects["keypoints"][..., 2] > 0).sum(1)) & (joints > 0)
     without = objects["area"] < 0
     objects["area"][without] = objects["bbox"][without, 2:].clip(0).prod(1)
     order = np.argsort(images, kind="stable")
-    return objects[order], images[order], {"objects without an area, the box's taken": int(without.sum())}
+    notes = {
+        "objects without an area, the box's taken": int(without.sum()),
+        "objects whose num_keypoints is not the number of labelled key points": int(contradicted.sum()),
+    }
+    return objects[order], images[order], notes
 
 
 def _known(entries: Entries, key: str, known: np.ndarray, kind: str) -> np.ndarray:
@@ -250,8 +286,22 @@ def box_notes(annotations: Annotations) -> dict[str, int]:
         "boxes without area, not learnt": int(flat.sum()),
         "boxes outside their image, not learnt": int((~flat & ~seen).sum()),
         "boxes partly outside their image, clipped to learn": int((seen & beyond).sum()),
+        **_doubtful(first, length, sizes[:, ::-1]),
     }
     return {name: count for name, count in notes.items() if count}
+
+
+def _doubtful(first: np.ndarray, length: np.ndarray, limits: np.ndarray) -> dict[str, int]:
+    """What boxes (K, 2), (K, 2) may be instead of x, y, width, height in pixels. limits: (K, 2), width and height."""
+    last, count = first + length, len(first)
+    small = int(((length > 0) & (length < 1)).any(1).sum())
+    if count and small and (first >= 0).all() and (np.maximum(last, length) <= 1.001).all():
+        return {"boxes all within 0..1: are they parts of the image's sides? Pixels are expected": count}
+    # every second corner is right of and below the first and inside, and as widths many would leave their images
+    corners = count > 1 and (length > first).all() and (length <= limits + 0.5).all() and (first > 0).any()
+    if corners and (last > limits + 0.5).any(1).mean() > 0.5:
+        return {"boxes look like x1, y1, x2, y2; x, y, width, height are expected": count}
+    return {"boxes of less than a pixel": small}
 
 
 def _indices(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -327,6 +377,8 @@ class Entries:
         if not _fits(number, shape):
             shown = repr(value) if len(repr(value)) < 60 else f"{repr(value)[:56]} ..."
             expected = f"{shape[0]} finite numbers" if shape else "a finite number"
+            if type(value) is int and not shape:
+                expected = "a whole number of at most 2^53, which is what all programs read alike"
             raise UserError(f"{self.path}: {self.name(row)}: {key}={shown}: give {expected}")
         return number.astype(np.float64)
 

@@ -97,7 +97,7 @@ def score(
     )
     repeated = len(set(annotations.classes)) < len(annotations.categories)
     categories = {}
-    for index, (number, name) in enumerate(annotations.categories):
+    for index, (number, name) in enumerate(sorted(annotations.categories)):  # as COCO sorts them
         row = {key: _mean(evaluation, *names[key], index) for key in CATEGORY_NUMBERS if key in names}
         categories[f"{name} ({number})" if repeated else name] = {**row, "objects": float(to_find[number])}
     return Scores(values, categories)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
+import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image
@@ -16,6 +20,8 @@ from tasks.coco.annotations import Annotations, box_notes, read
 from tdaf.errors import UnreadableSample, UserError
 from tdaf.media.files import read_skip_list
 from tdaf.media.image import read_image
+
+ENCODED = re.compile("%[0-9A-Fa-f]{2}")
 
 
 class Source(Protocol):
@@ -43,6 +49,8 @@ class CocoFiles:
         UserError: something is not there.
     """
 
+    with_keypoints = False
+
     def __init__(
         self,
         root: str | None,
@@ -58,6 +66,7 @@ class CocoFiles:
         self.layout = f"expected {names} in it (settings of data); without data, try recipe=demo"
         if not root:
             raise UserError(f"root is not set; give COCO's folder: {self.layout}")
+        self._order: tuple[tuple[str, ...], ...] = ()  # of categories and key points, where it is not the file's
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise UserError(f"root={root}: no such folder ({self.root.absolute()}); {self.layout}")
@@ -69,6 +78,16 @@ class CocoFiles:
         """Names of the categories, in the order of their ids."""
         return self._read("val").classes
 
+    @property
+    def ids(self) -> list[int]:
+        """Of the categories in the annotation file, in the order of `classes`."""
+        return [number for number, _ in self._read("val").categories]
+
+    def reorder(self, classes: Sequence[str]) -> None:
+        """Numbers the classes in this order of their names, a checkpoint's."""
+        self.classes = list(classes)
+        self._order = (tuple(classes), ())
+
     def split(self, name: str) -> CocoSplit:
         """The split "train" or "val"."""
         self._check_there(name)
@@ -78,7 +97,8 @@ class CocoFiles:
         return CocoSplit(self.root, self.images[name], annotations, self.skip_list)
 
     def _read(self, name: str) -> Annotations:
-        return read(self.root / self.annotations[name])
+        annotations = read(self.root / self.annotations[name], self.with_keypoints)
+        return _reordered(annotations, *self._order) if self._order else annotations
 
     def _check_there(self, name: str) -> None:
         if not (self.root / self.annotations[name]).is_file():
@@ -115,6 +135,7 @@ class CocoSplit:
 
     def __init__(self, root: Path, folder: str, annotations: Annotations, skip: frozenset[str] = frozenset()) -> None:
         self.folder, self.path = folder, os.path.join(root, folder)
+        annotations = _renamed(annotations, folder, self.path)
         self.annotations = self.everything = _located(annotations, str(root), self.path)
         if any(line.startswith(f"{folder}/") for line in skip):
             remaining = [i for i, name in enumerate(annotations.file_names) if f"{folder}/{name}" not in skip]
@@ -140,6 +161,34 @@ class CocoSplit:
             turned = "; was it turned by its EXIF tag?" if size == annotated[::-1] else ""
             raise UnreadableSample(f"{sizes}{turned} ({path})")
         return image
+
+
+@functools.lru_cache(maxsize=4)
+def _reordered(annotations: Annotations, *order: tuple[str, ...]) -> Annotations:
+    return annotations.reordered(*order)
+
+
+@functools.lru_cache(maxsize=4)
+def _renamed(annotations: Annotations, folder: str, path: str) -> Annotations:
+    """With the file names that the images have: where a name begins with their folder or is percent-encoded, and is not
+    there but is so without. folder: of the images, below the root; path: of the same."""
+    prefixes = {f"{folder.strip('/')}/", f"{os.path.basename(folder.strip('/'))}/"}
+    names, notes = annotations.file_names.tolist(), Counter()
+    for index, name in enumerate(names):
+        prefix = next(filter(name.startswith, prefixes), "")
+        readings = {
+            "file names with the images' folder in front, read without it": name.removeprefix(prefix),
+            "file names with %20 and the like, decoded": unquote(name) if ENCODED.search(name) else name,
+        }
+        for note, reading in readings.items():
+            there = reading != name and not os.path.exists(os.path.join(path, name))
+            if there and os.path.exists(os.path.join(path, reading)):
+                names[index] = reading
+                notes[note] += 1
+                break
+    if not notes:
+        return annotations
+    return replace(annotations, file_names=np.array(names), notes={**notes, **annotations.notes})
 
 
 @functools.lru_cache(maxsize=4)

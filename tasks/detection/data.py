@@ -50,13 +50,18 @@ class Detections:
         self.images = np.arange(len(split))
         self.groups: np.ndarray | None = None
         if keep_empty is None:
+            empty = not annotations.rows()[1].size
+            self.notes |= {"objects: there is nothing to find, and so nothing to measure": 0} if empty else {}
             return
+        crowds = int(annotations.all_objects["iscrowd"][annotations.rows()[1]].sum())
+        self.notes |= {"crowds, not learnt": crowds} if crowds else {}
         if not keep_empty:
             self.images = np.flatnonzero(annotations.usable_counts() > 0)
             left_out = len(split) - len(self.images)
             self.notes |= {"images without an object to learn, left out": left_out} if left_out else {}
         if not len(self.images):
-            raise UserError(f"{annotations.path}: none of its images has an object to learn; see keep_empty")
+            why = "; ".join(f"{count} {note}" for note, count in self.notes.items())
+            raise UserError(f"{annotations.path}: none of its images has an object to learn ({why})")
         height, width = annotations.sizes[self.images].T
         self.groups = (height >= width).astype(np.uint8)
 

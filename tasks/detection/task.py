@@ -97,6 +97,11 @@ class Fcos:
         """The names of the categories, in the order of the logits."""
         return self.data.classes
 
+    @property
+    def class_ids(self) -> list[int]:
+        """The categories' ids in the annotation file, as predict writes them; from 1 on where they are not known."""
+        return getattr(self.data, "ids", None) or list(range(1, len(self.classes) + 1))
+
     def network(self, backbone: Staged, tdaf: Callable[[Staged], Staged]) -> nn.Module:
         """TDAF goes around the backbone."""
         body = tdaf(backbone)
@@ -158,8 +163,8 @@ class Fcos:
         return {"prediction": [self.draw(image[:, :h, :w], [answer]) for image, (h, w), answer in images]}
 
     def to_json(self, pictures: list[tuple[Path, int | None, list[dict[str, Any]]]]) -> dict[str, Any]:
-        """COCO's format; an annotation has "score", the image of a video "frame". Categories count from 1."""
-        images, annotations = [], []
+        """COCO's format; an annotation has "score", the image of a video "frame". Categories have `class_ids`."""
+        images, annotations, ids = [], [], self.class_ids
         for number, (path, frame, answers) in enumerate(pictures, 1):
             sizes = {key: answer[key] for answer in answers for key in ("width", "height")}
             of_video = {} if frame is None else {"frame": frame}
@@ -171,6 +176,6 @@ class Fcos:
                     "bbox": entry["box"],
                     "score": entry["score"],
                 }
-                annotations.append({**annotation, "category_id": self.classes.index(entry["class"]) + 1})
-        categories = [{"id": number, "name": name} for number, name in enumerate(self.classes, 1)]
+                annotations.append({**annotation, "category_id": ids[self.classes.index(entry["class"])]})
+        categories = [{"id": number, "name": name} for number, name in zip(ids, self.classes, strict=True)]
         return {"images": images, "annotations": annotations, "categories": categories}

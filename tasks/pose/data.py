@@ -64,13 +64,15 @@ def _annotated(annotations: Annotations) -> tuple[np.ndarray, dict[str, int]]:
     first, length = objects["bbox"][:, :2], objects["bbox"][:, 2:]
     last = first + np.maximum(length - 1, 0)
     low, high = np.maximum(first, 0), np.minimum(last, annotations.sizes[images][:, ::-1] - 1)
-    boxed = (high >= low).all(1) & (high > low).any(1) & (length > 0).all(1) & (objects["area"] > 0)
+    boxed = (high >= low).all(1) & (high > low).any(1) & (length > 0).all(1)
+    areal = objects["area"] > 0
     labelled, crowd = (objects["keypoints"][..., 2] > 0).any(1), objects["iscrowd"]
-    kept = ~crowd & labelled & boxed
+    kept = ~crowd & labelled & boxed & areal
     notes = {
         "crowds, left out": crowd,
         "persons without a labelled key point, left out": ~crowd & ~labelled,
         "persons without a box inside their image, left out": ~crowd & labelled & ~boxed,
+        "persons whose area is 0, left out": ~crowd & labelled & boxed & ~areal,
     }
     return _persons(images[kept], np.concatenate([low, high], 1)[kept], 1.0, rows[kept]), _counted(notes)
 
@@ -149,6 +151,7 @@ class Persons:
         names: of the key points.
         augment: None for evaluation.
         flip_test: whether inputs are pairs.
+        pairs: key points that change places in a mirror image; None: what the names say.
     """
 
     groups = None
@@ -161,6 +164,7 @@ class Persons:
         names: Sequence[str],
         augment: Augmentation | None = None,
         flip_test: bool = False,
+        pairs: Sequence[tuple[int, int]] | None = None,
     ) -> None:
         self.split, self.size, self.augment, self.flip_test = split, size, augment, flip_test
         self.persons = np.concatenate([source.persons for source in sources])
@@ -169,7 +173,11 @@ class Persons:
         self.notes = dict(split.annotations.notes)
         for source in sources:
             self.notes |= source.notes
-        self.legs, self.order = legs(names), mirrored(len(names), flip_pairs(names))
+        pairs = flip_pairs(names) if pairs is None else pairs
+        self.legs, self.order = legs(names), mirrored(len(names), pairs)
+        if augment is not None and augment.flip:
+            named = ", ".join(f"{names[left]} - {names[right]}" for left, right in pairs) or "none"
+            self.notes[f"pairs of key points change places in mirror images: {named}"] = len(pairs)
         self._latest: tuple[int, Tensor] | None = None
 
     def __len__(self) -> int:

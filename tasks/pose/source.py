@@ -5,6 +5,7 @@ that a checkpoint stores, so an own skeleton works like COCO's.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -32,14 +33,66 @@ BONES = (
     ("nose", "right_eye"), ("left_eye", "left_ear"), ("right_eye", "right_ear"), ("left_ear", "left_shoulder"),
     ("right_ear", "right_shoulder"),
 )  # fmt: skip
+# a capitalised or small word, capitals before one (the L of LEye), a number, and letters that have no case
+WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_A-Za-z]+")
+SIDES = {"l": "left", "r": "right"}
 LEGS = ("hip", "knee", "ankle", "heel", "toe", "foot")
 
 
 def flip_pairs(names: Sequence[str]) -> list[tuple[int, int]]:
-    """Indices of left_x and right_x, for every x that has both."""
-    index = {name: k for k, name in enumerate(names)}
-    others = {name: name.replace("left_", "right_", 1) for name in names if name.startswith("left_")}
-    return [(index[left], index[right]) for left, right in others.items() if right in index]
+    """Indices of the left and the right one of every part that has both.
+
+    The side is a word of the name, or l or r, in any case and place: left_eye, "Left Hand", LEFT-EYE, eyeLeft, l_eye,
+    LEye, kneeL; also lefteye, and lknee where at least two names are joined like that.
+    """
+    sided = [_sided(name) for name in names]
+    pairs = _matched(sided)
+    if not any("left" in name or "right" in name for name in sided):
+        joined = _matched([re.sub("^[lr](?=[a-z]{3})", lambda found: f"{SIDES[found[0]]} ", name) for name in sided])
+        pairs = joined if len(joined) > 1 else []
+    return pairs
+
+
+def unpaired(names: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list[str]:
+    """Names that say left or right, be it by a letter as the names of the pairs do, and are in none of the pairs."""
+    by_letter = any(not _says_side(names[index]) for pair in pairs for index in pair)
+    alone = [name for index, name in enumerate(names) if not any(index in pair for pair in pairs)]
+    return [n for n in alone if _says_side(n) or by_letter and {"left", "right"} & set(_sided(n).split())]
+
+
+def checked_pairs(pairs: Sequence[Sequence[int]], names: Sequence[str]) -> list[tuple[int, int]]:
+    """A user's pairs, counted from 1, as indices. Raises UserError where they are no pairs of these key points."""
+    used: set[int] = set()
+    for pair in pairs:
+        ends = list(pair) if isinstance(pair, Sequence) else []
+        if len(ends) != 2 or not all(type(end) is int and 1 <= end <= len(names) for end in ends):
+            raise UserError(f"flip_pairs: {pair}: give pairs of 1 to {len(names)}, as [[1,2],[3,4]]")
+        if used & set(ends) or ends[0] == ends[1]:
+            raise UserError(f"flip_pairs: {ends}: a key point is in one pair, with another one")
+        used.update(ends)
+    return [(left - 1, right - 1) for left, right in pairs]
+
+
+def _says_side(name: str) -> bool:
+    return "left" in name.casefold() or "right" in name.casefold()
+
+
+def _sided(name: str) -> str:
+    """The name's words in small letters with a blank between them; l and r are left and right where no word is."""
+    words = [word.casefold() for word in WORD.findall(name)]
+    if not _says_side(name):
+        words = [SIDES.get(word, word) for word in words]
+    return " ".join(words)
+
+
+def _matched(sided: Sequence[str]) -> list[tuple[int, int]]:
+    """Indices of two texts that differ in left and right alone, the one that begins with left first. Texts that are
+    there twice match nothing: which of them is meant cannot be told."""
+    index = {name: k for k, name in enumerate(sided) if sided.count(name) == 1}
+    swapped = {"left": "right", "right": "left"}
+    others = {name: re.sub("left|right", lambda found: swapped[found[0]], name) for name in index}
+    left = (name for name in index if (re.search("left|right", name) or [""])[0] == "left")
+    return [(index[name], index[others[name]]) for name in left if others[name] in index]
 
 
 def edges(names: Sequence[str]) -> list[tuple[int, int]]:
@@ -55,7 +108,7 @@ def sigmas(names: Sequence[str]) -> list[float]:
 
 def legs(names: Sequence[str]) -> list[bool]:
     """Whether each key point belongs to the lower half of the body."""
-    return [any(part in name for part in LEGS) for name in names]
+    return [any(part in name.casefold() for part in LEGS) for name in names]
 
 
 class CocoKeypoints(CocoFiles):
@@ -64,6 +117,8 @@ class CocoKeypoints(CocoFiles):
     Arguments and errors as those of `CocoFiles`, the defaults the layout of COCO 2017. An annotation file without key
     points is a UserError as well.
     """
+
+    with_keypoints = True
 
     def __init__(
         self,
@@ -80,6 +135,16 @@ class CocoKeypoints(CocoFiles):
     def classes(self) -> list[str]:
         """The names of the key points, in the order of the network's heat maps."""
         return self._read("val").keypoint_names
+
+    @property
+    def ids(self) -> list[int]:
+        """The id of the category of persons in the annotation file."""
+        return [person(self._read("val"))[1]]
+
+    def reorder(self, classes: Sequence[str]) -> None:
+        """Takes the key points in this order of their names, a checkpoint's."""
+        self.classes = list(classes)
+        self._order = ((), tuple(classes))
 
     def _read(self, name: str) -> Annotations:
         annotations = super()._read(name)

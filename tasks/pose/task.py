@@ -28,7 +28,8 @@ class Pose:
     """The task of key points.
 
     Args:
-        data: images and annotations. Key points called left_x and right_x change places in a mirror image.
+        data: images and annotations. What their key points' names say decides which change places in a mirror image
+            (`source.flip_pairs`).
         train_augment: what training does at random.
         mean, std: of the pixels, RGB, in units of 0..1 (the published code feeds BGR with the mean and std of RGB).
         size: height and width of the input in pixels, multiples of the backbone's last stride.
@@ -42,6 +43,8 @@ class Pose:
         oks_nms: persons more similar than this are one.
         sigmas: of OKS, a number for each key point; None: COCO's for COCO's names and 0.05 for others.
         skeleton: bones to draw, pairs of key points counted from 1 as in COCO's files; None: COCO's between its names.
+        flip_pairs: key points that change places in a mirror image, in place of what their names say, as pairs counted
+            from 1; [] for none.
 
     Raises:
         UserError: a value outside these.
@@ -65,6 +68,7 @@ class Pose:
         oks_nms: float = 0.9,
         sigmas: list[float] | None = None,
         skeleton: list[list[int]] | None = None,
+        flip_pairs: list[list[int]] | None = None,
     ) -> None:
         if len(size) != 2 or min(size) < 32:
             raise UserError(f"size={list(size)}: give height and width, as [256,192], 32 or more each")
@@ -81,7 +85,7 @@ class Pose:
         self.size, self.deconvolutions, self.sigma = (size[0], size[1]), list(deconvolutions), sigma
         self.columns, self.box_score = _columns([boxes] if isinstance(boxes, str) else boxes), box_score
         self.flip_test, self.threshold, self.nms = flip_test, keypoint_threshold, oks_nms
-        self._sigmas, self._skeleton = sigmas, skeleton
+        self._sigmas, self._skeleton, self._pairs = sigmas, skeleton, flip_pairs
 
     @property
     def classes(self) -> list[str]:
@@ -89,8 +93,24 @@ class Pose:
         return self.data.classes
 
     @property
+    def class_ids(self) -> list[int]:
+        """The id of persons in the annotation file, as predict writes it; 1 where that is not known."""
+        return getattr(self.data, "ids", None) or [1]
+
+    @property
     def pairs(self) -> list[tuple[int, int]]:
-        return source.flip_pairs(self.classes)
+        """Key points that change places in a mirror image, as indices of `classes`. Raises UserError where a name says
+        left or right, has no partner, and images are mirrored."""
+        if self._pairs is not None:
+            return source.checked_pairs(self._pairs, self.classes)
+        pairs = source.flip_pairs(self.classes)
+        alone = source.unpaired(self.classes, pairs)
+        if alone and (self.augment.flip or self.flip_test):
+            raise UserError(
+                f"key point {', '.join(alone[:3])}: no other one is its left or right partner in a mirror image: "
+                "correct the names, or give flip_pairs=[[1,2],...] ([] for none), or flip=0 and flip_test=false"
+            )
+        return pairs
 
     @property
     def sigmas(self) -> list[float]:
@@ -112,7 +132,7 @@ class Pose:
 
     def network(self, backbone: Staged, tdaf: Callable[[Staged], Staged]) -> nn.Module:
         """TDAF goes over backbone and deconvolutions. Raises UserError for settings that do not fit the key points."""
-        _ = self.sigmas, self.edges  # first used after the training: a mistake in them is to show before it
+        _ = self.sigmas, self.edges, self.pairs  # first used after the training: a mistake in them is to show before it
         stride = backbone.strides[-1]
         if any(side % stride for side in self.size):
             raise UserError(f"size={list(self.size)}: give multiples of {stride}, this backbone's stride")
@@ -123,13 +143,14 @@ class Pose:
         """Of "train" all persons of the annotations, of "val" those of every source of boxes, one after the other."""
         images = self.data.split(split)
         if split == "train":
-            persons = Persons(images, [annotated(images)], self.size, self.classes, self.augment)
+            persons = Persons(images, [annotated(images)], self.size, self.classes, self.augment, pairs=self.pairs)
         else:
             paths = self.columns.values()
             people = [annotated(images) if path is None else detected(path, images, self.box_score) for path in paths]
-            persons = Persons(images, people, self.size, self.classes, flip_test=self.flip_test)
+            persons = Persons(images, people, self.size, self.classes, flip_test=self.flip_test, pairs=self.pairs)
         if not len(persons):
-            raise UserError(f"{images.annotations.path}: no person with a box and a labelled key point in it")
+            why = "; ".join(f"{count} {note}" for note, count in persons.notes.items() if count)
+            raise UserError(f"{images.annotations.path}: no person with a box and a labelled key point in it ({why})")
         return persons
 
     def losses(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -187,15 +208,15 @@ class Pose:
     def to_json(self, pictures: list[tuple[Path, int | None, list[dict[str, Any]]]]) -> dict[str, Any]:
         """COCO's format. An annotation has "score", and the third number of a key point is its score. What `draw`
         does not show of persons found twice is not in it either."""
-        images, annotations = [], []
+        images, annotations, person = [], [], self.class_ids[0]
         for number, (path, frame, answers) in enumerate(pictures, 1):
             images.append({"id": number, "file_name": str(path), **({} if frame is None else {"frame": frame})})
             for answer in self._distinct(answers):
                 points = [value for point in answer["keypoints"] for value in point]
-                entry = {"id": len(annotations) + 1, "image_id": number, "category_id": 1, "keypoints": points}
+                entry = {"id": len(annotations) + 1, "image_id": number, "category_id": person, "keypoints": points}
                 annotations.append({**entry, "bbox": answer["box"], "score": answer["score"]})
         bones = [[a + 1, b + 1] for a, b in self.edges]
-        category = {"id": 1, "name": "person", "keypoints": self.classes, "skeleton": bones}
+        category = {"id": person, "name": "person", "keypoints": self.classes, "skeleton": bones}
         return {"images": images, "annotations": annotations, "categories": [category]}
 
     def _distinct(self, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:

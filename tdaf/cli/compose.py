@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,13 +30,17 @@ from tdaf.settings import read_yaml, upgraded
 Config = dict[str, Any]
 
 # where a run takes place and how it is watched: what may change between a run and its continuation
-VOLATILE = ("run_dir", "resume", "gpus", "loader", "trainer.log_every", "trainer.pictures", "trainer.hang_timeout")
+VOLATILE = (
+    *("run_dir", "resume", "gpus", "loader", "data.root", "data.changed"),
+    *("trainer.log_every", "trainer.pictures", "trainer.hang_timeout"),
+)
+ROOT = "data.root"
 KNOBS = ("milestones",)  # settings that only say what another one is
 NAMED = ("task", "backbone", "tdaf", "recipe", "anar", "flows", "eta", "seed")  # what a run folder's name always says
 NODES = ("task", "data", "backbone", "tdaf", "optim", "schedule", "trainer", "loader")  # what every run is made of
 # arguments of classes that have defaults, and so can be left out; but not what is read by more than the class
 REMOVABLE = re.compile(
-    r"(task|data|backbone|tdaf|schedule|optim\.factory)\.(?!root$|max_bad$)(.*\.)?(?!_target_$)[^.]+"
+    r"(task|data|backbone|tdaf|schedule|optim\.factory)\.(?!root$|max_bad$|changed$)(.*\.)?(?!_target_$)[^.]+"
 )
 KINDS = {bool: "true or false", (int, float): "a number", list: "a list, as [1,2]", dict: "its settings"}
 
@@ -64,7 +69,7 @@ def compose(arguments: Sequence[str]) -> Config:
         chosen = [o.input_line for o in choosing if o.key_or_group not in NAMED]
         # no mechanism is no change, whether or not the command says so
         chosen = [text for text in chosen if not text.startswith("hydra") and text != "attention=none"]
-        config["run_dir"] = str(_run_dir(config, choices, sorted({*changed, *chosen})))
+        config["run_dir"] = str(_run_dir(config, choices, [*changed, *chosen]))
     return _at_home(config)
 
 
@@ -284,6 +289,7 @@ def _check_values(config: Config) -> None:
         ("loader.workers", loader.get("workers") == "auto" or _whole(loader.get("workers")), f"{whole_or_auto} none"),
         ("loader.prefetch", _whole(loader.get("prefetch")) and loader["prefetch"] > 0, "give a whole number above 0"),
         ("loader.timeout", _number(loader.get("timeout")) and loader["timeout"] > 0, "give seconds, above 0"),
+        ("data.changed", isinstance(data.get("changed", False), bool), "give true or false"),
         ("data.max_bad", _whole(data.get("max_bad", 0)), "give a whole number, 0 or more"),
         ("dims", _whole(config["dims"]) and config["dims"] in (2, 3), "give 2 or 3"),
         ("stem", config["stem"] in ("imagenet", "small", "cifar"), "give imagenet, small or cifar"),
@@ -331,11 +337,21 @@ def _among(key: str, names: tuple[str, ...] = VOLATILE) -> bool:
 def _changed(before: Config, after: Config, resolved: Config) -> list[str]:
     """Which settings the command changed, as "key=value"; one set to what it was is not a change."""
     a, b, values = flat(before), flat(after), flat(resolved)
-    keys = [k for k in a.keys() | b.keys() if a.get(k, a) != b.get(k, b) and k not in NAMED and not _among(k)]
+    keys = [k for k in a.keys() | b.keys() if a.get(k, a) != b.get(k, b) and k not in NAMED]
+    keys = [k for k in keys if k == ROOT or not _among(k)]
     return [f"{k}={str(values[k]).replace(' ', '')}" if k in values else f"~{k}" for k in keys]
 
 
-def _run_dir(config: Config, choices: dict[str, str], others: list[str]) -> Path:
+def _run_dir(config: Config, choices: dict[str, str], others: Sequence[str]) -> Path:
+    """The run's folder by its settings. Of `data.root` its last part is in the name: two data sets are two runs, and
+    one that is moved or copied stays the same. (What an older version named by the whole path is found.)"""
+    root = config["data"].get("root")
+    short = [f"{ROOT}={os.path.basename(os.path.abspath(root))}" if t.startswith(f"{ROOT}=") else t for t in others]
+    new, old = (_folder(config, choices, sorted(set(texts))) for texts in (short, others))
+    return old if (old / "config.yaml").exists() and not (new / "config.yaml").exists() else new
+
+
+def _folder(config: Config, choices: dict[str, str], others: list[str]) -> Path:
     """runs/<task>/<backbone>-anar..-flows..-eta..-<recipe>-seed..[-<the other settings>]."""
     parts = [choices["backbone"], f"anar{config['anar']}", f"flows{config['flows']}", f"eta{config['eta']:g}"]
     if choices["tdaf"] != "tdaf":

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -186,7 +185,7 @@ def _rank(
     from tdaf.cli.run import loader_settings
     from tdaf.engine import dist
     from tdaf.engine.evaluate import evaluate
-    from tdaf.engine.log import RunFolder
+    from tdaf.engine.log import RunFolder, to_json
     from tdaf.engine.precision import Precision
     from tdaf.model.fold import fold
 
@@ -215,7 +214,7 @@ def _rank(
     print(f"{run.path}: {result}", flush=True)
     how = {"checkpoint": str(run.path), "settings": list(overrides), "folded": folded}
     folder = RunFolder(run.folder)
-    folder.write(f"evaluation-{result.protocol}.json", json.dumps({**how, **result.as_dict()}, indent=2) + "\n")
+    folder.write(f"evaluation-{result.protocol}.json", to_json({**how, **result.as_dict()}) + "\n")
     for name, text in result.files.items():
         folder.write(f"evaluation-{result.protocol}/{name}", text)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from tdaf.build import make
 from tdaf.cli import build, rehearsal
 from tdaf.cli.compose import Config, differences, from_folder, to_yaml
 from tdaf.cli.launch import launch
-from tdaf.engine import checkpoint, data, dist
+from tdaf.engine import checkpoint, data, dist, identity
 from tdaf.engine.log import RunFolder
 from tdaf.engine.settings import LoaderSettings
 from tdaf.engine.trainer import Trainer
@@ -40,6 +41,7 @@ def train(config: Config, device: torch.device) -> None:
         name=config["name"],
         files={"config.yaml": to_yaml(config)},
         notes=notes,
+        changed_data=config["data"].get("changed", False),
     )
     dist.run_on_all_ranks(lambda: rehearsal.shapes(trainer))
     trainer.fit()
@@ -72,9 +74,29 @@ def finished(config: Config) -> str | None:
             return None
     except OSError as error:
         raise UserError(f"run_dir={folder} cannot be used: {error.strerror}") from error
-    changed = differences(from_folder(folder), config)
+    before = from_folder(folder)
+    changed = differences(before, config)
     if changed:
         shown = "; ".join(changed[:3]) + ("; ..." if len(changed) > 3 else "")
         hint = "give another run_dir, or delete that folder"
         raise UserError(f"{folder} holds a run with other settings ({shown}): {hint}")
-    return RunFolder(folder).finished()
+    done = RunFolder(folder).finished()
+    if done and not config["data"].get("changed") and _root(before) != _root(config):
+        _check_same_data(folder, config)
+    return done
+
+
+def _root(config: Config) -> str | None:
+    root = config["data"].get("root")
+    return os.path.abspath(root) if isinstance(root, str) else None
+
+
+def _check_same_data(folder: Path, config: Config) -> None:
+    """Raises UserError where a run's checkpoint is of other data than those that lie where the settings say now."""
+    state, _ = checkpoint.load_last(folder / "checkpoints")
+    if state is None:
+        return
+    task = build.task(config)
+    samples = identity.samples_of({split: task.dataset(split) for split in ("train", "val")})
+    now = {"classes": list(task.classes), "samples": samples}
+    identity.check_unchanged(state.get("about", {}), now, f"the finished run in {folder}")

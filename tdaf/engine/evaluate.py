@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -45,8 +46,14 @@ class Evaluation:
         return {name: value for name, value in vars(self).items() if name != "files"}
 
 
-def _short(value: float) -> str:
-    """A count stays whole."""
+def is_defined(metric: float) -> bool:
+    """COCO's evaluation says -1 where there is nothing to measure."""
+    return math.isfinite(metric) and metric != -1
+
+
+def _short(value: float | None) -> str:
+    """A count stays whole; what is not defined was kept as null."""
+    value = math.nan if value is None else value
     return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
@@ -87,7 +94,8 @@ def evaluate(
         progress: called with the loader before the first batch is read and before each is run.
 
     Raises:
-        RunError: more samples than `max_bad` cannot be read, in this share or in all of them together.
+        RunError: more samples than `max_bad` cannot be read, in this share or in all of them together; an output of the
+            network is NaN.
     """
     dataset = task.dataset(split) if isinstance(split, str) else split
     anywhere = next(network.parameters(), torch.empty(0))  # one without parameters is on the CPU
@@ -98,10 +106,10 @@ def evaluate(
     evaluator = task.evaluator()
     try:
         with eval_mode(network):
-            records = _records(network, evaluator, reading, precision, progress)
+            records, faults = _records(network, evaluator, reading, precision, progress)
     except RuntimeError as error:
         raise reading.explained(error) from None
-    shares = dist.gather((records, reading.bad))
+    shares = dist.gather((records, reading.bad, faults))
     result = dist.run_on_all_ranks(lambda: _result(shares, evaluator, reading) if dist.rank() == 0 else None)
     numbers = dist.broadcast(result and result.as_dict())  # the files, which may be large, stay with rank 0
     return result or Evaluation(**numbers)
@@ -109,8 +117,9 @@ def evaluate(
 
 def _records(
     network: nn.Module, evaluator: Evaluator, loader: Loader, precision: Precision, progress: Callable[[Loader], None]
-) -> list[tuple[int, Any]]:
-    """Of this rank's share: (the sample's index, its record)."""
+) -> tuple[list[tuple[int, Any]], list[str]]:
+    """Of this rank's share: (the sample's index, its record); and the names of samples whose outputs are NaN, after
+    which nothing more is run."""
     records = []
     progress(loader)
     for batch in loader:
@@ -120,14 +129,43 @@ def _records(
         moved = precision.move(batch)
         with precision.autocast():
             outputs = network(moved["input"])
+        wrong = undefined_outputs(outputs, len(batch["index"]))
+        if wrong:
+            return records, [loader.dataset.name(batch["index"][place].item()) for place in wrong]
         per_sample = evaluator.update(float32(outputs), moved)
         records.extend(zip(batch["index"].tolist(), per_sample, strict=True))
-    return records
+    return records, []
+
+
+def undefined_outputs(outputs: Any, count: int) -> list[int]:
+    """Which of the `count` samples of a batch have an output that is NaN; all of them where that cannot be told."""
+    found = None
+    for tensor in _tensors(outputs):
+        if tensor.is_floating_point():
+            wrong = tensor.isnan()
+            apart = wrong.ndim > 0 and len(wrong) == count
+            wrong = (
+                wrong.flatten(1).any(1) if apart and wrong.ndim > 1 else wrong if apart else wrong.any().expand(count)
+            )
+            found = wrong if found is None else found | wrong.to(found.device)
+    return [] if found is None else found.nonzero().flatten().tolist()
+
+
+def _tensors(outputs: Any) -> Iterator[torch.Tensor]:
+    if isinstance(outputs, torch.Tensor):
+        yield outputs
+    elif isinstance(outputs, (dict, list, tuple)):
+        for child in outputs.values() if isinstance(outputs, dict) else outputs:
+            yield from _tensors(child)
 
 
 def _result(shares: list[tuple[list, dict]], evaluator: Evaluator, loader: Loader) -> Evaluation:
-    records = sorted((r for share, _ in shares for r in share), key=lambda pair: pair[0])
-    bad = {index: why for _, unreadable in shares for index, why in unreadable.items()}
+    faults = [name for *_, names in shares for name in names]
+    if faults:
+        names = ", ".join(faults[:3]) + (f" and {len(faults) - 3} more" if len(faults) > 3 else "")
+        raise RunError(f"the network's output is NaN for {names}: its weights or these samples are not usable")
+    records = sorted((r for share, _, _ in shares for r in share), key=lambda pair: pair[0])
+    bad = {index: why for _, unreadable, _ in shares for index, why in unreadable.items()}
     files = list(dict.fromkeys(name for name, _ in bad.values()))
     if loader.max_bad is not None and len(files) > loader.max_bad:
         names = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,19 @@ from torch import Tensor
 
 from tdaf.engine.checkpoint import atomic_write
 from tdaf.errors import RunError, UserError
+
+
+def to_json(value: Any, indent: int | None = 2) -> str:
+    """Plain data as JSON, which knows no NaN and no infinity: a number that is not finite is null."""
+
+    def plain(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: plain(child) for key, child in node.items()}
+        if isinstance(node, (list, tuple)):
+            return [plain(child) for child in node]
+        return None if isinstance(node, float) and not math.isfinite(node) else node
+
+    return json.dumps(plain(value), indent=indent, allow_nan=False)
 
 
 class LossMeter:
@@ -148,7 +162,8 @@ class RunFolder:
         if summary is None:
             return None
         metric = summary["metric"]
-        numbers = f"{metric['name']} {metric['last']:.4g} (best {metric['best']:.4g})"
+        last, best = (math.nan if metric[key] is None else metric[key] for key in ("last", "best"))
+        numbers = f"{metric['name']} {last:.4g} (best {best:.4g})"
         return f"{self.folder} is finished: {numbers}; delete it to run it again"
 
     def lock(self) -> None:
@@ -191,7 +206,7 @@ class RunFolder:
             return
         with disk(self.folder / "metrics.jsonl"):
             line = {"step": step, "epoch": round(epoch, 4), "split": split, **values}
-            self._append("metrics.jsonl", json.dumps(line))
+            self._append("metrics.jsonl", to_json(line, indent=None))
             for name, value in values.items():
                 self.board.add_scalar(f"{split}/{name}", value, step)
 

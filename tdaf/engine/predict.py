@@ -23,6 +23,7 @@ from PIL import Image
 
 from tdaf.build import checked
 from tdaf.engine.data import EvaluationOrder, Loader
+from tdaf.engine.evaluate import undefined_outputs
 from tdaf.engine.log import Bar
 from tdaf.engine.precision import Precision, float32
 from tdaf.engine.trained import Run, load_checkpoint
@@ -133,7 +134,7 @@ class Predictor:
             title: of the progress bar.
 
         Raises:
-            RunError: a batch does not fit into the GPU's memory.
+            RunError: a batch does not fit into the GPU's memory, or an output of the network is NaN.
         """
         answers: dict[int, Answers] = {}
         loader = self._loader(dataset)
@@ -141,20 +142,24 @@ class Predictor:
             for batch in loader:
                 bar.advance()
                 if len(batch["index"]):
-                    for index, answer in zip(batch["index"].tolist(), self._postprocessed(batch), strict=True):
+                    for index, answer in zip(batch["index"].tolist(), self._postprocessed(batch, dataset), strict=True):
                         for picture in dataset.shown(index):
                             answers.setdefault(picture, []).append(answer)
         bad = {picture: reason for index, (_, reason) in loader.bad.items() for picture in dataset.shown(index)}
         return Predictions(dataset.pictures, answers, {k: why for k, why in bad.items() if k not in answers})
 
     @torch.inference_mode()
-    def _postprocessed(self, batch: dict[str, Any]) -> Answers:
+    def _postprocessed(self, batch: dict[str, Any], dataset: PredictDataset) -> Answers:
         moved = self.precision.move(batch)
         try:
             with self.precision.autocast():
                 outputs = self.network(moved["input"])
         except torch.OutOfMemoryError as error:
             raise RunError(f"out of GPU memory, with batch={self.batch}: {str(error).splitlines()[0]}") from error
+        wrong = undefined_outputs(outputs, len(batch["index"]))
+        if wrong:
+            names = ", ".join(dataset.name(batch["index"][place].item()) for place in wrong[:3])
+            raise RunError(f"the network's output is NaN for {names}: its weights or these pictures are not usable")
         return self.task.postprocess(float32(outputs), moved)
 
     def _loader(self, dataset: PredictDataset) -> Loader:

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from tdaf.build import checked, make
-from tdaf.engine import checkpoint
+from tdaf.engine import checkpoint, identity
 from tdaf.errors import UserError
 from tdaf.settings import Settings, checked_settings
 from tdaf.task import Task
@@ -35,12 +35,14 @@ class Run:
         settings: the run's, resolved and up to date.
         classes: names of what the network was trained to tell apart.
         weights: those that are evaluated: averaged over the steps (EMA) where the run keeps such.
+        class_ids: numbers of the classes in the data set's own files, where its task has such (`Fcos.class_ids`).
     """
 
     path: Path
     settings: Settings
     classes: Sequence[str]
     weights: Mapping[str, torch.Tensor]
+    class_ids: Sequence[int] | None = None
 
     @property
     def folder(self) -> Path:
@@ -55,16 +57,29 @@ class Run:
                 which is enough to predict with.
 
         Raises:
-            UserError: settings that do not work, or data of another number of classes.
+            UserError: settings that do not work, or data with other classes. (Those with the same ones in another
+                order are brought into the network's order where the data source can, see `reorder`; with data.changed
+                other names are accepted, as many of them.)
         """
         if not data:
-            return make(self.settings["task"], "task", data=SimpleNamespace(classes=list(self.classes)))
-        task = build_task(self.settings)
-        if len(task.classes) != len(self.classes):
-            raise UserError(
-                f"{self.path} was trained for {len(self.classes)} classes, and the data have {len(task.classes)}"
+            return make(
+                self.settings["task"], "task", data=SimpleNamespace(classes=list(self.classes), ids=self.class_ids)
             )
-        return task
+        task = build_task(self.settings)
+        own, now = list(self.classes), list(task.classes)
+        if len(own) != len(now):
+            difference = identity.class_difference(own, now)
+            raise UserError(
+                f"{self.path} was trained for {len(own)} classes, and the data have {len(now)}: {difference}"
+            )
+        if self.settings["data"].get("changed") or own == now:
+            return task
+        reorder = getattr(getattr(task, "data", None), "reorder", None)
+        if reorder is not None and len(set(own)) == len(own) and set(own) == set(now):
+            reorder(own)
+            return task
+        difference = identity.class_difference(own, now)
+        raise UserError(f"{self.path} was trained for other classes: {difference}; {identity.ACCEPT}")
 
     def network(self, task: Task | None = None) -> nn.Module:
         """The network with its weights, in eval mode, on the CPU: a new one in each call. Raises UserError where
@@ -105,12 +120,12 @@ def load_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None
     settings = checked_settings(about["config"], str(path), trust)
     for key, value in (overrides or {}).items():
         _set(settings, key, value)
-    return Run(path, settings, classes, _evaluated(state))
+    return Run(path, settings, classes, _evaluated(state), about.get("class_ids"))
 
 
 def build_task(settings: Settings) -> Task:
     """The task with its data set, which is `data.root` or, with recipe=demo and no root, drawn if it is not there."""
-    data = {key: value for key, value in settings["data"].items() if key != "max_bad"}
+    data = {key: value for key, value in settings["data"].items() if key not in ("max_bad", "changed")}
     if "root" in data:
         data["root"] = data_root(settings)
     return make(settings["task"], "task", data=make(data, "data"))

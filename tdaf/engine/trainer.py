@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from tdaf.engine import checkpoint, data, dist, optim
+from tdaf.engine import checkpoint, data, dist, identity, optim
 from tdaf.engine.data import Loader, TrainingOrder
-from tdaf.engine.evaluate import Evaluation, eval_mode, evaluate
+from tdaf.engine.evaluate import Evaluation, eval_mode, evaluate, is_defined
 from tdaf.engine.health import Preempted, Preemption, Watchdog
 from tdaf.engine.log import Bar, LossMeter, RunFolder, Throughput, mean_losses
 from tdaf.engine.precision import Precision, deterministic, float32
@@ -45,11 +45,12 @@ class Trainer:
         seed: of the order of samples, their random numbers, and each rank's generators while it trains. (The first
             weights are the network's own.)
         device: None: the GPU if there is one.
-        about: plain data stored with every checkpoint, beside the classes' names; "config", the run's settings, is
-            written into summary.json too.
+        about: plain data stored with every checkpoint, beside the classes' names and the samples; "config", the run's
+            settings, is written into summary.json too.
         name: of the run's task in its log and summary; None: the task's class.
         files: texts that the folder is to hold, by file name.
         notes: lines that the log begins with.
+        changed_data: whether to go on with a run whose data had other classes or samples.
 
     Attributes:
         step: optimizer steps made. epoch: the same in epochs. steps: how many there are to make.
@@ -76,10 +77,11 @@ class Trainer:
         name: str | None = None,
         files: Mapping[str, str] | None = None,
         notes: Sequence[str] = (),
+        changed_data: bool = False,
     ) -> None:
         self.task, self.settings, self.loading = task, settings or Settings(), loader or LoaderSettings()
         self.seed, self.name, self.files, self.notes = seed, name or type(task).__name__, files or {}, notes
-        self.about = {"classes": list(task.classes), **(about or {})}
+        self.about, self.changed_data = {"classes": list(task.classes), **(about or {})}, changed_data
         self.timeout = dist.collective_timeout(self.settings.hang_timeout, self.loading.timeout)
         self.device = dist.join(device, self.timeout)
         self.folder = RunFolder(Path(run_dir), quiet=dist.rank() != 0)
@@ -102,6 +104,8 @@ class Trainer:
             group.setdefault("base_lr", group["lr"])
         self.ema = optim.Average(self.network, settings.ema) if settings.ema else None
         self.train_set, self.val_set = self.task.dataset("train"), self.task.dataset("val")
+        self.about |= {"class_ids": list(task.class_ids)} if hasattr(task := self.task, "class_ids") else {}
+        self.about["samples"] = identity.samples_of({"train": self.train_set, "val": self.val_set})
         order = self._order()
         self.micro_batch, self.steps_per_epoch = order.micro, order.steps_per_epoch
         whole = math.ceil(settings.epochs * self.steps_per_epoch) if settings.epochs else settings.max_steps
@@ -230,7 +234,7 @@ class Trainer:
         metric, values = self.task.metric, self.last.values
         if metric not in values:
             raise RunError(f"the evaluation gives {', '.join(values)}, and not the task's metric {metric}")
-        defined, before = _is_defined(values[metric]), bool(self.best) and _is_defined(self.best["value"])
+        defined, before = is_defined(values[metric]), bool(self.best) and is_defined(self.best["value"])
         if not defined and not self.best:
             self.folder.say(f"{metric}={values[metric]} is not defined: until it is, the last network is the best")
         return values[metric] > self.best["value"] if defined and before else defined or not before
@@ -372,7 +376,9 @@ class Trainer:
         return state is not None, note
 
     def _restore(self, state: dict[str, Any]) -> None:
-        """Puts everything back to where `state` was saved. UserError if it is of another network or optimizer."""
+        """Puts everything back to where `state` was saved. UserError if it is of other data, network or optimizer."""
+        if not self.changed_data:
+            identity.check_unchanged(state.get("about", {}), self.about, f"the run in {self.folder.folder}")
         same_ranks = len(state["rng"]) == dist.world()
         own = state["statistics"][dist.rank()] if same_ranks and state.get("statistics") else {}
         try:
@@ -390,8 +396,3 @@ class Trainer:
         self.last = Evaluation(**state["last"]) if state["last"] else None
         if same_ranks:
             data.restore_generators(state["rng"][dist.rank()], self.device)
-
-
-def _is_defined(metric: float) -> bool:
-    """COCO's evaluation says -1 where there is nothing to measure."""
-    return math.isfinite(metric) and metric != -1
