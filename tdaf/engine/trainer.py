@@ -24,6 +24,7 @@ from tdaf.engine.settings import LoaderSettings, Settings
 from tdaf.engine.summary import introduce, summarise
 from tdaf.engine.visualize import log_samples
 from tdaf.errors import RunError, UserError
+from tdaf.streams import lossy_streams
 from tdaf.task import Batch, Task
 
 
@@ -246,7 +247,7 @@ class Trainer:
     @contextmanager
     def _session(self) -> Iterator[tuple[Generator[Batch, None, None], Bar]]:
         """What is open while a run trains: folder, network on all ranks, loader, stop signals, watchdog."""
-        with self.folder, deterministic(self.settings.deterministic):
+        with lossy_streams(), self.folder, deterministic(self.settings.deterministic):
             dist.run_on_all_ranks(self._open)
             steps = dist.broadcast(dist.gather(self.step))
             dist.run_on_all_ranks(lambda: self._check_shared(steps))
