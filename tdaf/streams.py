@@ -1,4 +1,4 @@
-"""Standard output and error that may go away under a run: a pipe that closes, a terminal that is gone, a full device."""
+"""Standard output and error that may go away under a run: a closed pipe, a terminal that is gone, a full device."""
 
 from __future__ import annotations
 

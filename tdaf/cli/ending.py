@@ -6,6 +6,7 @@ imported; it is for commands, and no library.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -46,8 +47,9 @@ def end_well(command: Callable[[], int]) -> int:
         explained = explain_file(error)
         if explained is not None:
             return complain(explained, MISTAKE if isinstance(explained, UserError) else FAULT)
-        if _can_print():
+        if error.errno not in (errno.ENOSPC, errno.EIO):
             raise
+        mute(sys.stdout)
         return complain(f"standard output: {error.strerror}", FAULT)
     finally:
         sys.stderr = errors
