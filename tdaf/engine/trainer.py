@@ -18,7 +18,7 @@ from tdaf.engine.data import Loader, TrainingOrder
 from tdaf.engine.evaluate import Evaluation, eval_mode, evaluate
 from tdaf.engine.health import Preempted, Preemption, Watchdog
 from tdaf.engine.log import Bar, LossMeter, RunFolder, Throughput, mean_losses
-from tdaf.engine.precision import Precision, deterministic, float32
+from tdaf.engine.precision import Precision, check_compiler, deterministic, float32
 from tdaf.engine.schedule import Schedule, cosine
 from tdaf.engine.settings import LoaderSettings, Settings
 from tdaf.engine.summary import introduce, summarise
@@ -109,6 +109,7 @@ class Trainer:
         self.steps = min(whole, settings.max_steps or whole)
         self.schedule = schedule(steps_per_epoch=self.steps_per_epoch, steps=whole)
         if settings.compile:
+            check_compiler(self.device)
             self.network.compile()  # before DistributedDataParallel, which then overlaps its all-reduces with backward
 
     @property
