@@ -45,6 +45,8 @@ def train(config: Config, device: torch.device) -> None:
     trainer.fit()
 
 
+LENGTH = ("trainer.epochs:", "trainer.max_steps:")
+
 start = functools.partial(launch, train)  # (config) -> exit code, on as many ranks as `gpus` says
 
 
@@ -56,11 +58,13 @@ def _built(config: Config) -> tuple:
     network = build.network(config, task)
     going_on = checkpoint.exists(Path(config["run_dir"]) / "checkpoints")
     report = None if going_on else build.load_pretrained(config, network)
-    return task, network, [str(report)] if report else []
+    if not report:
+        return task, network, []
+    return task, network, [f"begins with the weights of {config['pretrained']}", str(report)]
 
 
 def loader_settings(config: Config) -> LoaderSettings:
-    settings = {"_target_": "tdaf.engine.settings.LoaderSettings", **config["loader"]}
+    settings = {**config["loader"], "_target_": "tdaf.engine.settings.LoaderSettings"}
     return make(settings, "loader", max_bad=config["data"].get("max_bad", 0))
 
 
@@ -73,8 +77,12 @@ def finished(config: Config) -> str | None:
     except OSError as error:
         raise UserError(f"run_dir={folder} cannot be used: {error.strerror}") from error
     changed = differences(from_folder(folder), config)
+    done = RunFolder(folder).finished()
     if changed:
+        if done and all(text.startswith(LENGTH) for text in changed):
+            hint = f"to go on from where it ended, give another run_dir and pretrained={folder}"
+            raise UserError(f"{folder} holds a finished run of another length ({'; '.join(changed)}): {hint}")
         shown = "; ".join(changed[:3]) + ("; ..." if len(changed) > 3 else "")
         hint = "give another run_dir, or delete that folder"
         raise UserError(f"{folder} holds a run with other settings ({shown}): {hint}")
-    return RunFolder(folder).finished()
+    return done
