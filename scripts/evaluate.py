@@ -5,8 +5,8 @@
 
 Settings are the run's own but for those given here. The numbers go to standard output and, with the protocol and how
 many samples were counted, to evaluation-<protocol>.json in the run folder, or in out=FOLDER; what else the task writes
-(detections in COCO's format, say) goes to evaluation-<protocol>/ there. trust: modules of yours that the run's settings may name, as those
-of a task of your own; without it only tdaf's own parts are imported. Exit codes as train.py's.
+(detections in COCO's format, say) goes to evaluation-<protocol>/ there. trust: modules of yours that the run's settings
+may name, as those of a task of your own; without it only tdaf's own parts are imported. Exit codes as train.py's.
 """
 
 from __future__ import annotations

@@ -354,10 +354,8 @@ def _resumed(folder: Path, overrides: list[Override]) -> Config:
     trust = [str(o.value()) for o in overrides if o.key_or_group == "trust"]
     refuse_untrusted(config, str(folder / "config.yaml"), trust)
     if draws_elsewhere(config):
-        root = config["demo"]["root"]
-        raise UserError(
-            f"{folder / 'config.yaml'} asks to draw demo data in {root}: give the run's own command instead"
-        )
+        asks = f"{folder / 'config.yaml'} asks to draw demo data in {config['demo']['root']}"
+        raise UserError(f"{asks}: give the run's own command instead")
     rest = [o for o in overrides if o.key_or_group not in ("resume", "trust")]
     for override in rest:
         if not _among(override.key_or_group) or override.key_or_group == "run_dir":

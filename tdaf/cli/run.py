@@ -80,7 +80,7 @@ def finished(config: Config) -> str | None:
     done = RunFolder(folder).finished()
     if changed:
         if done and all(text.startswith(LENGTH) for text in changed):
-            hint = f"to go on from where it ended, give another run_dir and pretrained={folder}"
+            hint = f"to begin a longer one with its weights, give another run_dir and pretrained={folder}"
             raise UserError(f"{folder} holds a finished run of another length ({'; '.join(changed)}): {hint}")
         shown = "; ".join(changed[:3]) + ("; ..." if len(changed) > 3 else "")
         hint = "give another run_dir, or delete that folder"
