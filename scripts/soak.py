@@ -41,8 +41,8 @@ TASKS = {
     "cifar10": [],
     "imagenet": [],
     "coco_fcos": ["demo.size=64"],
-    "coco_pose": ["demo.size=64"],
-    "kinetics": ["demo.size=48"],
+    "coco_pose": ["demo.size=96"],
+    "kinetics": ["demo.size=64"],
 }
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 LIMITS = {"open files": (resource.RLIMIT_NOFILE, (24, 96)), "file size": (resource.RLIMIT_FSIZE, (2_000, 2_000_000))}

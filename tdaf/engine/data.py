@@ -214,7 +214,14 @@ class Loader:
         workers = limits.fitting_workers(workers, prefetch) if workers else 0
         self.dataset, self.max_bad, self.timeout = dataset, max_bad, timeout
         self.bad: dict[int, tuple[str, str]] = {}
-        self._reader = _Reader(dataset, seed, workers)
+        try:
+            self._reader = _Reader(dataset, seed, workers)
+        except RuntimeError as error:  # there is no shared memory at all
+            code = limits.refused(error)
+            if not code:
+                raise
+            limits.say_once(f"{limits.described(code)}: no workers read now, not {workers}")
+            workers, self._reader = 0, _Reader(dataset, seed, 0)
         self._order, self._workers, self._prefetch, self._pin = order, workers, prefetch, pin
 
     def _started(self) -> Iterator[Batch]:
@@ -315,8 +322,11 @@ class _Reader:
     def __init__(self, dataset: Dataset, seed: int, workers: int) -> None:
         self.dataset, self.seed = dataset, seed
         # a slot a worker for the sample it is reading, in memory that the main process sees: a stalled read is named
-        self.reading = torch.full((max(1, workers),), -1, dtype=torch.int64).share_memory_()
-        self.refused = torch.zeros(max(1, workers), dtype=torch.int64).share_memory_()  # errno of a limit, by worker
+        self.reading = torch.full((max(1, workers),), -1, dtype=torch.int64)
+        self.refused = torch.zeros(max(1, workers), dtype=torch.int64)  # errno of a limit, by worker
+        if workers:
+            self.reading.share_memory_()
+            self.refused.share_memory_()
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
         worker = get_worker_info()
