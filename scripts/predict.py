@@ -61,6 +61,8 @@ def predict(
     if missing:
         raise UserError(f"{run.path}: its task does not predict: it has no {', '.join(missing)} (see tdaf/task.py)")
     detector = options.get("boxes")
+    if isinstance(detector, str):
+        options["boxes"] = detector = os.path.expanduser(detector)
     if isinstance(detector, str) and (detector.endswith(".pt") or os.path.isdir(detector)):
         person = options.get("person") or "person"
         options["boxes"] = _detected(Path(detector), person, paths, out / "boxes.json", batch, trust or ())

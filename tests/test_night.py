@@ -21,7 +21,7 @@ import yaml
 from commands import ROOT, call, tiny
 from tiny_run import Pictures, until
 
-from scripts import attention, evaluate, predict
+from scripts import attention, evaluate, predict, soak
 from tdaf.cli.script import main as script_main
 from tdaf.engine import limits
 from tdaf.engine.data import EvaluationOrder, Loader
@@ -425,3 +425,15 @@ def test_errors_of_files_have_two_kinds() -> None:
     assert isinstance(explain_file(PermissionError(errno.EACCES, "Permission denied", "a")), UserError)
     assert isinstance(explain_file(OSError(errno.EIO, "Input/output error", "a")), RunError)
     assert explain_file(OSError(errno.EPIPE, "Broken pipe")) is None
+
+
+def test_soak_tells_what_differs(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="tasks=imagnet: there is no such task; choose from cifar10"):
+        soak.soak(tasks=["imagnet"])
+    state = torch.load(finished / "checkpoints" / "last.pt", weights_only=True)
+    name = next(iter(state["network"]))
+    state["network"][name] = torch.nextafter(state["network"][name], torch.tensor(torch.inf))
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(state, tmp_path / "checkpoints" / "last.pt")
+    assert soak._differences(finished, finished) == []
+    assert soak._differences(finished, tmp_path) == ["network"]

@@ -33,13 +33,9 @@ def launch(job: Job, config: Config) -> int:
     return spawn(run_rank, (job, config, gpus), gpus)
 
 
+@lossy_streams()
 def run_rank(job: Job, config: Config, gpus: int) -> int:
     """One rank of the job, on a GPU if `gpus` is not 0. Returns its exit code."""
-    with lossy_streams():
-        return _outcome(job, config, gpus)
-
-
-def _outcome(job: Job, config: Config, gpus: int) -> int:
     timeout = dist.collective_timeout(config["trainer"]["hang_timeout"], config["loader"]["timeout"])
     try:
         with dist.explain_peer_failure():

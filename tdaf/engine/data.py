@@ -14,6 +14,7 @@ import random
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -387,7 +388,9 @@ def _settle(worker: int) -> None:
 def _end_unheard(error: Exception, batch: Any) -> None:
     """A batch cannot be handed over, as for want of open files: else it is lost, and the run waits for it."""
     info = get_worker_info()
-    info.dataset.refused[info.id] = limits.refused(error)
+    info.dataset.refused[info.id] = code = limits.refused(error)
+    if not code:  # no limit, but a batch that cannot be pickled, say
+        traceback.print_exception(error)
     os._exit(1)
 
 
