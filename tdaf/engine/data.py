@@ -7,7 +7,6 @@ workers nor that of ranks changes a sample.
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import multiprocessing.queues
 import os
 import random
@@ -302,18 +301,16 @@ class Loader:
             error: what was raised.
             reading: whether that was while a batch was read, so that it is this loader's own.
         """
-        of_worker = "DataLoader" in str(error)
-        code = next((code for code in self._reader.refused.tolist() if code), 0) if of_worker or reading else 0
-        code = code or (limits.refused(error) if of_worker or reading else 0)
-        if code:
-            return RunError(f"reading: {limits.described(code)}")
+        if reading or "DataLoader" in str(error):
+            code = next(filter(None, [*self._reader.refused.tolist(), limits.refused(error)]), 0)
+            if code:
+                return RunError(f"reading: {limits.described(code)}")
         names = ", ".join(self.stalled()) or "unknown"
         if "DataLoader timed out" in str(error):
             return RunError(f"no batch within timeout={self.timeout:g} s; being read: {names}")
         if "exited unexpectedly" in str(error) or "is killed by signal" in str(error):
-            return RunError(
-                f"a loader worker died ({limits.death(str(error))}); being read: {names}; try fewer workers"
-            )
+            how = limits.death(str(error))
+            return RunError(f"a loader worker died ({how}); being read: {names}; try fewer workers")
         return error
 
 
