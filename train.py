@@ -6,6 +6,7 @@ README.md and `--help` say what can be set. Exit codes: 0 done, 1 a fault while 
 
 import sys
 
+import tdaf.cli.ending  # noqa: F401  first: from here on Ctrl-C is a line
 from tdaf.cli.main import main
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import tdaf.cli.ending  # noqa: F401  first: from here on Ctrl-C is a line
 from benchmarks.report import Row, filled, markdown, write
 from tdaf.cli.script import Positive, main
 from tdaf.errors import UserError

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
+import tdaf.cli.ending  # noqa: F401  first: from here on Ctrl-C is a line
 from tdaf.cli.evaluation import open_run, write_text, writing
 from tdaf.cli.script import Positive, Share, hint, main
 from tdaf.errors import RunError, UnreadableSample, UserError

@@ -21,6 +21,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import tdaf.cli.ending  # noqa: F401  first: from here on Ctrl-C is a line
 from tdaf.cli.evaluation import media_files, open_run, open_to_predict, write_pictures, write_text, writing
 from tdaf.cli.script import Positive, main
 from tdaf.errors import RunError, UnreadableSample, UserError
@@ -60,6 +61,8 @@ def predict(
     if missing:
         raise UserError(f"{run.path}: its task does not predict: it has no {', '.join(missing)} (see tdaf/task.py)")
     detector = options.get("boxes")
+    if isinstance(detector, str):
+        options["boxes"] = detector = os.path.expanduser(detector)
     if isinstance(detector, str) and (detector.endswith(".pt") or os.path.isdir(detector)):
         person = options.get("person") or "person"
         options["boxes"] = _detected(Path(detector), person, paths, out / "boxes.json", batch, trust or ())

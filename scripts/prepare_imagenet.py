@@ -29,6 +29,7 @@ import tarfile
 from pathlib import Path
 from typing import IO
 
+import tdaf.cli.ending  # noqa: F401  first: from here on Ctrl-C is a line
 from tdaf.cli.script import main
 from tdaf.errors import RunError, UserError
 

@@ -26,6 +26,7 @@ from types import FrameType
 
 import yaml
 
+import tdaf.cli.ending  # noqa: F401  first: from here on Ctrl-C is a line
 from tdaf.cli.script import Natural, Positive, main
 from tdaf.errors import UserError
 

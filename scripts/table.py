@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import tdaf.cli.ending  # noqa: F401  first: from here on Ctrl-C is a line
 from tdaf.cli.script import Natural, main
 from tdaf.errors import UserError
 
@@ -52,6 +53,7 @@ def table(
     if out:
         _check_writable(out)
     seeds, code, width = sorted({*(seeds or [])}), 0, None
+    words = tuple(str(Path(word).expanduser()) if word.startswith("~") else word for word in words)
     names = [name for word in words for name in ([word] if Path(word).is_dir() else word.split(","))]
     if Path(names[0]).is_dir() and names[0] not in paper.names():
         if rest or seeds or run or len(names) > 1:

@@ -11,6 +11,7 @@ import functools
 import importlib
 import inspect
 import math
+import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Union, get_args, get_origin
@@ -19,7 +20,9 @@ from tdaf.errors import UserError
 
 # What settings that come out of a file may name: they are data, and whoever wrote the file must not choose what runs.
 # Everything else there is a user's own module, which `trust` has to name.
-TRUSTED = ("tdaf.model.", "tdaf.engine.schedule", "tasks.", "torch.optim.")
+# Of those it may build what is made to be built: classes, and functions of the modules that are made of such.
+TRUSTED = ("tdaf.model.", "tdaf.engine.schedule.", "tasks.", "torch.optim.")
+OF_FUNCTIONS = re.compile(r"tdaf\.model\.(backbones|attention)\..+|tdaf\.engine\.schedule|tasks\.\w+\.transforms")
 
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", types.NoneType: "null"}
 _REFUSALS = (TypeError, ValueError, ImportError, AttributeError)  # what a class says to arguments that it does not take
@@ -118,10 +121,17 @@ def _is_trusted(target: str, trust: Sequence[str]) -> bool:
     # by way of an attribute, as tdaf.model.flows.torch.load, anything could be reached
     module, _, name = target.rpartition(".")
     try:
-        owner = getattr(importlib.import_module(module), name).__module__
+        owner = getattr(importlib.import_module(module), name)
+        home = str(owner.__module__)
     except Exception:
         return False
-    return str(owner).startswith(TRUSTED)
+    if name.startswith("_") or not f"{home}.".startswith(TRUSTED):
+        return False
+    if home.startswith("torch."):
+        from torch.optim import Optimizer  # its module is imported already
+
+        return isinstance(owner, type) and issubclass(owner, Optimizer)
+    return isinstance(owner, type) or bool(OF_FUNCTIONS.fullmatch(home))
 
 
 def _built(node: Any, where: str, extra: Mapping[str, Any]) -> Any:

@@ -1,5 +1,13 @@
 """The three ways in which something goes wrong that is not a bug. Each message is one line: what, where, what to do."""
 
+from __future__ import annotations
+
+import errno
+
+_OF_NAMES_AND_RIGHTS = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
+)  # fmt: skip
+
 
 class UserError(ValueError):
     """A setting, path or file that cannot work. Found before training starts; exit code 2."""
@@ -11,3 +19,12 @@ class RunError(Exception):
 
 class UnreadableSample(Exception):
     """One sample that cannot be read; the engine names, counts and, up to `data.max_bad`, skips it."""
+
+
+def explain_file(error: OSError) -> UserError | RunError | None:
+    """What the system's refusal of a file comes to: a mistake, where it is about names and rights, or a fault. None for
+    an error of something else than a file."""
+    if error.filename is None or error.strerror is None:
+        return None
+    kind = UserError if error.errno in _OF_NAMES_AND_RIGHTS else RunError
+    return kind(f"{error.filename}: {error.strerror}")

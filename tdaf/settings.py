@@ -16,6 +16,7 @@ from tdaf.errors import UserError
 Settings = dict[str, Any]
 
 BUILT, READ = ("task", "data", "backbone", "tdaf"), ("trainer", "loader")  # what a run's settings have at least
+DEMO, LOCK = "data/demo", ".lock"  # where demo data are drawn by default, and what lies beside them (tdaf/demo)
 LARGEST = 2**18  # bytes of a config.yaml, and values in settings; a run's own have about 3000 bytes and 100 values
 
 # What brings settings that an older version wrote up to date: classes that have moved since, old name to new one, and
@@ -100,11 +101,23 @@ def checked_settings(settings: Any, where: str, trust: str | Sequence[str] = ())
             raise UserError(f"{where} is not the settings of a run: it has no {', '.join(missing)}")
         settings = upgraded(settings)
         refuse_untrusted(settings, where, [trust] if isinstance(trust, str) else trust)
+        if draws_elsewhere(settings):
+            settings["demo"]["root"] = DEMO
     except RecursionError:
         raise UserError(f"{where} is not the settings of a run: it is nested too deeply") from None
     except (LookupError, TypeError, AttributeError) as error:  # an upgrade that met what no version has written
         raise UserError(f"{where} is not the settings of a run: {error!r}") from error
     return settings
+
+
+def draws_elsewhere(settings: Settings) -> bool:
+    """Whether a run would draw its demo data outside the folder where it is started, in one that holds none yet: that
+    is nothing for a file to choose."""
+    demo, root = settings.get("demo"), settings["data"].get("root")
+    if root is not None or not isinstance(demo, dict) or "root" not in demo:
+        return False
+    home, here = Path(str(demo["root"])).expanduser().resolve(), Path.cwd()
+    return not home.is_relative_to(here) and not (home / LOCK).is_file()
 
 
 def upgraded(settings: Settings) -> Settings:

@@ -74,9 +74,13 @@ def norm_output(shape: tuple[int, ...]) -> dict[str, Tensor]:
 CUT = {"max_steps": 12, "checkpoint_every": 50, "ema": 0.9}  # each rank's batch norm has statistics of its own
 
 
-def told(folder: Path, rank: int, step: int) -> None:
+# another mode: synchronised statistics, two parts a step, evaluations in between, no average
+PARTS = {"max_steps": 12, "checkpoint_every": 5, "accumulate": 2, "sync_bn": True, "evaluate_every": 1, "clip": 1.0}
+
+
+def told(folder: Path, rank: int, step: int, how: dict[str, Any] = CUT) -> None:
     """A run in which only `rank` hears SIGTERM, in step `step`."""
-    made = trainer(folder, **CUT)
+    made = trainer(folder, **how)
     train = made._one_step
 
     def one_step(batches: Any) -> None:
@@ -110,6 +114,10 @@ def everything(config: dict[str, Any], device: torch.device) -> None:
     told(folder / "half", 1, 3)
     told(folder / "cut", 1, 3)
     told(folder / "cut", 0, 8)
+    run(trainer(folder / "whole-parts", **PARTS))
+    for heard_by, step in ((0, 1), (1, 4), (0, 7), (1, 10)):  # an epoch has 5 steps, and ends with an evaluation
+        told(folder / "cut-parts", heard_by, step, PARTS)
+    run(trainer(folder / "cut-parts", **PARTS))
     new_group, limits = td.new_group, []
     td.new_group = lambda **options: limits.append(options["timeout"].total_seconds()) or new_group(**options)
     run(trainer(folder / "cut", hang_timeout=1000.0, timeout=7.0, **CUT))

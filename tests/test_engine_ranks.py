@@ -83,6 +83,7 @@ def test_a_signal_to_one_rank_stops_both_and_the_run_goes_on_bit_for_bit(two: Tw
     assert not torch.equal(first, second)
     assert same(trained(two[0] / "cut"), trained(two[0] / "whole"))
     assert len(trained(two[0] / "cut")["rng"]) == 2
+    assert same(trained(two[0] / "cut-parts"), trained(two[0] / "whole-parts"))
 
 
 def test_the_average_keeps_its_own_statistics(two: Two) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -11,9 +12,9 @@ from tdaf.build import checked, make
 from tdaf.cli.compose import Config
 from tdaf.engine import optim
 from tdaf.engine.settings import Settings
+from tdaf.engine.trained import best_weights, data_root
 from tdaf.engine.trained import build_network as network
 from tdaf.engine.trained import build_task as task
-from tdaf.engine.trained import data_root
 from tdaf.errors import UserError
 from tdaf.model import pretrained
 
@@ -21,7 +22,7 @@ __all__ = ["data_root", "load_pretrained", "make", "network", "optimizer", "sett
 
 
 def settings(config: Config) -> Settings:
-    return make({"_target_": "tdaf.engine.settings.Settings", **config["trainer"]}, "trainer")
+    return make({**config["trainer"], "_target_": "tdaf.engine.settings.Settings"}, "trainer")
 
 
 def load_pretrained(config: Config, network: nn.Module) -> pretrained.Report | None:
@@ -33,7 +34,10 @@ def load_pretrained(config: Config, network: nn.Module) -> pretrained.Report | N
         if config["weights"] is None:
             raise UserError("pretrained=imagenet: torchvision has no weights for this backbone; give a checkpoint")
         return pretrained.load(network, pretrained.torchvision_weights(config["weights"]))
-    return pretrained.load(network, pretrained.read_checkpoint(source))
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return pretrained.load(network, best_weights(path))
+    return pretrained.load(network, pretrained.read_checkpoint(path))
 
 
 def optimizer(config: Config) -> Callable[[nn.Module], torch.optim.Optimizer]:

@@ -25,7 +25,7 @@ from tdaf.cli import FOLDER
 from tdaf.cli.overrides import TEXTS, did_you_mean, first_line, parse
 from tdaf.cli.ranges import check_ranges
 from tdaf.errors import UserError
-from tdaf.settings import read_yaml, upgraded
+from tdaf.settings import draws_elsewhere, read_yaml, upgraded
 
 Config = dict[str, Any]
 
@@ -370,6 +370,9 @@ def _resumed(folder: Path, overrides: list[Override]) -> Config:
     config = from_folder(folder)
     trust = [str(o.value()) for o in overrides if o.key_or_group == "trust"]
     refuse_untrusted(config, str(folder / "config.yaml"), trust)
+    if draws_elsewhere(config):
+        asks = f"{folder / 'config.yaml'} asks to draw demo data in {config['demo']['root']}"
+        raise UserError(f"{asks}: give the run's own command instead")
     rest = [o for o in overrides if o.key_or_group not in ("resume", "trust")]
     for override in rest:
         if not _among(override.key_or_group) or override.key_or_group == "run_dir":

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tdaf.cli.script import hint
-from tdaf.errors import UserError
+from tdaf.errors import RunError, UserError
 from tdaf.media.files import IMAGES, VIDEOS
 
 if TYPE_CHECKING:
@@ -153,16 +153,21 @@ def write_pictures(target: Path, pictures: Iterable[Tensor], fps: Fraction | Non
 
 
 def evaluate_checkpoint(
-    checkpoint: str | Path, overrides: Sequence[str], folded: bool = False, trust: Sequence[str] = ()
+    checkpoint: str | Path,
+    overrides: Sequence[str],
+    folded: bool = False,
+    trust: Sequence[str] = (),
+    out: Path | None = None,
 ) -> int:
-    """Evaluates on as many ranks as `gpus` says; prints the numbers and writes `evaluation-<protocol>.json` into the
-    run folder, with the overrides.
+    """Evaluates on as many ranks as `gpus` says; prints the numbers and writes `evaluation-<protocol>.json`, with the
+    overrides.
 
     Args:
         checkpoint: a checkpoint or run folder.
         overrides: `key=value`, of the run's settings.
         folded: with every batch norm folded into its convolution.
         trust: see `load_checkpoint`.
+        out: where it is written; None: the run folder, and where that cannot be written, nowhere, which is said.
 
     Returns:
         An exit code, as `launch` has them.
@@ -170,7 +175,11 @@ def evaluate_checkpoint(
     from tdaf.cli.launch import launch
 
     run = open_run(checkpoint, overrides, trust)  # a mistake is found before ranks are started
-    return launch(functools.partial(_rank, str(checkpoint), tuple(overrides), folded, tuple(trust)), run.settings)
+    if out is not None:
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+    job = functools.partial(_rank, str(checkpoint), tuple(overrides), folded, tuple(trust), out)
+    return launch(job, run.settings)
 
 
 def evaluate_in_turn(checkpoint: str | Path, several: Sequence[Sequence[str]], trust: Sequence[str] = ()) -> int:
@@ -180,7 +189,13 @@ def evaluate_in_turn(checkpoint: str | Path, several: Sequence[Sequence[str]], t
 
 
 def _rank(
-    checkpoint: str, overrides: Sequence[str], folded: bool, trust: Sequence[str], _: dict, device: torch.device
+    checkpoint: str,
+    overrides: Sequence[str],
+    folded: bool,
+    trust: Sequence[str],
+    out: Path | None,
+    _: dict,
+    device: torch.device,
 ) -> None:
     from tdaf.cli.run import loader_settings
     from tdaf.engine import dist
@@ -213,10 +228,15 @@ def _rank(
             print(text)
     print(f"{run.path}: {result}", flush=True)
     how = {"checkpoint": str(run.path), "settings": list(overrides), "folded": folded}
-    folder = RunFolder(run.folder)
-    folder.write(f"evaluation-{result.protocol}.json", to_json({**how, **result.as_dict()}) + "\n")
-    for name, text in result.files.items():
-        folder.write(f"evaluation-{result.protocol}/{name}", text)
+    folder = RunFolder(out or run.folder)
+    try:
+        folder.write(f"evaluation-{result.protocol}.json", to_json({**how, **result.as_dict()}) + "\n")
+        for name, text in result.files.items():
+            folder.write(f"evaluation-{result.protocol}/{name}", text)
+    except RunError as error:
+        if out is not None:
+            raise
+        print(f"not kept: {error}; out=FOLDER says where else", file=sys.stderr, flush=True)
 
 
 def _overridden(run: Run, overrides: Sequence[str]) -> Run:

@@ -9,12 +9,13 @@ from collections.abc import Callable
 import torch
 
 from tdaf.cli.compose import Config
+from tdaf.cli.ending import FAULT, INTERRUPTED, MISTAKE, OK
 from tdaf.engine import dist
 from tdaf.engine.health import REQUEUE, Preempted
 from tdaf.engine.spawn import spawn
-from tdaf.errors import RunError, UserError
+from tdaf.errors import RunError, UserError, explain_file
+from tdaf.streams import lossy_streams
 
-OK, FAULT, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 Job = Callable[[Config, torch.device], None]
 
 
@@ -32,6 +33,7 @@ def launch(job: Job, config: Config) -> int:
     return spawn(run_rank, (job, config, gpus), gpus)
 
 
+@lossy_streams()
 def run_rank(job: Job, config: Config, gpus: int) -> int:
     """One rank of the job, on a GPU if `gpus` is not 0. Returns its exit code."""
     timeout = dist.collective_timeout(config["trainer"]["hang_timeout"], config["loader"]["timeout"])
@@ -49,6 +51,11 @@ def run_rank(job: Job, config: Config, gpus: int) -> int:
         first = str(error).splitlines()[0]
         hint = "try a smaller trainer.batch, trainer.accumulate=2 or tdaf.rematerialise=true"
         return _complain(f"out of GPU memory: {first} ({hint})", FAULT)
+    except OSError as error:
+        explained = explain_file(error)
+        if explained is None:
+            raise
+        return _complain(explained, MISTAKE if isinstance(explained, UserError) else FAULT)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal and `spawn` both send one
         return _complain("interrupted; the same command goes on from the last checkpoint", INTERRUPTED)

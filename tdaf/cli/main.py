@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tdaf.cli import FOLDER
+from tdaf.cli.ending import end_well
 from tdaf.errors import RunError, UserError
+from tdaf.streams import lossy_streams, open_closed_streams
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -45,25 +47,25 @@ class Job:
 
 def main() -> int:
     """The command line's exit code: 0 done, 1 a fault while running, 2 a mistake in what was asked, 75 told to stop,
-    130 Ctrl-C."""
+    130 Ctrl-C. What cannot be printed is dropped."""
+    open_closed_streams()
+    with lossy_streams():
+        return end_well(_main)
+
+
+def _main() -> int:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(help_text())
         return 0
-    try:
-        flags, words = _flags(sys.argv[1:])
-        if flags:
-            return question_or_sweep(flags, words)
-        # imports wait until they are needed: a misspelt key takes Hydra but not torch, which takes seconds
-        from tdaf.cli.compose import compose
+    flags, words = _flags(sys.argv[1:])
+    if flags:
+        return question_or_sweep(flags, words)
+    # imports wait until they are needed: a misspelt key takes Hydra but not torch, which takes seconds
+    from tdaf.cli.compose import compose
 
-        config = compose(words)
-        from tdaf.cli.run import start
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped: interrupted", file=sys.stderr)
-        return 130
+    config = compose(words)
+    from tdaf.cli.run import start
+
     return start(config)
 
 

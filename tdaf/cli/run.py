@@ -47,6 +47,8 @@ def train(config: Config, device: torch.device) -> None:
     trainer.fit()
 
 
+LENGTH = ("trainer.epochs:", "trainer.max_steps:")
+
 start = functools.partial(launch, train)  # (config) -> exit code, on as many ranks as `gpus` says
 
 
@@ -58,11 +60,13 @@ def _built(config: Config) -> tuple:
     network = build.network(config, task)
     going_on = checkpoint.exists(Path(config["run_dir"]) / "checkpoints")
     report = None if going_on else build.load_pretrained(config, network)
-    return task, network, [str(report)] if report else []
+    if not report:
+        return task, network, []
+    return task, network, [f"begins with the weights of {config['pretrained']}", str(report)]
 
 
 def loader_settings(config: Config) -> LoaderSettings:
-    settings = {"_target_": "tdaf.engine.settings.LoaderSettings", **config["loader"]}
+    settings = {**config["loader"], "_target_": "tdaf.engine.settings.LoaderSettings"}
     return make(settings, "loader", max_bad=config["data"].get("max_bad", 0))
 
 
@@ -76,11 +80,14 @@ def finished(config: Config) -> str | None:
         raise UserError(f"run_dir={folder} cannot be used: {error.strerror}") from error
     before = from_folder(folder)
     changed = differences(before, config)
+    done = RunFolder(folder).finished()
     if changed:
+        if done and all(text.startswith(LENGTH) for text in changed):
+            hint = f"to begin a longer one with its weights, give another run_dir and pretrained={folder}"
+            raise UserError(f"{folder} holds a finished run of another length ({'; '.join(changed)}): {hint}")
         shown = "; ".join(changed[:3]) + ("; ..." if len(changed) > 3 else "")
         hint = "give another run_dir, or delete that folder"
         raise UserError(f"{folder} holds a run with other settings ({shown}): {hint}")
-    done = RunFolder(folder).finished()
     if done and not config["data"].get("changed") and _root(before) != _root(config):
         _check_same_data(folder, config)
     return done

@@ -24,7 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from tdaf.errors import RunError, UserError
+from tdaf.cli.ending import end_well
+from tdaf.errors import UserError
 
 Positive = Annotated[int, "a whole number above 0", lambda value: value > 0]
 Natural = Annotated[int, "a whole number, 0 or more", lambda value: value >= 0]
@@ -32,29 +33,18 @@ Share = Annotated[float, "a number from 0 to 1", lambda value: 0 <= value <= 1]
 
 
 def main(script: Callable[..., int | None], doc: str | None) -> int:
-    """Runs a script on the command line's arguments; --help prints `doc`. Returns the exit code: 0, 1 for a fault while
-    running, 2 for a mistake in what was asked, 130 for Ctrl-C, 141 where nobody reads what it prints."""
-    sys.path.append(os.getcwd())  # where train.py stands, a user's own modules are found; scripts/ has none
-    try:
+    """Runs a script on the command line's arguments; --help prints `doc`. Returns the exit code, which is the script's
+    own or one of `end_well`."""
+
+    def run() -> int:
         if {"-h", "--help"} & set(sys.argv[1:]):
-            print(doc, flush=True)
+            print(doc)
             return 0
+        sys.path.append(os.getcwd())  # where train.py stands, a user's own modules are found; scripts/ has none
         words, settings = parse(sys.argv[1:], script)
-        code = script(*words, **settings) or 0
-        sys.stdout.flush()
-        return code
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # who reads has gone, as in `... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python says so when it ends
-        return 141
+        return script(*words, **settings) or 0
+
+    return end_well(run)
 
 
 def parse(arguments: list[str], script: Callable[..., Any]) -> tuple[list[str], dict[str, Any]]:

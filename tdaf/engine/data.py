@@ -7,11 +7,13 @@ workers nor that of ranks changes a sample.
 from __future__ import annotations
 
 import hashlib
+import multiprocessing.queues
 import os
 import random
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +22,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
-from tdaf.errors import RunError, UnreadableSample, UserError
+from tdaf.engine import limits
+from tdaf.errors import RunError, UnreadableSample, UserError, explain_file
 from tdaf.task import Batch, Dataset
 
 Key = tuple[int, int]  # (epoch, index): all that a sample's random numbers depend on, beside the run's seed
@@ -181,7 +184,8 @@ class Loader:
     """Batches of a split, with "index" (B,) int64 added, and with unreadable samples left out and counted.
 
     Several samples of one name (the clips of a video, say) count once. Iteration raises RunError when a worker stalls
-    or dies, or when more than `max_bad` samples cannot be read. Of a batch that cannot be read at all "index" is empty.
+    or dies, when the system refuses what reading needs, or when more than `max_bad` samples cannot be read. Of a batch
+    that cannot be read at all "index" is empty. Where a limit lets fewer workers read than asked for, that is said.
 
     Args:
         dataset: any with `len`, `[]`, `name` and `collate`.
@@ -207,30 +211,58 @@ class Loader:
         pin: bool = False,
     ) -> None:
         workers = default_workers() if workers == "auto" else int(workers)
+        workers = limits.fitting_workers(workers, prefetch) if workers else 0
         self.dataset, self.max_bad, self.timeout = dataset, max_bad, timeout
         self.bad: dict[int, tuple[str, str]] = {}
-        self._reader = _Reader(dataset, seed, workers)
-        self._loader = DataLoader(
+        try:
+            self._reader = _Reader(dataset, seed, workers)
+        except RuntimeError as error:  # there is no shared memory at all
+            code = limits.refused(error)
+            if not code:
+                raise
+            limits.say_once(f"{limits.described(code)}: no workers read now, not {workers}")
+            workers, self._reader = 0, _Reader(dataset, seed, 0)
+        self._order, self._workers, self._prefetch, self._pin = order, workers, prefetch, pin
+
+    def _started(self) -> Iterator[Batch]:
+        """The batches; fewer workers read them where the system refuses to start so many."""
+        while True:
+            workers, children = self._workers, multiprocessing.active_children()
+            with limits.quiet_leftovers():
+                try:
+                    return iter(self._loader(workers))
+                except (OSError, RuntimeError, MemoryError) as error:
+                    code = limits.refused(error)
+                    if not workers or not code:
+                        raise
+            for child in multiprocessing.active_children():
+                if child not in children:
+                    child.kill()
+            self._workers = workers // 2
+            limits.say_once(f"{limits.described(code)}: {self._workers} workers read now, not {workers}")
+
+    def _loader(self, workers: int) -> DataLoader:
+        return DataLoader(
             self._reader,
-            batch_sampler=order,
+            batch_sampler=self._order,
             collate_fn=_first_is_batch,
             num_workers=workers,
-            pin_memory=pin,
-            timeout=timeout if workers else 0,
-            prefetch_factor=prefetch if workers else None,
+            pin_memory=self._pin,
+            timeout=self.timeout if workers else 0,
+            prefetch_factor=self._prefetch if workers else None,
             generator=torch.Generator().manual_seed(0),  # else it draws from the global generator
             worker_init_fn=_settle,
         )
 
     def __iter__(self) -> Generator[Batch, None, None]:
-        batches = iter(self._loader)
+        batches = self._started()
         while True:
             try:
                 batch = next(batches)
             except StopIteration:
                 return
-            except RuntimeError as error:
-                fault = self.explained(error)
+            except (RuntimeError, OSError, MemoryError) as error:
+                fault = self.explained(error, reading=True)
             else:
                 fault = None
             if fault is not None:
@@ -260,16 +292,25 @@ class Loader:
         """The samples being read at this moment, by name."""
         return [self.dataset.name(i) for i in self._reader.reading.tolist() if i >= 0]
 
-    def explained(self, error: RuntimeError) -> RuntimeError | RunError:
+    def explained(self, error: Exception, reading: bool = False) -> Exception:
         """What a fault of the worker processes comes to in one line; any other error as it is.
 
         torch tells of a dead worker from a signal handler, wherever the main thread happens to be.
+
+        Args:
+            error: what was raised.
+            reading: whether that was while a batch was read, so that it is this loader's own.
         """
-        reading = ", ".join(self.stalled()) or "unknown"
+        if reading or "DataLoader" in str(error):
+            code = next(filter(None, [*self._reader.refused.tolist(), limits.refused(error)]), 0)
+            if code:
+                return RunError(f"reading: {limits.described(code)}")
+        names = ", ".join(self.stalled()) or "unknown"
         if "DataLoader timed out" in str(error):
-            return RunError(f"no batch within timeout={self.timeout:g} s; being read: {reading}")
+            return RunError(f"no batch within timeout={self.timeout:g} s; being read: {names}")
         if "exited unexpectedly" in str(error) or "is killed by signal" in str(error):
-            return RunError(f"a loader worker died (out of memory?); being read: {reading}; try fewer workers")
+            how = limits.death(str(error))
+            return RunError(f"a loader worker died ({how}); being read: {names}; try fewer workers")
         return error
 
 
@@ -279,7 +320,11 @@ class _Reader:
     def __init__(self, dataset: Dataset, seed: int, workers: int) -> None:
         self.dataset, self.seed = dataset, seed
         # a slot a worker for the sample it is reading, in memory that the main process sees: a stalled read is named
-        self.reading = torch.full((max(1, workers),), -1, dtype=torch.int64).share_memory_()
+        self.reading = torch.full((max(1, workers),), -1, dtype=torch.int64)
+        self.refused = torch.zeros(max(1, workers), dtype=torch.int64)  # errno of a limit, by worker
+        if workers:
+            self.reading.share_memory_()
+            self.refused.share_memory_()
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
         worker = get_worker_info()
@@ -294,14 +339,26 @@ class _Reader:
             try:
                 samples.append(self.dataset[index])
                 indices.append(index)
-            except UnreadableSample as error:
-                bad.append((index, self.dataset.name(index), str(error)))
+            except (UnreadableSample, OSError, MemoryError) as error:
+                bad.append((index, self.dataset.name(index), self._reason(error, slot)))
         self.reading[slot] = -1
         if not samples:
             return {"index": [], "bad": bad}
         seed_cpu(self.seed, keys[0][0], "collate", keys[0][1])
         # a list, as every tensor that crosses from a worker has its price
         return {**self.dataset.collate(samples), "index": indices, "bad": bad}
+
+    def _reason(self, error: Exception, slot: int) -> str:
+        """Why a sample cannot be read. Raises again what is not a fault of its file."""
+        cause = error.__cause__ if isinstance(error, UnreadableSample) else error
+        code = limits.refused(cause) if isinstance(cause, (OSError, MemoryError)) else 0
+        if code:
+            self.refused[slot] = code
+            raise cause
+        explained = explain_file(error) if isinstance(error, OSError) else error
+        if explained is None:
+            raise error
+        return str(explained)
 
 
 def default_workers() -> int:
@@ -318,9 +375,20 @@ def _settle(worker: int) -> None:
     """Readies a worker process. A signal to the whole job (scancel, torchrun, timeout) must not end it, for the run
     still reads while it comes to its end; the SIGTERM by which DataLoader ends a worker is its parent's, and must."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_unheard)
+    for number in (signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_unheard(error: Exception, batch: Any) -> None:
+    """A batch cannot be handed over, as for want of open files: else it is lost, and the run waits for it."""
+    info = get_worker_info()
+    info.dataset.refused[info.id] = code = limits.refused(error)
+    if not code:  # no limit, but a batch that cannot be pickled, say
+        traceback.print_exception(error)
+    os._exit(1)
 
 
 def _end_with_parent(parent: int) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from tdaf.errors import RunError, UserError
+from tdaf.errors import RunError, UserError, explain_file
 
 FOR_EVER = 7 * 24 * 3600  # seconds; a process group needs some limit
 T = TypeVar("T")
@@ -120,13 +120,14 @@ def mean(value: Tensor) -> Tensor:
 
 
 def run_on_all_ranks(function: Callable[[], T]) -> T:
-    """`function()` on every rank. A UserError or RunError of any rank is raised on all, with a message on rank 0 only.
+    """`function()` on every rank. A UserError or RunError of any rank, or a file that the system refuses it, is raised
+    on all, with a message on rank 0 only.
 
     No collective may be called inside `function`: the rank that failed would not take part in it.
     """
     result, fault = None, None
     try:
-        result = function()
+        result = _explain_files(function)
     except (UserError, RunError) as error:
         if world() == 1:
             raise
@@ -137,6 +138,16 @@ def run_on_all_ranks(function: Callable[[], T]) -> T:
         kind, message = first
         raise kind(message if rank() == 0 else "")
     return result
+
+
+def _explain_files(function: Callable[[], T]) -> T:
+    try:
+        return function()
+    except OSError as error:
+        explained = explain_file(error)
+        if explained is None:
+            raise
+        raise explained from error
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -17,6 +18,7 @@ import torch.distributed as td
 
 from tdaf.engine import dist
 
+STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: the run is whole and wants to be started again
 
 
@@ -31,7 +33,8 @@ class Preempted(SystemExit):
 
 
 class Preemption:
-    """SIGTERM and SIGUSR1 on any rank make every rank stop at the same step, without making the GPU or the step wait.
+    """SIGTERM, SIGUSR1 and SIGHUP (a terminal that closes) on any rank make every rank stop at the same step, without
+    making the GPU or the step wait. SIGHUP means nothing to a run that `nohup` has started.
 
     The question sent by `poll` at the start of a step is answered by `should_stop` at its end, so a signal is acted on
     within two steps. Outside the main thread, where Python allows no signal handlers, nothing is heard.
@@ -48,7 +51,8 @@ class Preemption:
 
     def __enter__(self) -> Preemption:
         if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._request) for s in (signal.SIGTERM, signal.SIGUSR1)}
+            heard = [s for s in STOP if s != signal.SIGHUP or signal.getsignal(s) is not signal.SIG_IGN]
+            self._before = {s: signal.signal(s, self._request) for s in heard}
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -117,10 +121,10 @@ class Watchdog:
             f"error: rank {self.rank}: no step within hang_timeout={self.seconds:g} s; "
             f"files being read: {files}; stacks: {self.path}\n"
         )
-        faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
-        sys.__stderr__.write(line)
-        sys.__stderr__.flush()
-        with open(self.path, "w") as file:
+        with suppress(OSError), open(self.path, "w") as file:
             file.write(line)
             file.flush()  # faulthandler writes past the file's buffer
             faulthandler.dump_traceback(file=file, all_threads=True)
+        faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+        sys.__stderr__.write(line)
+        sys.__stderr__.flush()

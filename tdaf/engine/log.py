@@ -19,6 +19,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from tdaf import streams
 from tdaf.engine.checkpoint import atomic_write
 from tdaf.errors import RunError, UserError
 
@@ -142,7 +143,7 @@ class RunFolder:
         self.folder, self.quiet = folder, quiet
         self.checkpoints = folder / "checkpoints"
         self._step = 0
-        self._started = False
+        self._started = self._told_of_loss = False
         self._open: dict[str, Any] = {}
         self._lock_file: IO[str] | None = None
 
@@ -150,7 +151,7 @@ class RunFolder:
         """summary.json, whose being there is what makes a run a finished one; None without a whole one."""
         try:
             summary = json.loads((self.folder / "summary.json").read_text())
-            return summary if isinstance(summary, dict) and "metric" in summary else None
+            return summary if _is_summary(summary) else None
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
         except OSError as error:
@@ -199,6 +200,9 @@ class RunFolder:
             print(line, flush=True)
             with disk(self.folder / "log.txt"):
                 self._note(line)
+                if streams.lost and not self._told_of_loss:
+                    self._told_of_loss = True
+                    self._note(f"{', '.join(streams.lost)}; what cannot be printed is dropped from here on")
 
     def event(self, split: str, step: int, epoch: float, values: dict[str, float]) -> None:
         """One line of metrics.jsonl, and the same numbers in TensorBoard."""
@@ -285,6 +289,18 @@ def disk(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _is_summary(summary: Any) -> bool:
+    """Whether a file that may come from anywhere has what is read of it."""
+    metric = summary.get("metric") if isinstance(summary, dict) else None
+    return (
+        isinstance(metric, dict)
+        and isinstance(metric.get("name"), str)
+        and all(isinstance(metric.get(key), (int, float)) for key in ("best", "last"))
+        and isinstance(summary.get("metrics"), dict)
+        and {"samples", "skipped", "protocol"} <= summary.keys()
+    )
 
 
 class Bar:

@@ -58,6 +58,16 @@ class Precision:
         return to_device(batch, self.device)
 
 
+def check_compiler(device: torch.device) -> None:
+    """Compiles next to nothing. Raises UserError where torch.compile cannot, as without a C++ compiler."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
+    except Exception as error:  # of whatever back end
+        first = str(error).partition("\n")[0]
+        hint = "install a C++ compiler (g++), or leave compile=false"
+        raise UserError(f"compile=true: this machine cannot compile: {first}; {hint}") from error
+
+
 @contextmanager
 def deterministic(on: bool) -> Iterator[None]:
     """torch's deterministic algorithms, where they are not asked for already; afterwards all is as it was before."""

@@ -14,13 +14,14 @@ from collections.abc import Callable
 from multiprocessing import connection
 from typing import Any
 
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 GRACE = 30  # seconds for the other ranks, which may be saving the same checkpoint or naming the same fault
 
 
 def spawn(function: Callable[..., int], args: tuple, ranks: int) -> int:
     """Runs `function(*args)` as `ranks` processes of this machine, each seeing torchrun's environment variables.
 
-    SIGTERM, SIGUSR1 and Ctrl-C reach the ranks, which also end with this process.
+    SIGTERM, SIGUSR1, SIGHUP and Ctrl-C reach the ranks, which also end with this process.
 
     Returns:
         The first exit code that is not zero (the other ranks are then ended), or 0. Signal N gives 128 + N.
@@ -31,17 +32,26 @@ def spawn(function: Callable[..., int], args: tuple, ranks: int) -> int:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("spawn")
     payload = pickle.dumps((function, args))
-    processes = [context.Process(target=_rank, args=(payload, r, ranks, store.port)) for r in range(ranks)]
+    processes = [
+        context.Process(target=_rank, args=(payload, r, ranks, store.port), name=f"rank {r}") for r in range(ranks)
+    ]
+    early: list[int] = []  # signals that came before all ranks were there to hear them
 
-    def forward(number: int, frame: Any) -> None:
+    def forward(number: int, frame: Any = None) -> None:
+        if processes[-1].pid is None:
+            early.append(number)
+            return
         for process in processes:
             if process.is_alive():
                 os.kill(process.pid, number)
 
-    previous = {s: signal.signal(s, forward) for s in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    heard = [s for s in SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]  # `nohup` ignores SIGHUP, for ranks too
+    previous = {s: signal.signal(s, forward) for s in heard}
     try:
         for process in processes:
             process.start()
+        for number in early:
+            forward(number)
         return _wait(processes)
     finally:
         for number, handler in previous.items():

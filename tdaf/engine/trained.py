@@ -123,6 +123,11 @@ def load_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None
     return Run(path, settings, classes, _evaluated(state), about.get("class_ids"))
 
 
+def best_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Those that a run folder's best checkpoint would be evaluated with; its settings are not looked at. UserError."""
+    return dict(_evaluated(checkpoint.load(folder / "checkpoints" / checkpoint.BEST)))
+
+
 def build_task(settings: Settings) -> Task:
     """The task with its data set, which is `data.root` or, with recipe=demo and no root, drawn if it is not there."""
     data = {key: value for key, value in settings["data"].items() if key not in ("max_bad", "changed")}

@@ -18,12 +18,13 @@ from tdaf.engine.data import Loader, TrainingOrder
 from tdaf.engine.evaluate import Evaluation, eval_mode, evaluate, is_defined
 from tdaf.engine.health import Preempted, Preemption, Watchdog
 from tdaf.engine.log import Bar, LossMeter, RunFolder, Throughput, mean_losses
-from tdaf.engine.precision import Precision, deterministic, float32
+from tdaf.engine.precision import Precision, check_compiler, deterministic, float32
 from tdaf.engine.schedule import Schedule, cosine
 from tdaf.engine.settings import LoaderSettings, Settings
 from tdaf.engine.summary import introduce, summarise
 from tdaf.engine.visualize import log_samples
 from tdaf.errors import RunError, UserError
+from tdaf.streams import lossy_streams
 from tdaf.task import Batch, Task
 
 
@@ -112,6 +113,7 @@ class Trainer:
         self.steps = min(whole, settings.max_steps or whole)
         self.schedule = schedule(steps_per_epoch=self.steps_per_epoch, steps=whole)
         if settings.compile:
+            check_compiler(self.device)
             self.network.compile()  # before DistributedDataParallel, which then overlaps its all-reduces with backward
 
     @property
@@ -250,7 +252,7 @@ class Trainer:
     @contextmanager
     def _session(self) -> Iterator[tuple[Generator[Batch, None, None], Bar]]:
         """What is open while a run trains: folder, network on all ranks, loader, stop signals, watchdog."""
-        with self.folder, deterministic(self.settings.deterministic):
+        with lossy_streams(), self.folder, deterministic(self.settings.deterministic):
             dist.run_on_all_ranks(self._open)
             steps = dist.broadcast(dist.gather(self.step))
             dist.run_on_all_ranks(lambda: self._check_shared(steps))

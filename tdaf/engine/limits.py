@@ -1,0 +1,126 @@
+"""What the system refuses to processes that read: open files, shared memory, memory, more processes. Each by its name,
+with its value and what to do; and the remedies that need no decision."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import re
+import resource
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+PER_WORKER = 4  # descriptors that a reading process costs this one: its queue, its sentinel, its share of the results'
+PER_BATCH = 16  # tensors of a batch on its way, of which each is an open file
+RESERVE = 32  # for a checkpoint, TensorBoard, a library that is imported
+
+
+def refused(error: BaseException) -> int:
+    """The errno of a limit that `error`, of Python or of torch, tells of; 0 for any other error."""
+    if isinstance(error, MemoryError):
+        return errno.ENOMEM
+    if isinstance(error, OSError) and error.errno in _TEXTS:
+        return error.errno
+    text = str(error)
+    if "can't start new thread" in text:
+        return errno.EAGAIN
+    if "Bus error" in text:  # a page of shared memory that there is no room for
+        return errno.ENOSPC
+    return next((code for code in _TEXTS if os.strerror(code).lower() in text.lower()), 0)
+
+
+def described(code: int) -> str:
+    """The limit with its value, and what to do about it."""
+    return _TEXTS[code]()
+
+
+def death(text: str) -> str:
+    """How a reading process died, from torch's sentence about it."""
+    signal = re.search(r"killed by signal: (.*?)\.", text)
+    if signal is None or signal[1] == "Killed":
+        return f"killed, most likely for want of memory: {_memory()}"
+    return f"{signal[1]}, in a library that reads; loader.workers=0 shows where"
+
+
+def fitting_workers(workers: int, prefetch: int) -> int:
+    """How many of these processes the limit of open files lets read. It is raised where it may be; else tensors pass
+    through named files instead of open ones, and if that is not enough, fewer processes read. Each is said."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hard = sys.maxsize if hard == resource.RLIM_INFINITY else hard
+    soft = sys.maxsize if soft == resource.RLIM_INFINITY else soft
+    base = len(os.listdir("/proc/self/fd")) + RESERVE
+    wanted = base + workers * (PER_WORKER + prefetch * PER_BATCH)
+    if soft >= wanted:
+        return workers
+    if hard > soft:
+        more = min(hard, max(wanted, 4096))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (more, hard))
+        say_once(f"ulimit -n is {soft}, too few open files for {workers} loader workers: it is {more} for this run")
+        soft = more
+    if soft >= wanted:
+        return workers
+    torch.multiprocessing.set_sharing_strategy("file_system")
+    fewer = max(0, min(workers, (soft - base) // PER_WORKER))
+    remedy = "tensors pass through named files" if fewer else "the run reads by itself"
+    few = f", from {fewer} worker{'s' * (fewer > 1)}" if 0 < fewer < workers else ""
+    say_once(f"ulimit -n is {soft}, too few open files for {workers} loader workers: {remedy}{few}")
+    return fewer
+
+
+@contextmanager
+def quiet_leftovers() -> Iterator[None]:
+    """Keeps silent what half a loader that could not be started says as it is thrown away."""
+    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+@functools.cache
+def say_once(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _open_files() -> str:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return f"too many open files (ulimit -n is {soft}): raise it, or give fewer workers"
+
+
+def _shared_memory() -> str:
+    try:
+        room = os.statvfs("/dev/shm")
+        size = f"/dev/shm has {_bytes(room.f_frsize * room.f_blocks)}, {_bytes(room.f_frsize * room.f_bavail)} free"
+    except OSError:
+        size = "there is no /dev/shm"
+    return f"shared memory is full ({size}): give it more (docker run --shm-size), or fewer workers, or less prefetch"
+
+
+def _memory() -> str:
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    limit = "" if soft == resource.RLIM_INFINITY else f", ulimit -v is {_bytes(soft)}"
+    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return f"this machine has {_bytes(pages)} free{limit}"
+
+
+def _processes() -> str:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    shown = "unlimited" if soft == resource.RLIM_INFINITY else soft
+    return f"no more processes or threads may be started (ulimit -u is {shown}): raise it, or give fewer workers"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+_TEXTS: dict[int, Callable[[], str]] = {
+    errno.EMFILE: _open_files,
+    errno.ENFILE: lambda: "the machine has too many open files (fs.file-max): give fewer workers",
+    errno.ENOSPC: _shared_memory,
+    errno.ENOMEM: lambda: f"no memory is left ({_memory()}): give fewer workers, less prefetch or a smaller batch",
+    errno.EAGAIN: _processes,
+}
