@@ -161,6 +161,44 @@ def test_appended_stages_may_be_missing(plain18):
     assert report.unexpected == ["fc.weight", "fc.bias"]
 
 
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "module.",
+        "model.",
+        "backbone.",
+        "network.",
+        "_orig_mod.",
+        "module._orig_mod.",
+        "model.module._orig_mod.backbone.",
+    ],
+)
+def test_wrappers_prefixes_in_any_order_and_depth(plain18, prefix):
+    """Of a Lightning module too, whose own parts stand beside the network."""
+    network = Network(resnet(18))
+    report = load(network, {"loss.weight": torch.ones(3), **{f"{prefix}{name}": t for name, t in plain18.items()}})
+    assert (report.missing, report.mismatched, report.unexpected) == ([], [], ["loss.weight"])
+    assert torch.equal(network.body.stages[3].layer4[1].bn2.running_var, plain18["layer4.1.bn2.running_var"])
+
+
+def test_prefixes_of_our_own_checkpoints_and_of_parts_that_are_compiled():
+    torch.manual_seed(0)
+    state = draw(Network(TDAF(resnet(18), flows=3)))
+    same = Network(TDAF(resnet(18), flows=3))
+    report = load(same, {f"model.module.{n.replace('layer2.', 'layer2._orig_mod.')}": t for n, t in state.items()})
+    assert (report.missing, report.unexpected, report.mismatched) == ([], [], [])
+    assert all(torch.equal(tensor, state[name]) for name, tensor in same.state_dict().items())
+
+
+def test_a_wrapped_checkpoint_of_another_architecture_is_refused(plain18):
+    for build in (resnet(34), resnet(50)):
+        with pytest.raises(UserError, match="another architecture"):
+            load(Network(build), {f"module.{name}": tensor for name, tensor in plain18.items()})
+    twice = {f"{student}.{name}": t for student in ("model", "backbone") for name, t in plain18.items()}
+    with pytest.raises(UserError, match="checkpoint's backbone.* has no place"):  # which of the two is not guessed
+        load(Network(resnet(18)), twice)
+
+
 def test_old_checkpoints_without_batch_counters(plain18):
     network = Network(resnet(18))
     report = load(network, {name: t for name, t in plain18.items() if "tracked" not in name})

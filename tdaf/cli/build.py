@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from tdaf.build import checked, make
 from tdaf.cli.compose import Config
-from tdaf.engine import optim
+from tdaf.engine import checkpoint, optim
 from tdaf.engine.settings import Settings
-from tdaf.engine.trained import best_weights, data_root
 from tdaf.engine.trained import build_network as network
 from tdaf.engine.trained import build_task as task
+from tdaf.engine.trained import data_root
 from tdaf.errors import UserError
 from tdaf.model import pretrained
 
@@ -26,18 +25,16 @@ def settings(config: Config) -> Settings:
 
 
 def load_pretrained(config: Config, network: nn.Module) -> pretrained.Report | None:
-    """Puts `pretrained` weights into the network, if any are asked for."""
+    """Puts `pretrained` weights into the network, if any are asked for: by name, of a file, or of a run folder."""
     source = config["pretrained"]
     if source is None:
         return None
     if source == "imagenet":
-        if config["weights"] is None:
+        name = config["weights"]
+        if name is None:
             raise UserError("pretrained=imagenet: torchvision has no weights for this backbone; give a checkpoint")
-        return pretrained.load(network, pretrained.torchvision_weights(config["weights"]))
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return pretrained.load(network, best_weights(path))
-    return pretrained.load(network, pretrained.read_checkpoint(path))
+        return pretrained.load(network, pretrained.torchvision_weights(name), name)
+    return pretrained.load(network, *pretrained.read_checkpoint(checkpoint.of(source)))
 
 
 def optimizer(config: Config) -> Callable[[nn.Module], torch.optim.Optimizer]:

@@ -88,6 +88,20 @@ def load_last(folder: Path) -> tuple[dict[str, Any] | None, str]:
     return None, note
 
 
+def of(path: str | Path) -> Path:
+    """The checkpoint that a path means: a run folder's best one, or the file itself. UserError for another folder."""
+    path = Path(os.path.expanduser(path))
+    try:
+        if not path.is_dir():
+            return path
+        best = path / "checkpoints" / BEST
+        if not best.is_file():
+            raise UserError(f"no checkpoint at {best}: not the folder of a run, or of one that has not evaluated yet")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    return best
+
+
 def exists(folder: Path) -> bool:
     """Whether a run has a checkpoint to go on from."""
     return any((folder / name).exists() for name in (LAST, PREVIOUS))

@@ -105,9 +105,8 @@ def load_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None
         UserError: no checkpoint, a damaged one, or one that asks to run what is not to be trusted. Nothing that it
             names has been imported then.
     """
-    path = Path(path).expanduser()
     try:
-        path = path / "checkpoints" / checkpoint.BEST if path.is_dir() else path
+        path = checkpoint.of(path)
         state = checkpoint.load(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -121,11 +120,6 @@ def load_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None
     for key, value in (overrides or {}).items():
         _set(settings, key, value)
     return Run(path, settings, classes, _evaluated(state), about.get("class_ids"))
-
-
-def best_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Those that a run folder's best checkpoint would be evaluated with; its settings are not looked at. UserError."""
-    return dict(_evaluated(checkpoint.load(folder / "checkpoints" / checkpoint.BEST)))
 
 
 def build_task(settings: Settings) -> Task:

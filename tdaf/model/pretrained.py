@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import re
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tdaf.errors import UserError
@@ -19,8 +22,34 @@ _STAGE = re.compile(r"^(?:.*?\.)?stages\.(\d+)\.(.+)$")
 _EARLIER = re.compile(r"\bearlier\.(\d+)\.")  # where TDAF keeps the statistics of the flows before the last one
 _ADDED = re.compile(r"\.(attention|after|top_down)\.")  # what a mechanism adds to a block
 _INNER = re.compile(r"(?:^|\.)((?:earlier\.\d+\.)?(?:stages|gates)\.\d+\..+)$")
-_CONTAINERS = ("network", "state_dict", "model")
-_WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
+
+# Where a checkpoint has its weights. Averaged ones are those that are evaluated: torchvision's references call them
+# model_ema, timm state_dict_ema; "module" is torch.optim.swa_utils.AveragedModel's.
+_AVERAGED = ("ema", "model_ema", "state_dict_ema")
+_CONTAINERS = ("network", "state_dict", "model_state_dict", "model", "module")
+# What a network inside another begins with, and what wrappers of torch put anywhere in a name.
+_OUTER = re.compile(r"^(?:(?:module|model|network|backbone)\.)+")
+_WRAPPERS = re.compile(r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_COUNTERS = ("num_batches_tracked", "n_averaged")  # the first is not there in checkpoints from before PyTorch 0.4.1
+
+
+class _Beside:
+    """Stands for what lies beside the weights in a checkpoint and is not read: nothing of the class itself is run."""
+
+    def __new__(cls, *args: object, **kwargs: object) -> _Beside:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+_NUMPY = ("scalar", "_reconstruct")
+_KNOWN_BESIDE = (
+    "argparse.Namespace",
+    *(f"datetime.{kind}" for kind in ("date", "datetime", "time", "timedelta", "timezone")),
+    *(f"numpy.{kind}" for kind in ("dtype", "ndarray")),
+    *(f"numpy.{core}.multiarray.{function}" for core in ("core", "_core") for function in _NUMPY),
+)
 
 
 @dataclass
@@ -32,6 +61,7 @@ class Report:
         unexpected: those of the checkpoint that the network has not, by the checkpoint's names.
         mismatched: (name, the checkpoint's shape, the network's), left alone.
         inflated: how many of the loaded ones were 2D kernels made 3D.
+        source: where the weights came from.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -39,10 +69,11 @@ class Report:
     unexpected: list[str] = field(default_factory=list)
     mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
     inflated: int = 0
+    source: str = ""
 
     def __str__(self) -> str:
         total = len(self.loaded) + len(self.missing) + len(self.mismatched)
-        first = f"loaded {len(self.loaded)} of {total} tensors"
+        first = f"loaded {len(self.loaded)} of {total} tensors" + (f" from {self.source}" if self.source else "")
         lines = [first + (f", {self.inflated} of them inflated from 2D" if self.inflated else "")]
         if self.missing:
             lines.append(f"missing from the checkpoint ({len(self.missing)}): {_some(self.missing)}")
@@ -54,17 +85,19 @@ class Report:
         return "\n".join(lines)
 
 
-def load(network: nn.Module, state: dict[str, Tensor]) -> Report:
+def load(network: nn.Module, state: dict[str, Tensor], source: str = "") -> Report:
     """Copies what fits of a state dict into a network, in place.
 
-    Names are the same but for a prefix: `body.stages.1.layer2.0.conv1.weight` here is `layer2.0.conv1.weight` there.
-    The statistics of TDAF's earlier flows, where the checkpoint has none of its own, are those of the last flow; 2D
-    kernels are inflated for a 3D network. A head of another class count stays as it is and is reported, and so does a
-    stem of another size.
+    Names are the same but for prefixes: `body.stages.1.layer2.0.conv1.weight` here is `layer2.0.conv1.weight` there, or
+    `module.backbone._orig_mod.layer2.0.conv1.weight`: what wrappers put before it, in any order and depth. The
+    statistics of TDAF's earlier flows, where the checkpoint has none of its own, are those of the last flow; 2D kernels
+    are inflated for a 3D network. A head of another class count stays as it is and is reported, and so does a stem of
+    another size.
 
     Args:
         network: any module with a staged network in it.
         state: of this project (any task's, with or without TDAF), or a plain one of torchvision's.
+        source: for the report: what the state dict is.
 
     Returns:
         What was loaded and what was not.
@@ -75,13 +108,13 @@ def load(network: nn.Module, state: dict[str, Tensor]) -> Report:
     own = network.state_dict()
     names = _names_by_alias(state, own)
     shift = _earlier_flows(state) - _earlier_flows(own)
-    report = Report()
+    report = Report(source=source)
     copies: list[tuple[Tensor, Tensor]] = []
     used: set[str] = set()
     for name, ours in own.items():
         source = next((names[alias] for alias in _aliases(name, shift) if alias in names), None)
         if source is None:
-            if not name.endswith("num_batches_tracked"):  # not there in checkpoints from before PyTorch 0.4.1
+            if not name.endswith(_COUNTERS):
                 report.missing.append(name)
             continue
         used.add(source)
@@ -94,7 +127,7 @@ def load(network: nn.Module, state: dict[str, Tensor]) -> Report:
             copies.append((ours, theirs))
         else:
             report.mismatched.append((name, tuple(theirs.shape), tuple(ours.shape)))
-    report.unexpected = [name for name in state if name not in used and not name.endswith("num_batches_tracked")]
+    report.unexpected = [name for name in state if name not in used and not name.endswith(_COUNTERS)]
     _check_architecture(report, own, state)
     with torch.no_grad():
         for ours, theirs in copies:
@@ -102,44 +135,97 @@ def load(network: nn.Module, state: dict[str, Tensor]) -> Report:
     return report
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a file. Never runs code from the file.
+def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], str]:
+    """The state dict in a file. Never runs code from the file, nor imports what it names.
 
     Args:
-        path: of a checkpoint of this project ({"network": ...}), a plain state dict, or one under "state_dict" or
-            "model"; names may begin as DistributedDataParallel and torch.compile make them.
+        path: of a checkpoint of this project, of torchvision's references, of timm or of Lightning, of a plain state
+            dict, or of a .safetensors file. Arguments, dates and numpy scalars beside the weights are passed over.
+            Averaged weights (EMA) are taken where a checkpoint has a whole set of them.
 
     Returns:
-        Tensors by name, on the CPU.
+        Tensors by name, on the CPU, and what they are: "model_90.pth (model_ema)".
 
     Raises:
-        UserError: a file that is missing, unreadable, or holds no state dict.
+        UserError: a file that is missing, unreadable, would have to be unpickled, or holds no state dict.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"checkpoint {path}: {'not a file' if path.exists() else 'no such file'}")
+    path, head = Path(path), b""
     try:
+        if not path.is_file():
+            raise UserError(f"checkpoint {path}: {'not a file' if path.exists() else 'no such file'}")
         with path.open("rb") as file:
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            head = file.read(64)
+        if _is_safetensors(path, head):
+            content = load_file(path)
+        else:
+            known = torch.serialization.safe_globals([(_Beside, name) for name in _KNOWN_BESIDE])
+            with known, warnings.catch_warnings(action="ignore"):
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except PermissionError:
         raise UserError(f"checkpoint {path}: no permission to read it") from None
-    except Exception:  # torch.load has no error of its own: zip, pickle, unicode, key, system and other errors
-        raise UserError(
-            f"checkpoint {path}: not a file of tensors that torch.load(weights_only=True) reads; "
-            "damaged, cut short, or of another kind"
-        ) from None
-    for key in _CONTAINERS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise UserError(
-            f"checkpoint {path}: holds no state dict (tensors by name), also not under {', '.join(_CONTAINERS)}"
+    except Exception as error:  # torch.load has no error of its own: zip, pickle, unicode, key, system and other errors
+        raise UserError(f"checkpoint {path}: {_unreadable(error, head)}") from None
+    found = _weights(content)
+    if found is None:
+        entries = ", ".join((*_CONTAINERS, *_AVERAGED))
+        raise UserError(f"checkpoint {path}: holds no state dict (tensors by name), also not under {entries}")
+    entry, state = found
+    return state, f"{path} ({entry})" if entry else str(path)
+
+
+_Weights = tuple[str, dict[str, Tensor]]  # and the entry of the checkpoint that they stand under, "ema.module"
+
+
+def _weights(content: object, depth: int = 3) -> _Weights | None:
+    if not isinstance(content, dict) or not content or not depth:
+        return None
+    if all(isinstance(name, str) and _is_plain(value) for name, value in content.items()):
+        return "", content
+    plain, averaged = (_first_weights(content, keys, depth - 1) for keys in (_CONTAINERS, _AVERAGED))
+    # Some average the parameters alone, which without the statistics of batch norm are no network.
+    whole = averaged and (plain is None or set(map(_bare_name, plain[1])) <= set(map(_bare_name, averaged[1])))
+    return averaged if whole else plain
+
+
+def _first_weights(content: dict, keys: tuple[str, ...], depth: int) -> _Weights | None:
+    for key in keys:
+        if found := _weights(content.get(key), depth):
+            return f"{key}.{found[0]}".rstrip("."), found[1]
+    return None
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is a tensor that has its numbers, in a form that copies into any other."""
+    kinds = (Tensor, nn.Parameter)
+    return type(value) in kinds and value.layout == torch.strided and not value.is_meta and not value.is_quantized
+
+
+def _is_safetensors(path: Path, head: bytes) -> bool:
+    """Eight bytes with the header's length, then the header, whatever the file is called."""
+    length = int.from_bytes(head[:8], "little")
+    return path.suffix == ".safetensors" or head[8:9] == b"{" and length <= path.stat().st_size - 8
+
+
+def _unreadable(error: Exception, head: bytes) -> str:
+    """Why a file could not be read, in one line."""
+    code = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    plain_pickle = isinstance(error, pickle.UnpicklingError) and head.startswith(b"\x80")
+    if code or plain_pickle or "TorchScript" in str(error):
+        what = code[1] if code else "a plain pickle" if plain_pickle else "a TorchScript archive"
+        return (
+            f"not read: it holds {what}, which would have to be unpickled, and that can run code; save its state dict"
         )
-    for wrapper in _WRAPPERS:
-        if all(name.startswith(wrapper) for name in content):
-            content = {name.removeprefix(wrapper): value for name, value in content.items()}
-    return content
+    if not head:
+        why = "it is empty"
+    elif head.lstrip().startswith(b"<"):
+        why = "it is a web page, perhaps in place of a download"
+    elif head.startswith(b"version https://git-lfs"):
+        why = "it is a pointer of Git LFS, in place of the file"
+    else:
+        why = "damaged, cut short, or of another kind"
+    return f"not a file of tensors that torch.load(weights_only=True) or safetensors reads; {why}"
 
 
 def torchvision_weights(name: str) -> dict[str, Tensor]:
@@ -194,9 +280,17 @@ def _earlier_flows(state: dict[str, Tensor]) -> int:
     return max((int(match[1]) + 1 for match in map(_EARLIER.search, state) if match), default=0)
 
 
+def _bare_name(name: str) -> str:
+    """A checkpoint's name without what wrappers put before it."""
+    return _OUTER.sub("", _WRAPPERS.sub("", name))
+
+
 def _names_by_alias(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, str]:
     """Every alias that finds a tensor of the checkpoint -> the tensor's own name in it."""
-    names = {_inner_name(name): name for name in state} | {name: name for name in state}
+    names = {name: name for name in state}
+    for alias_of in (_bare_name, lambda name: _inner_name(_bare_name(name))):
+        for name in state:
+            names.setdefault(alias_of(name), name)
     # Two stages with children of the same names ("0.weight") cannot be told apart without their stage.
     times = Counter(_plain_name(name) for name in own if not _EARLIER.search(name))
     return {alias: name for alias, name in names.items() if times[alias] < 2 or alias in own}
@@ -224,7 +318,7 @@ def _check_architecture(report: Report, own: dict[str, Tensor], state: dict[str,
             _refuse(f"the network's {_plain_name(name)} is not in the checkpoint")
     for name in report.unexpected:
         match = None if _EARLIER.search(name) else _STAGE.match(name)
-        if match[1] in stages if match else name.split(".")[0] in layers:
+        if match[1] in stages if match else _bare_name(name).split(".")[0] in layers:
             _refuse(f"the checkpoint's {name} has no place in the network")
 
 
