@@ -159,7 +159,8 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], str]:
             content = load_file(path)
         else:
             known = torch.serialization.safe_globals([(_Beside, name) for name in _KNOWN_BESIDE])
-            with known, warnings.catch_warnings(action="ignore"):
+            with known, warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
