@@ -212,7 +212,8 @@ def _is_safetensors(path: Path, head: bytes) -> bool:
 def _unreadable(error: Exception, head: bytes) -> str:
     """Why a file could not be read, in one line."""
     code = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-    plain_pickle = isinstance(error, pickle.UnpicklingError) and head.startswith(b"\x80")
+    # torch.save wrote its magic number first before PyTorch 1.6: such a file is no plain pickle, but may be damaged
+    plain_pickle = isinstance(error, pickle.UnpicklingError) and re.match(rb"\x80(?!\x02\x8a\nl\xfc\x9c)", head)
     if code or plain_pickle or "TorchScript" in str(error):
         what = code[1] if code else "a plain pickle" if plain_pickle else "a TorchScript archive"
         return (
