@@ -123,15 +123,6 @@ def _plain_pickle(protocol):
         (lambda path: torch.save({"a": torch.eye(2).to_sparse()}, path), "holds no state dict"),
         (lambda path: torch.save({"a": torch.empty(2, device="meta")}, path), "holds no state dict"),
         (lambda path: _safetensors(path, cut=3), "not a file of tensors"),
-<<<<<<< HEAD
-=======
-        (lambda path: _safetensors(path, {"shape": [9, 9]}), "not a file of tensors"),
-        (
-            lambda path: _safetensors(path, {"dtype": "F32", "data_offsets": [-24, 0], "shape": [6]}),
-            "not a file of tensors",
-        ),
-        (lambda path: _safetensors(path, {"dtype": "Q7"}), "not a file of tensors"),
->>>>>>> Pretrained weights in the docs
     ],
 )
 def test_what_is_refused_is_one_line_and_never_run(tmp_path, write, message):
