@@ -69,13 +69,14 @@ def imagenet_train(
     return v2.Compose([crop, _mirror(flip), *shift, *_modern(randaugment, erasing, IMAGENET_MEAN)])
 
 
-def imagenet_val(size: int = 224, short_side: int = 256, crops: int = 1) -> Transform:
+def imagenet_val(size: int = 224, short_side: int = 256, crops: int = 1, interpolation: str = "bilinear") -> Transform:
     """The image resized, then cut.
 
     Args:
         size: pixels of the input's side.
         short_side: pixels of the resized image's short side.
         crops: 1 for the centre, 10 for corners and centre, mirrored too, as (10, 3, size, size).
+        interpolation: of the resizing, "bilinear" or "bicubic", antialiased.
 
     Raises:
         UserError: values that cannot be.
@@ -84,7 +85,10 @@ def imagenet_val(size: int = 224, short_side: int = 256, crops: int = 1) -> Tran
         raise UserError(f"size={size} must be between 1 and short_side={short_side}")
     if crops not in (1, 10):
         raise UserError(f"crops={crops}: give 1 or 10")
-    return v2.Compose([v2.Resize(short_side), TenCrop(size) if crops == 10 else v2.CenterCrop(size)])
+    if interpolation not in ("bilinear", "bicubic"):
+        raise UserError(f"interpolation={interpolation}: give bilinear or bicubic")
+    resize = v2.Resize(short_side, v2.InterpolationMode(interpolation))
+    return v2.Compose([resize, TenCrop(size) if crops == 10 else v2.CenterCrop(size)])
 
 
 def cifar_train(
