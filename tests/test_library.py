@@ -220,6 +220,26 @@ class Own(nn.Module):
         return self.fc(x)
 
 
+class Writing(Own):
+    def forward(self, x):
+        x = self.features[0](x)
+        x = self.features[1](nn.functional.relu(x.view_as(x), inplace=True))
+        return self.fc(self.features[2](x).mean((2, 3)))
+
+
+def test_a_stage_that_writes_into_the_map_of_the_one_before_is_refused():
+    with pytest.raises(UserError, match="stage 2 writes into the map that it is given"):
+        tdaf.stages(Writing(), nodes=["features.0", "features.1"])
+
+
+def test_training_goes_its_own_way():
+    staged = tdaf.stages("timm/test_convnext", options={"drop_path_rate": 0.9})
+    image = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert not torch.equal(staged.train()(image)[-1], staged(image)[-1])
+        assert torch.equal(staged.eval()(image)[-1], staged(image)[-1])
+
+
 def test_a_module_of_ones_own():
     network = Own().eval()
     image = torch.randn(2, 3, 64, 64)
