@@ -7,13 +7,14 @@ import re
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from tdaf.errors import UserError
 from tdaf.media.files import IMAGES, read_skip_list
-from tdaf.media.image import read_image
+from tdaf.media.image import Colour, checked_background, read_image
 
 LAYOUT = "expected train/<class>/*.JPEG and val/<class>/*.JPEG (also .jpg, .png, ...); without data, try recipe=demo"
 
@@ -30,6 +31,7 @@ class ImageFolder:
         num_classes: checked against the folders when given.
         skip_list: a text file with one path a line, relative to `root` (train/n01440764/n01440764_18.JPEG); these
             images are left out and counted.
+        exif, background: see `read_image`.
 
     Attributes:
         classes: names for people: from `root`/classes.txt ("<folder> <name>" a line) where there is one, for ImageNet's
@@ -39,7 +41,16 @@ class ImageFolder:
         UserError: the folder cannot be used; files themselves are looked at only when they are read.
     """
 
-    def __init__(self, root: str | None, num_classes: int | None = None, skip_list: str | None = None) -> None:
+    def __init__(
+        self,
+        root: str | None,
+        num_classes: int | None = None,
+        skip_list: str | None = None,
+        exif: bool = False,
+        background: Colour | None = None,
+    ) -> None:
+        self.background = checked_background(background)
+        self.reading = {"exif": exif, "background": self.background}
         if not root:
             raise UserError(f"root is not set; give the image folder: {LAYOUT}")
         self.root = Path(root).expanduser()
@@ -65,7 +76,7 @@ class ImageFolder:
         """The images of "train" or "val"."""
         if not (self.root / name).is_dir():
             raise UserError(f"root={self.root}: there is no {name}/ in it; {LAYOUT}")
-        return FolderImages(self.root, name, self.folders, self.skip)
+        return FolderImages(self.root, name, self.folders, self.skip, self.reading)
 
 
 class FolderImages:
@@ -75,9 +86,11 @@ class FolderImages:
     writes to each of them.
     """
 
-    def __init__(self, root: Path, split: str, folders: list[str], skip: frozenset[str]) -> None:
+    def __init__(
+        self, root: Path, split: str, folders: list[str], skip: frozenset[str], reading: dict[str, Any]
+    ) -> None:
         self.folder = os.path.join(root, split)
-        self.split, self.folders = split, folders
+        self.split, self.folders, self.reading = split, folders, reading
         files = [_image_files(os.path.join(self.folder, folder)) for folder in folders]
         empty = [folder for folder, inside in zip(folders, files, strict=True) if not inside]
         if empty:
@@ -112,8 +125,10 @@ class FolderImages:
 
     def read(self, index: int) -> tuple[Tensor, int]:
         """uint8 RGB (3, H, W) and the class. Raises UnreadableSample."""
-        path = self.folder + self.name(index).removeprefix(self.split)
-        return read_image(path), self.label(index)
+        return read_image(self.path(index), **self.reading), self.label(index)
+
+    def path(self, index: int) -> str:
+        return self.folder + self.name(index).removeprefix(self.split)
 
 
 def _is_data(name: str) -> bool:

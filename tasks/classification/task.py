@@ -192,7 +192,7 @@ class Classification:
         """Images and videos of the user's, each picture prepared as the protocol prepares a validation image."""
         from tdaf.media.files import Media  # with a decoder of videos, which training does not need
 
-        return PredictDataset(Media(paths), self.val_transform)
+        return PredictDataset(Media(paths, getattr(self.data, "background", None)), self.val_transform)
 
     def postprocess(self, outputs: Tensor, batch: Batch) -> list[dict[str, Any]]:
         """{"top5": [{"class": name, "probability": p}, ...]} a sample, the best first; as "text" for people."""

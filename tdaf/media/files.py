@@ -100,7 +100,8 @@ class Media:
     counted at once.
 
     Args:
-        paths: the files, in their order.
+        paths: the files, in their order. Pictures are turned as their EXIF tag says.
+        background: see `read_image`.
 
     Attributes:
         videos: whether there is a video among them; reading is then fast in order only, and so belongs into one
@@ -109,7 +110,8 @@ class Media:
             damaged on its way has those before the damage.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], background: Sequence[int] | None = None) -> None:
+        self.background = background
         self.videos = any(map(is_video, paths))
         self.faults: dict[Path, str] = {}
         counts = {path: self._count(path) if is_video(path) else 1 for path in paths}
@@ -161,7 +163,7 @@ class Media:
         if frame is None:
             from tdaf.media.image import read_image
 
-            return read_image(path)
+            return read_image(path, exif=True, background=self.background)
         if self._video is None or self._video.path != path:
             if self._video is not None:
                 self._video.close()
