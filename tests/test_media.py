@@ -19,8 +19,8 @@ from torch import Tensor
 
 from tdaf.errors import UnreadableSample
 from tdaf.media import drawing
+from tdaf.media.clip import Video, VideoWriter
 from tdaf.media.files import Media
-from tdaf.media.video import Video, VideoWriter
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from tdaf.errors import UserError
-from tdaf.media.files import IMAGES, read_skip_list
+from tdaf.media.files import IMAGES, files_below, folders_in, left_out, read_skip_list
 from tdaf.media.image import Colour, checked_background, read_image
 
 LAYOUT = "expected train/<class>/*.JPEG and val/<class>/*.JPEG (also .jpg, .png, ...); without data, try recipe=demo"
@@ -91,21 +92,23 @@ class FolderImages:
     ) -> None:
         self.folder = os.path.join(root, split)
         self.split, self.folders, self.reading = split, folders, reading
-        files = [_image_files(os.path.join(self.folder, folder)) for folder in folders]
+        found = [files_below(os.path.join(self.folder, folder), IMAGES) for folder in folders]
+        files = [names for names, _ in found]
+        self.notes = left_out(sum((others for _, others in found), Counter()), "images")
         empty = [folder for folder, inside in zip(folders, files, strict=True) if not inside]
         if empty:
             raise UserError(
                 f"{len(empty)} class folder(s) in {self.folder} without an image ({', '.join(IMAGES)}): "
                 f"{_some(empty)}; fill or remove them; {LAYOUT}"
             )
-        found = sum(map(len, files))
+        total = sum(map(len, files))
         if any(path.startswith(f"{split}/") for path in skip):
             files = [
                 [file for file in inside if f"{split}/{folder}/{file}" not in skip]
                 for folder, inside in zip(folders, files, strict=True)
             ]
         self.class_ends = np.cumsum([len(inside) for inside in files])
-        self.skipped = found - len(self)
+        self.skipped = total - len(self)
         if not len(self):
             raise UserError(f"the skip list leaves no image in {self.folder}")
         self.file_ends = np.cumsum([len(file) for file in chain(*files)])
@@ -131,33 +134,13 @@ class FolderImages:
         return self.folder + self.name(index).removeprefix(self.split)
 
 
-def _is_data(name: str) -> bool:
-    return not name.startswith(".") and name not in ("@eaDir", "__MACOSX")
-
-
-def _unreadable(error: OSError) -> None:
-    raise UserError(f"{error.filename}: {error.strerror}; it must be readable, with all that is in it") from error
-
-
-def _image_files(folder: str) -> list[str]:
-    """Paths below the folder, in torchvision's order: its own files, then those of each sub-folder."""
-    found = []
-    for parent, folders, files in os.walk(folder, onerror=_unreadable, followlinks=True):
-        folders[:] = filter(_is_data, folders)
-        below = os.path.relpath(parent, folder).replace(os.sep, "/") + "/" if parent != folder else ""
-        names = sorted(file for file in files if file.lower().endswith(IMAGES) and _is_data(file))
-        found.append((parent, [below + name for name in names]))
-    return list(chain.from_iterable(names for _, names in sorted(found)))
-
-
 def _class_folders(split: Path) -> list[str]:
     if not split.is_dir():
         raise UserError(f"root={split.parent}: there is no {split.name}/ in it; {LAYOUT}")
-    _, folders, files = next(os.walk(split, onerror=_unreadable))
-    folders = sorted(filter(_is_data, folders))
+    folders = folders_in(split)
     if folders:
         return folders
-    if any(name.lower().endswith(IMAGES) for name in files):
+    if files_below(split, IMAGES, deep=False)[0]:
         raise UserError(
             f"{split} holds images but no class folders, as ImageNet's {split.name}/ is delivered; "
             f"sort it once with: python scripts/prepare_imagenet.py root={split.parent} devkit=PATH"

@@ -86,9 +86,7 @@ def checked_background(background: Colour | None) -> tuple[int, ...] | None:
         return None
     values = tuple(background) if isinstance(background, Sequence) else ()
     if len(values) != 3 or not all(type(value) is int and 0 <= value <= 255 for value in values):
-        raise UserError(
-            f"background={background}: give null or three whole numbers from 0 to 255, [r,g,b]"
-        )
+        raise UserError(f"background={background}: give null or three whole numbers from 0 to 255, [r,g,b]")
     return values
 
 
