@@ -28,6 +28,9 @@ class Dataset(Protocol):
         skipped: samples left out by a skip list; printed beside the metric.
         notes: what was found wrong in the annotations and handled, and how often; printed at the start.
         groups: a number for each sample; a training batch takes samples of one. None: of any.
+        files: what scripts/check_data.py reads instead of the samples, where it is there: with `len`, `name(index)`,
+            `path(index)`, `scans` and `check(index, scan)`, which raises UnreadableSample and returns what is to be
+            noted of a file. The scans are "full" and others.
     """
 
     skipped: int = 0

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import script
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from scripts.check_data import check
 from tasks.classification.folder import ImageFolder
 from tasks.classification.transforms import imagenet_val
 from tasks.coco.source import CocoFiles
@@ -227,3 +229,41 @@ def test_a_long_picture_is_cut_where_a_scaled_one_would_be() -> None:
     assert (exact.int() - first.int()).abs().max() <= 6
     ten, ten_first = imagenet_val(crops=10)(image[:, :, 100:4100]), imagenet_val(crops=10)(image[:, :, 99:4101])
     assert (ten.int() - ten_first.int()).abs().float().mean() < 3
+
+
+def test_check_data_prints_one_table(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """What was mended, to be looked at and refused, by kinds; each bad file once; other files by their endings."""
+    noise = np.random.default_rng(1).integers(0, 256, (40, 60, 3), np.uint8)
+    for split in ("train", "val"):
+        (tmp_path / split / "c").mkdir(parents=True)
+        saved(tmp_path / split / "c/plain.png", picture())
+    folder = tmp_path / "val/c"
+    saved(folder / "turned.jpg", picture(), 6)
+    saved(folder / "deep.png", Image.fromarray(RAMP))
+    saved(folder / "float.tif", Image.fromarray(RAMP.astype(np.float32)))
+    saved(folder / "cmyk.jpg", picture().convert("CMYK"))
+    transparent("RGBA", folder / "clear.png")
+    Image.fromarray(noise).resize((300, 200)).save(folder / "hole.jpg", quality=90)
+    whole = (folder / "hole.jpg").read_bytes()
+    (folder / "hole.jpg").write_bytes(whole[: len(whole) // 2] + whole[len(whole) // 2 + 700 :])
+    (folder / "notes.txt").touch()
+
+    def checked(*words: str) -> tuple[int, list[str]]:
+        settings = ["task=imagenet", f"data.root={tmp_path}", f"out={tmp_path / 'skip.txt'}", "loader.workers=0"]
+        return script(check, [*settings, *words]), capsys.readouterr().out.splitlines()
+
+    code, said = checked("scan=strict")
+    assert code == 1 and (tmp_path / "skip.txt").read_text() == "val/c/float.tif\nval/c/hole.jpg\n"
+    assert all(sum(name in line for line in said) == 1 for name in ("float.tif", "hole.jpg"))
+    table = [(*line.split(None, 2)[:2], line[18:].strip()) for line in said[said.index("   train     val") + 1 : -1]]
+    assert [(train, val) for train, val, label in table if label == "files"] == [("1", "7")]
+    rows = {label.partition(",")[0]: (int(train), int(val)) for train, val, label in table}
+    assert rows["read"] == (1, 5) and rows["refused"] == (0, 2) and rows["on the skip list"] == (0, 0)
+    for kind in ("with more than 8 bits a channel", "in other colours (CMYK)", "to be turned", "transparent"):
+        assert rows[kind] == (0, 1), kind
+    assert rows["pixels that are floating-point numbers"] == rows["files that are no images by their endings"] == (0, 1)
+    assert sum(label.startswith("Corrupt JPEG data: ") for _, _, label in table) == 1
+    code, said = checked(f"data.skip_list={tmp_path / 'skip.txt'}", "data.exif=true")
+    assert code == 0 and "       0       1    turned as their EXIF tag says" in said
+    with pytest.raises(UserError, match="scan=quick: the files of this task can be read with scan=full or strict"):
+        checked("scan=quick")

@@ -216,10 +216,13 @@ def test_check_data_and_skip_list(data: Path, tmp_path: Path, capsys: pytest.Cap
     assert script(check, [*settings, f"out={skip}"]) == 1
     said = capsys.readouterr().out
     assert skip.read_text() == f"val/n00000001/{first.name}\n"
-    assert "train: 20 samples read, 0 cannot be" in said and "1 in val/n00000001" in said
+    read = ["   train     val", "      20      12  files", "      20      11  read, of which"]
+    refused = ["       0       1  refused, of which", "       0       1    Truncated File Read"]
+    assert said.splitlines()[2:8] == [*read, *refused, "       0       0  on the skip list"]
+    assert said.count(first.name) == 1 and "1 in val/n00000001" in said
     assert script(check, [*settings, f"data.skip_list={skip}", f"out={skip}"]) == 0
     said = capsys.readouterr().out
-    assert "1 on the skip list" in said and f"every sample can be read; 1 are listed in {skip}" in said
+    assert "       0       1  on the skip list" in said and f"every file can be read; 1 are listed in {skip}" in said
     assert skip.read_text() == f"val/n00000001/{first.name}\n"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["train.py", *settings, f"data.skip_list={skip}", f"run_dir={tmp_path / 'run'}"])

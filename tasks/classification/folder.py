@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tdaf.errors import UserError
 from tdaf.media.files import IMAGES, files_below, folders_in, left_out, read_skip_list
-from tdaf.media.image import Colour, checked_background, read_image
+from tdaf.media.image import Colour, checked_background, image_notes, read_image
 
 LAYOUT = "expected train/<class>/*.JPEG and val/<class>/*.JPEG (also .jpg, .png, ...); without data, try recipe=demo"
 
@@ -87,6 +87,8 @@ class FolderImages:
     writes to each of them.
     """
 
+    scans = ("full", "strict")
+
     def __init__(
         self, root: Path, split: str, folders: list[str], skip: frozenset[str], reading: dict[str, Any]
     ) -> None:
@@ -132,6 +134,11 @@ class FolderImages:
 
     def path(self, index: int) -> str:
         return self.folder + self.name(index).removeprefix(self.split)
+
+    def check(self, index: int, scan: str) -> list[str]:
+        """Reads an image as `image_notes` does, strict: with its decoder that stops at any damage."""
+        self.read(index)
+        return image_notes(self.path(index), **self.reading, strict=scan == "strict")
 
 
 def _class_folders(split: Path) -> list[str]:

@@ -50,7 +50,7 @@ class Samples:
     groups = None
 
     def __init__(self, images: LabelledImages, transform: Transform, mixing: Mixing) -> None:
-        self.images, self.transform, self.mixing = images, transform, mixing
+        self.images, self.transform, self.mixing, self.files = images, transform, mixing, images
         self.skipped, self.notes = images.skipped, getattr(images, "notes", {})
 
     def __len__(self) -> int:

@@ -167,6 +167,7 @@ class Persons:
         pairs: Sequence[tuple[int, int]] | None = None,
     ) -> None:
         self.split, self.size, self.augment, self.flip_test = split, size, augment, flip_test
+        self.files = split
         self.persons = np.concatenate([source.persons for source in sources])
         self.columns = np.repeat(np.arange(len(sources)), [len(source.persons) for source in sources])
         self.skipped = sum(source.skipped for source in sources)
