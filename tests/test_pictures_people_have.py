@@ -115,7 +115,11 @@ def test_exif_turns_a_picture_as_tools_do(kind: str, orientation: int, tmp_path:
     assert image_size(path, exif=True) == turned.shape[:2]
     as_it_lies = turned.shape if kind == "tif" else (43, 61, 3)  # PIL itself turns TIFF
     assert hwc(read_image(path)).shape == as_it_lies and image_size(path) == as_it_lies[:2]
-    assert np.array_equal(hwc(Media([path]).read(0)), turned), "predict"
+    pictures = Media([path])
+    assert np.array_equal(hwc(pictures.read(0)), turned), "predict"
+    plain = Media([path])
+    plain.reading = {"exif": False}
+    assert hwc(plain.read(0)).shape == as_it_lies, "detect_people with data.exif=false"
 
 
 def test_damaged_exif_does_no_harm(tmp_path: Path) -> None:

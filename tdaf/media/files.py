@@ -176,6 +176,7 @@ class Media:
         background: see `read_image`.
 
     Attributes:
+        reading: exif and background, with which images are read.
         videos: whether there is a video among them; reading is then fast in order only, and so belongs into one
             process.
         faults: what is wrong with a video, by its path. One without a readable frame has no picture here; one that is
@@ -183,7 +184,7 @@ class Media:
     """
 
     def __init__(self, paths: Sequence[Path], background: Sequence[int] | None = None) -> None:
-        self.background = background
+        self.reading = {"exif": True, "background": background}
         self._videos = {path: _video(path) for path in paths if is_video(path)}
         self.videos = bool(self._videos)
         self.faults: dict[Path, str] = {}
@@ -245,7 +246,7 @@ class Media:
         if frame is None:
             from tdaf.media.image import read_image
 
-            return read_image(path, exif=True, background=self.background)
+            return read_image(path, **self.reading)
         if self._open is not self._videos[path]:
             if self._open is not None:
                 self._open.close()
