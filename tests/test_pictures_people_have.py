@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,11 +13,14 @@ import torch
 from commands import script
 from PIL import Image, ImageOps
 from torch import Tensor
+from torchvision.transforms import v2
 
 from scripts.check_data import check
 from tasks.classification.folder import ImageFolder
+from tasks.classification.task import Classification
 from tasks.classification.transforms import imagenet_val
 from tasks.coco.source import CocoFiles
+from tasks.pose.source import CocoKeypoints
 from tdaf.errors import UnreadableSample, UserError
 from tdaf.media.files import Media
 from tdaf.media.image import check_jpeg, image_notes, image_size, read_image
@@ -143,6 +147,7 @@ def coco(root: Path, size: tuple[int, int] | None, orientation: int) -> Path:
 @pytest.mark.parametrize("size", [None, (43, 61)])
 def test_boxes_fit_the_turned_picture(size: tuple[int, int] | None, tmp_path: Path) -> None:
     split = CocoFiles(str(coco(tmp_path, size, 6))).split("val")
+    assert CocoKeypoints(str(tmp_path), val_annotations="annotations/instances_val2017.json").reading == split.reading
     assert split.read(0).shape == (3, 61, 43) and split.annotations.sizes[0].tolist() == [61, 43]
     upside_down = CocoFiles(str(coco(tmp_path / "other", None, 3))).split("val")
     assert np.array_equal(hwc(upside_down.read(0)), hwc(read_image(tmp_path / "other/val2017/a.jpg"))[::-1, ::-1])
@@ -183,6 +188,13 @@ def test_transparency_is_laid_on_a_background(kind: str, tmp_path: Path) -> None
     assert image_notes(path, background=(0, 0, 0)) == ["transparent, laid on data.background"]
     saved(tmp_path / "b.png", picture())
     assert torch.equal(read_image(tmp_path / "b.png", background=(1, 2, 3)), read_image(tmp_path / "b.png"))
+
+
+def test_predict_sees_what_training_saw(tmp_path: Path) -> None:
+    transparent("RGBA", tmp_path / "a.png")
+    data = SimpleNamespace(classes=["a", "b"], background=[10, 20, 30])
+    task = Classification(data, v2.Identity(), {"1crop": v2.Identity()}, mean=[0.5] * 3, std=[0.5] * 3)
+    assert task.predict_dataset([tmp_path / "a.png"])[0]["input"][:, 0, 7].tolist() == [10, 20, 30]
 
 
 @pytest.mark.parametrize("background", ["white", [1, 2], [0, 0, 256], 3])

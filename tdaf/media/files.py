@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
     from tdaf.media.clip import Video
 
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+IMAGES = (
+    ".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2", ".avif",
+)  # fmt: skip
 # what FFmpeg opens as a video, without GIF, which may be either
 VIDEOS = (
     ".mp4", ".m4v", ".mov", ".qt", ".f4v", ".3gp", ".3g2", ".mj2", ".avi", ".divx", ".xvid", ".mkv", ".mk3d", ".webm",
