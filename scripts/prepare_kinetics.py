@@ -3,10 +3,11 @@
     python scripts/prepare_kinetics.py root=DIR out=DIR [short_side=256] [gop=12] [crf=20] [workers=N]
 
 Every video below ROOT becomes an h264 mp4 at the same place below OUT, without sound, with its own times; what is
-smaller already is not enlarged, and a turn that the file asks for is made. Annotation files (csv, txt) are copied. A
-video that is damaged or cut off is named and left out. It may be stopped at any moment: run again, it goes on, and
-what is finished is left as it is. short_side: pixels. gop: frames from one key frame to the next. crf: x264's quality,
-0 to 51, less is better. workers: processes, as many as cores. Exit codes: 0 all done; 1 some could not be; 2 a mistake.
+smaller already is not enlarged, and turns and mirroring that the file asks for are made. Annotation files (csv, txt)
+are copied. A video that is damaged or cut off is named and left out. It may be stopped at any moment: run again, it
+goes on, and what is finished is left as it is. short_side: pixels. gop: frames from one key frame to the next. crf:
+x264's quality, 0 to 51, less is better. workers: processes, as many as cores. Exit codes: 0 all done; 1 some could not
+be; 2 a mistake.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from av.video.reformatter import VideoReformatter
 import tdaf.cli.ending  # noqa: F401  first: from here on Ctrl-C is a line
 from tdaf.cli.script import Positive, main
 from tdaf.errors import RunError, UnreadableSample, UserError
-from tdaf.media.files import VIDEOS
-from tdaf.media.video import USUAL_FPS, check_whole, decode, opened, quarter_turns, upright
+from tdaf.media.files import MOVING, files_below, left_out
+from tdaf.media.video import AS_IT_LIES, decode, frame_rate, opened, orientation, promised_frames, upright
 
 Side = Annotated[int, "a whole number, 16 or more", lambda value: value >= 16]
 Quality = Annotated[int, "a whole number from 0 to 51", lambda value: 0 <= value <= 51]
@@ -87,9 +88,9 @@ def encode(job: Job) -> str | None:
     job.target.parent.mkdir(parents=True, exist_ok=True)
     part = job.target.with_name(f".{job.target.name}.part")
     try:
+        promised = promised_frames(job.source)
         with opened(job.source) as (source, stream):
-            check_whole(job.source, stream)
-            _write(job, source, stream, part)
+            _write(job, source, stream, promised, part)
         part.replace(job.target)
     except UnreadableSample as error:
         return str(error).removesuffix(f" ({job.source})")
@@ -103,21 +104,21 @@ def encode(job: Job) -> str | None:
 def _targets(root: Path, out: Path) -> dict[Path, Path]:
     """Each video's source by its target, in the order of their paths; annotation files are copied on the way."""
     sources: dict[Path, Path] = {}
-    for folder, inside, files in os.walk(root):
-        inside.sort()
-        for name in sorted(files):
-            source = Path(folder, name)
-            target = out / source.relative_to(root)
-            if name.lower().endswith(VIDEOS):
-                target = target.with_suffix(".mp4")
-                if target in sources:
-                    raise UserError(f"{sources[target]} and {source} would both become {target}; rename one")
-                sources[target] = source
-            elif name.lower().endswith(NOTES) and not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, target)
+    names, others = files_below(root, (*MOVING, *NOTES))
+    for name in names:
+        source, target = root / name, out / name
+        if name.lower().endswith(MOVING):
+            target = target.with_suffix(".mp4")
+            if target in sources:
+                raise UserError(f"{sources[target]} and {source} would both become {target}; rename one")
+            sources[target] = source
+        elif not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+    for note, count in left_out(others, "videos").items():
+        print(f"{count} {note}")
     if not sources:
-        raise UserError(f"root={root}: there is no video below it ({', '.join(VIDEOS)})")
+        raise UserError(f"root={root}: there is no video below it ({', '.join(MOVING)})")
     return sources
 
 
@@ -145,15 +146,17 @@ def _done(jobs: list[Job], workers: int) -> Iterator[tuple[Job, str | None]]:
                         yield from _done([job], 1)
 
 
-def _write(job: Job, source: av.container.InputContainer, stream: av.VideoStream, part: Path) -> None:
+def _write(
+    job: Job, source: av.container.InputContainer, stream: av.VideoStream, promised: int | None, part: Path
+) -> None:
     """Raises UnreadableSample for a damaged source, av.FFmpegError for a full disk."""
-    rate = stream.average_rate or stream.guessed_rate or USUAL_FPS
+    rate = frame_rate(stream)
     settings = {"preset": "medium", "crf": str(job.crf), "g": str(job.gop), "threads": "1"}
     with av.open(f"file:{part}", "w", format="mp4", options={"movflags": "faststart"}) as sink:
         video = sink.add_stream("libx264", rate=rate, options=settings)
         video.pix_fmt = "yuv420p"
         last = None
-        for frame in decode(job.source, source, stream):
+        for frame in decode(job.source, source, stream, promised):
             frame = _turned(frame)
             if last is None:
                 video.width, video.height = _size(frame, job.short_side)
@@ -172,7 +175,7 @@ def _write(job: Job, source: av.container.InputContainer, stream: av.VideoStream
 
 def _turned(frame: av.VideoFrame) -> av.VideoFrame:
     """As it is to be shown."""
-    if not quarter_turns(frame):
+    if orientation(frame) == AS_IT_LIES:
         return frame
     turned = av.VideoFrame.from_ndarray(upright(frame, frame.width, frame.height), "rgb24")
     turned.pts, turned.time_base = frame.pts, frame.time_base

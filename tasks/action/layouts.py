@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tdaf.errors import UserError
-from tdaf.media.files import VIDEOS
+from tdaf.media.files import MOVING, files_below, folders_in, left_out
 
 KINETICS = (
     "expected train/<class>/<id>.mp4 and val/<class>/<id>.mp4 in it (also <id>_000010_000020.mp4, other video files, "
@@ -31,13 +32,13 @@ class Listing:
 
 
 class KineticsLayout:
-    """`root`/train/ and `root`/val/ (or validate/), with or without class folders.
+    """`root`/train/ and `root`/val/ (or validate/), with or without class folders, which may have sub-folders.
 
     The annotations of a split are the file `<split>.csv` in annotations/ or in `root` itself, or else the only one
     there called kinetics..._<split>.csv (kinetics-400_train.csv), with a line that names the columns label, youtube_id,
-    time_start and time_end, in any order. A video whose file is not there is left out and counted, and one without a
-    line too. Without such a file the folders say the classes. A class folder may have _ for spaces, in any case.
-    Classes come from the validation split and are numbered by their names.
+    time_start and time_end, in any order. A video whose file is not there is left out and counted, and so is one
+    without a line, or with lines of several classes. Without such a file the folders say the classes. A class folder
+    may have _ for spaces, in any case. Classes come from the validation split and are numbered by their names.
 
     Args:
         root: of the data set.
@@ -55,7 +56,7 @@ class KineticsLayout:
         if annotations is not None and not self.csv_folders[0].is_dir():
             raise UserError(f"annotations={annotations}: no such folder ({self.csv_folders[0].absolute()})")
         file = self._csv_file("val")
-        labels = {label for label, _ in _kinetics_rows(file)} if file else set(_folders_in(self._folder("val")))
+        labels = {label for label, _ in _kinetics_rows(file)} if file else set(folders_in(self._folder("val")))
         where = file or self._folder("val")
         if not labels:
             fault = "lists no video" if file else f"holds neither class folders nor annotations; {KINETICS}"
@@ -71,19 +72,21 @@ class KineticsLayout:
         folder, file = self._folder(split), self._csv_file(split)
         if file:
             return self._annotated(folder, file)
-        classes = _folders_in(folder)
+        classes = folders_in(folder)
         self._check_known(folder, classes)
-        videos = [(name, video) for name in classes for video in _videos_in(folder / name, self.frames)]
+        found = {name: _videos_in(folder / name, self.frames) for name in classes}
+        videos = [(name, video) for name in classes for video in found[name][0]]
         if not videos:
             raise UserError(f"there is no video in the class folders of {folder}; {KINETICS}")
         names = [self._below_root(folder, name, video) for name, video in videos]
-        return Listing(names, [self.numbers[_plain(name)] for name, _ in videos])
+        notes = left_out(sum((others for _, others in found.values()), Counter()), "videos")
+        return Listing(names, [self.numbers[_plain(name)] for name, _ in videos], notes)
 
     def _annotated(self, folder: Path, file: Path) -> Listing:
         rows = _kinetics_rows(file)
         self._check_known(file, [label for label, _ in rows])
-        files = self._files_by_stem(folder, {stem for _, stems in rows for stem in stems})
-        listing, elsewhere, used = Listing(), 0, set()
+        files, others = self._files_by_stem(folder, {stem for _, stems in rows for stem in stems})
+        elsewhere, used = 0, {}  # used: the classes that a video's rows say
         for label, stems in rows:
             candidates = [file for stem in stems for file in files.get(stem, ())]
             if not candidates:
@@ -91,28 +94,37 @@ class KineticsLayout:
             own = [(name, video) for name, video in candidates if _plain(name) == _plain(label)]
             name, video = (own or candidates)[0]
             elsewhere += bool(name) and not own
-            used.add((name, video))
-            listing.names.append(self._below_root(folder, name, video))
-            listing.labels.append(self.numbers[_plain(label)])
-        if not listing.names:
+            used.setdefault(self._below_root(folder, name, video), []).append(self.numbers[_plain(label)])
+        several = {name: labels for name, labels in used.items() if len(set(labels)) > 1}
+        kept = [name for name in used if name not in several]
+        listing = Listing(kept, [used[name][0] for name in kept])
+        if not used:
             raise UserError(f"none of the {len(rows)} videos of {file} is in {folder}; {KINETICS}")
         notes = {
-            **_missing(len(listing.names), len(rows)),
+            **_missing(sum(map(len, used.values())), len(rows)),
+            f"videos have rows of several classes and are left out ({_some(several)})": len(several),
+            "rows name a video again, with its class": sum(len(used[name]) - 1 for name in kept),
             "videos lie in the folder of another class than annotated, which counts": elsewhere,
             "videos are there without an annotation and left out": sum(map(len, files.values())) - len(used),
+            **left_out(others, "videos"),
         }
         listing.notes = {note: count for note, count in notes.items() if count}
         return listing
 
-    def _files_by_stem(self, folder: Path, stems: set[str]) -> dict[str, list[tuple[str, str]]]:
-        """(class folder or "", video) by the video's name without its ending; of folders in `folder`, those that are
-        called as an annotated video hold its frames, and the others are class folders."""
-        flat = [video for video in _videos_in(folder, self.frames) if not self.frames or video in stems]
+    def _files_by_stem(self, folder: Path, stems: set[str]) -> tuple[dict[str, list[tuple[str, str]]], Counter[str]]:
+        """(class folder or "", video below it) by the video's name without its ending, and how many other files there
+        are; of folders in `folder`, those that are called as an annotated video hold its frames, and the others are
+        class folders."""
+        flat, others = _videos_in(folder, self.frames, deep=False)
+        flat = [video for video in flat if not self.frames or video in stems]
         files: dict[str, list[tuple[str, str]]] = {}
-        for name in ("", *sorted(set(_folders_in(folder)) - set(flat))):
-            for video in _videos_in(folder / name, self.frames) if name else flat:
-                files.setdefault(video if self.frames else os.path.splitext(video)[0], []).append((name, video))
-        return files
+        for name in ("", *sorted(set(folders_in(folder)) - set(flat))):
+            videos, more = _videos_in(folder / name, self.frames) if name else (flat, Counter())
+            others += more
+            for video in videos:
+                stem = video if self.frames else os.path.splitext(os.path.basename(video))[0]
+                files.setdefault(stem, []).append((name, video))
+        return files, others
 
     def _check_known(self, where: Path, labels: list[str]) -> None:
         unknown = {label for label in labels if _plain(label) not in self.numbers}
@@ -247,16 +259,9 @@ def _plain(label: str) -> str:
     return label.replace("_", " ").strip().casefold()
 
 
-def _videos_in(folder: Path, frames: bool) -> list[str]:
-    """Sorted names of the video files in a folder; frames: of the folders in it, each a video's frames."""
-    if frames:
-        return _folders_in(folder)
-    return sorted(name for name in os.listdir(folder) if name.lower().endswith(VIDEOS))
-
-
-def _folders_in(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir())
+def _videos_in(folder: Path, frames: bool, deep: bool = True) -> tuple[list[str], Counter[str]]:
+    """Paths of the videos in a folder, and how many other files there are; frames: each a folder of its frames."""
+    return (folders_in(folder), Counter()) if frames else files_below(folder, MOVING, deep)
 
 
 def _located(root: Path, given: str | None, usual: tuple[str, ...], sign: str, argument: str, layout: str) -> Path:

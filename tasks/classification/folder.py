@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from tdaf.errors import UserError
-from tdaf.media.files import IMAGES, read_skip_list
-from tdaf.media.image import read_image
+from tdaf.media.files import IMAGES, files_below, folders_in, left_out, read_skip_list
+from tdaf.media.image import Colour, checked_background, read_image
 
 LAYOUT = "expected train/<class>/*.JPEG and val/<class>/*.JPEG (also .jpg, .png, ...); without data, try recipe=demo"
 
@@ -30,6 +32,7 @@ class ImageFolder:
         num_classes: checked against the folders when given.
         skip_list: a text file with one path a line, relative to `root` (train/n01440764/n01440764_18.JPEG); these
             images are left out and counted.
+        exif, background: see `read_image`.
 
     Attributes:
         classes: names for people: from `root`/classes.txt ("<folder> <name>" a line) where there is one, for ImageNet's
@@ -39,7 +42,16 @@ class ImageFolder:
         UserError: the folder cannot be used; files themselves are looked at only when they are read.
     """
 
-    def __init__(self, root: str | None, num_classes: int | None = None, skip_list: str | None = None) -> None:
+    def __init__(
+        self,
+        root: str | None,
+        num_classes: int | None = None,
+        skip_list: str | None = None,
+        exif: bool = False,
+        background: Colour | None = None,
+    ) -> None:
+        self.background = checked_background(background)
+        self.reading = {"exif": exif, "background": self.background}
         if not root:
             raise UserError(f"root is not set; give the image folder: {LAYOUT}")
         self.root = Path(root).expanduser()
@@ -65,7 +77,7 @@ class ImageFolder:
         """The images of "train" or "val"."""
         if not (self.root / name).is_dir():
             raise UserError(f"root={self.root}: there is no {name}/ in it; {LAYOUT}")
-        return FolderImages(self.root, name, self.folders, self.skip)
+        return FolderImages(self.root, name, self.folders, self.skip, self.reading)
 
 
 class FolderImages:
@@ -75,24 +87,28 @@ class FolderImages:
     writes to each of them.
     """
 
-    def __init__(self, root: Path, split: str, folders: list[str], skip: frozenset[str]) -> None:
+    def __init__(
+        self, root: Path, split: str, folders: list[str], skip: frozenset[str], reading: dict[str, Any]
+    ) -> None:
         self.folder = os.path.join(root, split)
-        self.split, self.folders = split, folders
-        files = [_image_files(os.path.join(self.folder, folder)) for folder in folders]
+        self.split, self.folders, self.reading = split, folders, reading
+        found = [files_below(os.path.join(self.folder, folder), IMAGES) for folder in folders]
+        files = [names for names, _ in found]
+        self.notes = left_out(sum((others for _, others in found), Counter()), "images")
         empty = [folder for folder, inside in zip(folders, files, strict=True) if not inside]
         if empty:
             raise UserError(
                 f"{len(empty)} class folder(s) in {self.folder} without an image ({', '.join(IMAGES)}): "
                 f"{_some(empty)}; fill or remove them; {LAYOUT}"
             )
-        found = sum(map(len, files))
+        total = sum(map(len, files))
         if any(path.startswith(f"{split}/") for path in skip):
             files = [
                 [file for file in inside if f"{split}/{folder}/{file}" not in skip]
                 for folder, inside in zip(folders, files, strict=True)
             ]
         self.class_ends = np.cumsum([len(inside) for inside in files])
-        self.skipped = found - len(self)
+        self.skipped = total - len(self)
         if not len(self):
             raise UserError(f"the skip list leaves no image in {self.folder}")
         self.file_ends = np.cumsum([len(file) for file in chain(*files)])
@@ -112,37 +128,19 @@ class FolderImages:
 
     def read(self, index: int) -> tuple[Tensor, int]:
         """uint8 RGB (3, H, W) and the class. Raises UnreadableSample."""
-        path = self.folder + self.name(index).removeprefix(self.split)
-        return read_image(path), self.label(index)
+        return read_image(self.path(index), **self.reading), self.label(index)
 
-
-def _is_data(name: str) -> bool:
-    return not name.startswith(".") and name not in ("@eaDir", "__MACOSX")
-
-
-def _unreadable(error: OSError) -> None:
-    raise UserError(f"{error.filename}: {error.strerror}; it must be readable, with all that is in it") from error
-
-
-def _image_files(folder: str) -> list[str]:
-    """Paths below the folder, in torchvision's order: its own files, then those of each sub-folder."""
-    found = []
-    for parent, folders, files in os.walk(folder, onerror=_unreadable, followlinks=True):
-        folders[:] = filter(_is_data, folders)
-        below = os.path.relpath(parent, folder).replace(os.sep, "/") + "/" if parent != folder else ""
-        names = sorted(file for file in files if file.lower().endswith(IMAGES) and _is_data(file))
-        found.append((parent, [below + name for name in names]))
-    return list(chain.from_iterable(names for _, names in sorted(found)))
+    def path(self, index: int) -> str:
+        return self.folder + self.name(index).removeprefix(self.split)
 
 
 def _class_folders(split: Path) -> list[str]:
     if not split.is_dir():
         raise UserError(f"root={split.parent}: there is no {split.name}/ in it; {LAYOUT}")
-    _, folders, files = next(os.walk(split, onerror=_unreadable))
-    folders = sorted(filter(_is_data, folders))
+    folders = folders_in(split)
     if folders:
         return folders
-    if any(name.lower().endswith(IMAGES) for name in files):
+    if files_below(split, IMAGES, deep=False)[0]:
         raise UserError(
             f"{split} holds images but no class folders, as ImageNet's {split.name}/ is delivered; "
             f"sort it once with: python scripts/prepare_imagenet.py root={split.parent} devkit=PATH"

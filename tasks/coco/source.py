@@ -13,13 +13,12 @@ from typing import Protocol
 from urllib.parse import unquote
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from tasks.coco.annotations import Annotations, box_notes, read
 from tdaf.errors import UnreadableSample, UserError
 from tdaf.media.files import read_skip_list
-from tdaf.media.image import read_image
+from tdaf.media.image import Colour, checked_background, image_size, read_image
 
 ENCODED = re.compile("%[0-9A-Fa-f]{2}")
 
@@ -44,6 +43,8 @@ class CocoFiles:
         train_annotations, train_images, val_annotations, val_images: files and folders, relative to `root`.
         skip_list: a text file with one path a line, relative to `root` (train2017/000000000009.jpg); these images are
             left out and counted.
+        exif, background: see `read_image`. By default images are turned as their EXIF tag says, since tools show them
+            so to whoever annotates. Sizes in the annotations must fit.
 
     Raises:
         UserError: something is not there.
@@ -59,7 +60,11 @@ class CocoFiles:
         val_annotations: str = "annotations/instances_val2017.json",
         val_images: str = "val2017",
         skip_list: str | None = None,
+        exif: bool = True,
+        background: Colour | None = None,
     ) -> None:
+        self.background = checked_background(background)
+        self.reading = {"exif": exif, "background": self.background}
         self.annotations = {"train": train_annotations, "val": val_annotations}
         self.images = {"train": train_images, "val": val_images}
         names = f"{train_annotations}, {train_images}/, {val_annotations}, {val_images}/"
@@ -94,7 +99,7 @@ class CocoFiles:
         annotations = self._read(name)
         if name == "train":
             self._check_same(annotations, self._read("val"))
-        return CocoSplit(self.root, self.images[name], annotations, self.skip_list)
+        return CocoSplit(self.root, self.images[name], annotations, self.skip_list, **self.reading)
 
     def _read(self, name: str) -> Annotations:
         annotations = read(self.root / self.annotations[name], self.with_keypoints)
@@ -123,6 +128,7 @@ class CocoSplit:
         folder: of the images, below the root.
         annotations: of the split.
         skip: paths below the root of images to leave out.
+        exif, background: see `CocoFiles`.
 
     Attributes:
         annotations: without the images left out, so that image i is image i of the annotations.
@@ -133,16 +139,25 @@ class CocoSplit:
         UserError: no image is left, or the file of one lies outside the data set.
     """
 
-    def __init__(self, root: Path, folder: str, annotations: Annotations, skip: frozenset[str] = frozenset()) -> None:
-        self.folder, self.path = folder, os.path.join(root, folder)
-        annotations = _renamed(annotations, folder, self.path)
-        self.annotations = self.everything = _located(annotations, str(root), self.path)
+    def __init__(
+        self,
+        root: Path,
+        folder: str,
+        annotations: Annotations,
+        skip: frozenset[str] = frozenset(),
+        exif: bool = True,
+        background: Colour | None = None,
+    ) -> None:
+        self.folder, self.images = folder, os.path.join(root, folder)
+        self.reading = {"exif": exif, "background": background}
+        annotations = _renamed(annotations, folder, self.images)
+        self.annotations = self.everything = _located(annotations, str(root), self.images, exif)
         if any(line.startswith(f"{folder}/") for line in skip):
             remaining = [i for i, name in enumerate(annotations.file_names) if f"{folder}/{name}" not in skip]
             self.annotations = self.everything.only(np.array(remaining, np.int64))
         self.skipped = len(annotations) - len(self.annotations)
         if not len(self.annotations):
-            raise UserError(f"skip_list leaves no image in {self.path}")
+            raise UserError(f"skip_list leaves no image in {self.images}")
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -153,14 +168,18 @@ class CocoSplit:
 
     def read(self, index: int) -> Tensor:
         """uint8 RGB (3, H, W). Raises UnreadableSample, also where the image is not of the annotated size."""
-        path = os.path.join(self.path, self.annotations.file_names[index])
-        image = read_image(path)
+        path, exif = self.path(index), self.reading["exif"]
+        image = read_image(path, **self.reading)
         annotated, size = tuple(map(int, self.annotations.sizes[index])), tuple(image.shape[1:])
         if size != annotated:
             sizes = f"the image has {size[1]} x {size[0]} pixels, its annotation says {annotated[1]} x {annotated[0]}"
-            turned = "; was it turned by its EXIF tag?" if size == annotated[::-1] else ""
-            raise UnreadableSample(f"{sizes}{turned} ({path})")
+            fits = image_size(path, not exif) == annotated
+            remedy = f"; it fits with data.exif={str(not exif).lower()}, which is for all images" if fits else ""
+            raise UnreadableSample(f"{sizes}{remedy} ({path})")
         return image
+
+    def path(self, index: int) -> str:
+        return os.path.join(self.images, self.annotations.file_names[index])
 
 
 @functools.lru_cache(maxsize=4)
@@ -192,7 +211,7 @@ def _renamed(annotations: Annotations, folder: str, path: str) -> Annotations:
 
 
 @functools.lru_cache(maxsize=4)
-def _located(annotations: Annotations, root: str, folder: str) -> Annotations:
+def _located(annotations: Annotations, root: str, folder: str, exif: bool) -> Annotations:
     """The annotations with the sizes that their file does not say, from the headers of the images. An image that cannot
     be opened keeps the size 0: whoever reads it later is told why.
 
@@ -211,9 +230,8 @@ def _located(annotations: Annotations, root: str, folder: str) -> Annotations:
     sizes = annotations.sizes.copy()
     for index in missing:
         try:
-            with Image.open(paths[index]) as image:
-                sizes[index] = image.height, image.width
-        except Exception:  # PIL's plug-ins let many kinds of exception out of a damaged file
+            sizes[index] = image_size(paths[index], exif)
+        except UnreadableSample:
             continue
     sized = replace(annotations, sizes=sizes)
     taken = {"images without width and height, the file's taken": len(missing)}
