@@ -48,7 +48,7 @@ def predict(
     rest: list[str],
 ) -> None:
     paths, base = media_files(input, out)
-    targets = {path: out / _target(path.relative_to(base)) for path in paths}
+    targets = {path: out / _target(path).relative_to(base) for path in paths}
     overwritten = {target.resolve() for target in targets.values()} & {path.resolve() for path in paths}
     if overwritten:
         raise UserError(f"out={out}: what is drawn would be written over {min(overwritten)}; give another folder")

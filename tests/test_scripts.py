@@ -77,9 +77,10 @@ def test_predict_a_video(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     videos.sound(given / "sound.mov")
     frames = videos.decoded(film)
     Image.fromarray(frames[7]).save(given / "seven.png")
+    Image.fromarray(frames[0]).save(given / "moves.gif", save_all=True, append_images=[Image.fromarray(frames[5])])
     assert script(predict, [f"checkpoint={run}", f"input={given}", f"out={out}", "batch=8"]) == 0
     said = capsys.readouterr()
-    assert f"left out {given}/sound.mov: it has no pictures" in said.err and "3 of 4 files drawn" in said.out
+    assert f"left out {given}/sound.mov: it has no pictures" in said.err and "4 of 5 files drawn" in said.out
     assert (
         f"in part {given}/short.m4v: cut off: 600 bytes are missing at its end; damaged after" in said.err
         and "frame 15 of 30" in said.out
@@ -87,7 +88,7 @@ def test_predict_a_video(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     rows = json.loads((out / "predictions.json").read_text())["predictions"]
     by = {(Path(row["file"]).name, row.get("frame")): row["top5"] for row in rows}
     count = sum(name == "short.m4v" for name, _ in by)
-    assert len(by) == len(rows) == 31 + count and 0 < count < 30
+    assert len(by) == len(rows) == 33 + count and 0 < count < 30 and len(Video(out / "moves.gif.mp4")) == 2
     assert [row["frame"] for row in rows[:30]] == list(range(30))
     assert by["seven.png", None][0]["class"] == by["film.mp4", 7][0]["class"] == by["short.m4v", 7][0]["class"]
     assert by["seven.png", None][0]["probability"] == pytest.approx(by["film.mp4", 7][0]["probability"], abs=1e-4)
