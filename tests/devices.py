@@ -38,6 +38,9 @@ TINY = {
 }
 
 
+FAULTS = ("left behind", "read", "mask", "to the host", "from the host", "nothing")
+
+
 class HostWaits(RuntimeError):
     """An operation for which the host waits."""
 
@@ -58,6 +61,28 @@ def copy_that_waits(func: Any, args: tuple, kwargs: dict) -> bool:
         and "meta" not in (there.type, source.device.type)
         and not (non_blocking and there.type != "cpu")
     )
+
+
+class Faulty(nn.Module):
+    """A network that does what a GPU refuses, or waits for: one of FAULTS."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__()
+        self.fault, self.there = fault, torch.ones(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        match self.fault:
+            case "left behind":
+                return x + self.there
+            case "read":
+                return x * float(x.sum())
+            case "mask":
+                return x[x > 0]
+            case "to the host":
+                return x + x.cpu().to(x.device, non_blocking=True)
+            case "from the host":
+                return x + torch.ones(4).to(x.device)
+        return x + torch.ones(4).to(x.device, non_blocking=True) + torch.tensor(1.0)
 
 
 # --- cuda:0 without values

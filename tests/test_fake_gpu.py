@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from devices import TINY, HostWaits, fake_gpu, network_of, no_waiting, on_fake_gpu, read, tiny
+from devices import FAULTS, TINY, Faulty, HostWaits, fake_gpu, network_of, no_waiting, on_fake_gpu, read, tiny
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.utils._pytree import tree_map_only
@@ -122,32 +122,12 @@ def test_fp16_reads_whether_a_gradient_overflowed() -> None:
                 precision.scaler.step(made)
 
 
-class Faulty(nn.Module):
-    def __init__(self, fault: str) -> None:
-        super().__init__()
-        self.fault, self.there = fault, torch.ones(4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        match self.fault:
-            case "left behind":
-                return x + self.there
-            case "read":
-                return x * float(x.sum())
-            case "mask":
-                return x[x > 0]
-            case "to the host":
-                return x + x.cpu().to(x.device, non_blocking=True)
-            case "from the host":
-                return x + torch.ones(4).to(x.device)
-        return x + torch.ones(4).to(x.device, non_blocking=True) + torch.tensor(1.0)
-
-
-@pytest.mark.parametrize("fault", ["left behind", "read", "mask", "to the host", "from the host", ""])
+@pytest.mark.parametrize("fault", FAULTS)
 def test_the_checks_see_what_they_should(fault: str) -> None:
     network = Faulty(fault)
     with fake_gpu(), no_waiting():
         x = torch.empty(4, device=CUDA)
-        if not fault:
+        if fault == "nothing":
             assert network(x).device == CUDA
             return
         with pytest.raises((RuntimeError, AssertionError, *READS)) as caught:
