@@ -7,8 +7,8 @@ so, whatever makes the host wait: a value that is read, a copy that does not go 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tdaf.cli import build
+from tdaf.cli import build, run
 from tdaf.cli.compose import Config, compose
 from tdaf.engine.trained import build_network
+from tdaf.engine.trainer import Trainer
 from tdaf.task import Task
 
 aten = torch.ops.aten
@@ -49,6 +50,36 @@ def tiny(task: str, folder: Path, *more: str) -> Config:
     """The settings of a run of a few steps of 4 samples on the demo's data, drawn below `folder`."""
     usual = [f"demo.root={folder}", "gpus=0", "loader.workers=0", "trainer.batch=4", "trainer.pictures=0"]
     return compose([f"task={task}", "recipe=demo", *TINY[task].split(), *usual, *more])
+
+
+class Cut(Exception):
+    """Ends a run between two checkpoints."""
+
+
+def watched_run(
+    config: Config, device: torch.device, around: Callable[[Callable[[], None]], None], cut_at: int | None = None
+) -> Trainer:
+    """A run as train.py has it. Each step, with its batches read already, is called by `around`; before step `cut_at`
+    the run ends."""
+    made: list[Trainer] = []
+    fit = Trainer.fit
+
+    def watched_fit(trainer: Trainer) -> Any:
+        made.append(trainer)
+        train = trainer._one_step
+
+        def one_step(batches: Any) -> None:
+            if trainer.step + 1 == cut_at:
+                raise Cut
+            read = [next(batches) for _ in range(trainer.settings.accumulate)]
+            around(lambda: train(iter(read)))
+
+        trainer._one_step = one_step
+        return fit(trainer)
+
+    with mock.patch.object(Trainer, "fit", watched_fit), suppress(Cut):
+        run.train(config, device)
+    return made[0]
 
 
 def copy_that_waits(func: Any, args: tuple, kwargs: dict) -> bool:

@@ -12,20 +12,18 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
-from devices import COPIES, FAULTS, TINY, Faulty, HostWaits, aten, copy_that_waits, tiny
+from devices import COPIES, FAULTS, TINY, Faulty, HostWaits, aten, copy_that_waits, tiny, watched_run
 from tiny_run import same, trained
 from torch import Tensor
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from tdaf.cli import run
 from tdaf.engine.trainer import Trainer
 
 torch.utils.rename_privateuse1_backend("other")
@@ -138,40 +136,22 @@ def second_device() -> torch.library.Library:
     return casts
 
 
-class Cut(Exception):
-    """Ends a run between two checkpoints."""
+def unwaited(train: Callable[[], None]) -> None:
+    Held.reading = False
+    try:
+        train()
+    finally:
+        Held.reading = True
 
 
 def trained_on(device: torch.device, task: str, folder: Path, cut_at: int | None = None) -> Trainer:
-    """A run of the task's tiny settings, as train.py has it; cut short before step `cut_at`."""
+    """A run of two steps, cut short before step `cut_at`."""
     how = ["flows=2", "trainer.max_steps=2", "trainer.checkpoint_every=1", "trainer.clip=1", "trainer.ema=0.9"]
     how += ["trainer.precision=fp32", "trainer.log_every=1", f"run_dir={folder / 'run'}"]
     # channels last, torch takes sums of batch norm in another order than on the CPU
     how += [f"trainer.channels_last={'true' if task == 'coco_fcos' else 'false'}"]
     how += ["tdaf.rematerialise=true"] if task == "cifar10" else ["trainer.accumulate=2"] if task == "imagenet" else []
-    made: list[Trainer] = []
-    fit = Trainer.fit
-
-    def watched(trainer: Trainer) -> Any:
-        made.append(trainer)
-        train = trainer._one_step
-
-        def one_step(batches: Any) -> None:
-            if trainer.step + 1 == cut_at:
-                raise Cut
-            read = [next(batches) for _ in range(trainer.settings.accumulate)]
-            Held.reading = False  # no step waits for the device
-            try:
-                train(iter(read))
-            finally:
-                Held.reading = True
-
-        trainer._one_step = one_step
-        return fit(trainer)
-
-    with mock.patch.object(Trainer, "fit", watched), suppress(Cut):
-        run.train(tiny(task, folder.parent, *how), device)
-    return made[0]
+    return watched_run(tiny(task, folder.parent, *how), device, unwaited, cut_at)
 
 
 def compared(task: str, folder: Path) -> str:
