@@ -155,6 +155,7 @@ def flip_merged(maps: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
     """
     if maps.ndim == 4:
         return maps
-    turned = maps[:, 1, mirrored(maps.shape[2], pairs)].flip(-1)
+    order = mirrored(maps.shape[2], pairs)  # not as an index, which the device would have to be sent
+    turned = torch.stack([maps[:, 1, key_point] for key_point in order], 1).flip(-1)
     turned[..., 1:] = turned[..., :-1].clone()
     return (maps[:, 0] + turned) / 2
