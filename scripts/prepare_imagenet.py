@@ -11,8 +11,7 @@
     link=true       leaves the flat images where they are and links to them
     devkit          ILSVRC2012_devkit_t12, the folder or its .tar.gz
     ground_truth    ILSVRC2012_validation_ground_truth.txt, if not from the devkit
-    synsets         text file, one wnid a line in the order of ILSVRC2012_ID, if not from the devkit, whose meta.mat
-                    takes scipy to read
+    synsets         text file, one wnid a line in the order of ILSVRC2012_ID, if not from the devkit's meta.mat
 
 It may be stopped at any moment: run again, it goes on, and a finished folder is left as it is.
 """
@@ -20,9 +19,7 @@ It may be stopped at any moment: run again, it goes on, and a finished folder is
 from __future__ import annotations
 
 import errno
-import io
 import os
-import re
 import shutil
 import sys
 import tarfile
@@ -30,11 +27,9 @@ from pathlib import Path
 from typing import IO
 
 import tdaf.cli.ending  # noqa: F401  first: from here on Ctrl-C is a line
+from tasks.classification.ilsvrc import WNID, validation_wnids
 from tdaf.cli.script import main
 from tdaf.errors import RunError, UserError
-
-TRUTH = "ILSVRC2012_validation_ground_truth.txt"
-WNID = re.compile(r"n\d{8}")
 
 
 def prepare_imagenet(
@@ -75,24 +70,6 @@ def prepare_imagenet(
         raise RunError(f"{archives} is damaged or no archive; bring it again, then run the same command") from error
     except OSError as error:
         raise RunError(f"{error}; run the same command again to go on") from error
-
-
-def validation_wnids(devkit: Path | None, ground_truth: Path | None, synsets: Path | None) -> list[str]:
-    """The wnid of each validation image, in the order of their numbers."""
-    labels = _words(ground_truth.read_bytes() if ground_truth else _from_devkit(devkit, TRUTH, "ground_truth"))
-    wnids = _words(synsets.read_bytes()) if synsets else _meta_wnids(_from_devkit(devkit, "meta.mat", "synsets"))
-    source = synsets or "meta.mat"
-    if not wnids or not all(map(WNID.fullmatch, wnids)):
-        raise UserError(f"{source}: expected one wnid (n01440764) a line and nothing else")
-    if len(wnids) == 1000 and wnids == sorted(wnids):
-        raise UserError(
-            f"{source} is sorted by wnid, but the ground truth counts in the order of ILSVRC2012_ID (its first is "
-            "n02119789): all labels would be wrong; take the order from the devkit's meta.mat"
-        )
-    bad = [label for label in labels if not (label.isdecimal() and 1 <= int(label) <= len(wnids))]
-    if bad or not labels:
-        raise UserError(f"the ground truth must be one label 1..{len(wnids)} a line, found '{bad[0] if bad else ''}'")
-    return [wnids[int(label) - 1] for label in labels]
 
 
 def sort_val(flat: Path, val: Path, wnids: list[str], link: bool) -> str:
@@ -186,40 +163,6 @@ def _write(source: IO[bytes], target: Path) -> None:
     with part.open("wb") as file:
         shutil.copyfileobj(source, file)
     part.replace(target)
-
-
-def _words(content: bytes) -> list[str]:
-    return content.decode("utf-8-sig", "replace").split()
-
-
-def _from_devkit(devkit: Path | None, name: str, setting: str) -> bytes:
-    """The devkit's file of this name, be it a folder or an archive. setting: which gives such a file instead."""
-    if devkit and devkit.is_dir():
-        found = next(devkit.rglob(name), None)
-        if found:
-            return found.read_bytes()
-    elif devkit and devkit.is_file():
-        with tarfile.open(devkit) as archive:
-            for member in archive:
-                if member.isfile() and Path(member.name).name == name:
-                    return archive.extractfile(member).read()
-    raise UserError(f"no {name} in {devkit or 'any devkit'}; give devkit=PATH or {setting}=FILE")
-
-
-def _meta_wnids(content: bytes) -> list[str]:
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise UserError(
-            "meta.mat can only be read with scipy: pip install scipy, or give synsets=FILE, "
-            "a text file with the 1000 wnids in the order of ILSVRC2012_ID"
-        ) from error
-    try:
-        synsets = loadmat(io.BytesIO(content), squeeze_me=True)["synsets"]
-        leaves = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets if int(row["num_children"]) == 0}
-    except (ValueError, TypeError, KeyError, IndexError) as error:
-        raise UserError(f"the devkit's meta.mat cannot be read ({error}); unpack the devkit again") from error
-    return [leaves[number] for number in sorted(leaves)]
 
 
 if __name__ == "__main__":

@@ -6,17 +6,15 @@ import io
 import subprocess
 import sys
 import tarfile
-import types
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
+from packing import META, WNIDS
 
 from scripts.prepare_imagenet import prepare_imagenet
 from tdaf.cli.script import main
 
-WNIDS = ["n00000003", "n00000001", "n00000002"]  # by ILSVRC2012_ID, which is not the order of the wnids
 TRUTH = [2, 3, 1, 2, 2]
 PLACES = {f"val/{WNIDS[label - 1]}/ILSVRC2012_val_{n:08d}.JPEG": b"image %d" % n for n, label in enumerate(TRUTH, 1)}
 
@@ -129,18 +127,13 @@ def test_lists_with_a_mark_of_byte_order_and_blanks(official: Path, run) -> None
     assert run() == 0 and files(official / "set") == PLACES
 
 
-def test_order_from_meta_mat(
-    official: Path, run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (official / "devkit/data/meta.mat").write_bytes(b"matlab")
-    monkeypatch.setitem(sys.modules, "scipy.io", None)
-    assert run("synsets=null") == 2 and "pip install scipy, or give synsets=FILE" in capsys.readouterr().err
-    kinds = [("ILSVRC2012_ID", int), ("WNID", "U9"), ("num_children", int)]
-    rows = [(4, "n00000009", 3), (3, WNIDS[2], 0), (1, WNIDS[0], 0), (2, WNIDS[1], 0)]  # 4: no leaf
-    scipy = types.ModuleType("scipy.io")
-    scipy.loadmat = lambda file, squeeze_me: {"synsets": np.array(rows, kinds)}
-    monkeypatch.setitem(sys.modules, "scipy", types.ModuleType("scipy"))
-    monkeypatch.setitem(sys.modules, "scipy.io", scipy)
+def test_order_from_meta_mat(official: Path, run, capsys: pytest.CaptureFixture[str]) -> None:
+    before = files(official / "set")
+    for content in (b"matlab", META[:-50], META[:200], META.replace(b"IM", b"MI"), META[:128], bytes(300)):
+        (official / "devkit/data/meta.mat").write_bytes(content)
+        assert run("synsets=null") == 2 and files(official / "set") == before
+        assert capsys.readouterr().err.startswith("error: the devkit's meta.mat cannot be read")
+    (official / "devkit/data/meta.mat").write_bytes(META)
     assert run("synsets=null") == 0 and files(official / "set") == PLACES
 
 

@@ -18,11 +18,11 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
 from tasks.action.layouts import KINETICS, Hmdb51Layout, KineticsLayout, Listing, Ucf101Layout
-from tdaf.engine.log import Bar
 from tdaf.errors import UnreadableSample, UserError
 from tdaf.media.clip import FrameChoice, count_frames, decode_whole, read_clip
 from tdaf.media.files import read_skip_list
 from tdaf.media.image import read_image
+from tdaf.streams import Bar
 
 FRAME_FILE = re.compile(r"(?:.*\D)?(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
 COUNTS_FILE = "frame_counts.csv"

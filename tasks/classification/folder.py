@@ -1,4 +1,4 @@
-"""ImageNet, and any own folder of images in the same layout."""
+"""ImageNet, and any own folder of images in the same layout, unpacked or in archives."""
 
 from __future__ import annotations
 
@@ -11,15 +11,23 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from tasks.classification import ilsvrc
 from tdaf.errors import UserError
-from tdaf.media.files import IMAGES, read_skip_list
+from tdaf.media import archive
+from tdaf.media.files import IMAGES, is_data, read_skip_list
 from tdaf.media.image import read_image
 
-LAYOUT = "expected train/<class>/*.JPEG and val/<class>/*.JPEG (also .jpg, .png, ...); without data, try recipe=demo"
+LAYOUT = (
+    "expected train/<class>/*.JPEG and val/<class>/*.JPEG (also .jpg, .png, ...), each also as a .tar or .zip, or "
+    "ImageNet's archives as delivered; without data, try recipe=demo"
+)
 
 
 class ImageFolder:
     """`root`/train/<class>/ and `root`/val/<class>/ with image files, also in sub-folders of a class.
+
+    Either may be in an archive instead, train.tar or train.zip, or as ImageNet's archives are delivered
+    (tasks/classification/ilsvrc.py); a sample there has the name and the place that it would have unpacked.
 
     Classes are numbered in the order of their folders' names, and images sorted, as torchvision's ImageFolder does, so
     published weights for ImageNet fit. What an operating system or a notebook leaves between them (names that begin
@@ -30,6 +38,7 @@ class ImageFolder:
         num_classes: checked against the folders when given.
         skip_list: a text file with one path a line, relative to `root` (train/n01440764/n01440764_18.JPEG); these
             images are left out and counted.
+        max_bad: above 0, an archive that is cut off is used as far as it goes.
 
     Attributes:
         classes: names for people: from `root`/classes.txt ("<folder> <name>" a line) where there is one, for ImageNet's
@@ -39,15 +48,21 @@ class ImageFolder:
         UserError: the folder cannot be used; files themselves are looked at only when they are read.
     """
 
-    def __init__(self, root: str | None, num_classes: int | None = None, skip_list: str | None = None) -> None:
+    def __init__(
+        self, root: str | None, num_classes: int | None = None, skip_list: str | None = None, max_bad: int = 0
+    ) -> None:
         if not root:
             raise UserError(f"root is not set; give the image folder: {LAYOUT}")
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise UserError(f"root={root}: no such folder ({self.root.absolute()}); {LAYOUT}")
-        self.folders = _class_folders(self.root / "val")
-        if (self.root / "train").is_dir():
-            _check_same(self.root, _class_folders(self.root / "train"), self.folders)
+        self.places = {split: ilsvrc.place(self.root, split) for split in ("train", "val")}
+        for place in self.places.values():
+            archive.check_whole(place, max_bad)
+        self.labels: dict[str, str] = {}  # of flat validation images
+        self.folders = self._class_folders("val")
+        if archive.is_folder(self.places["train"]):
+            _check_same(self.root, self._class_folders("train"), self.folders)
         if num_classes is not None and num_classes != len(self.folders):
             raise UserError(
                 f"num_classes={num_classes}, but {self.root} has {len(self.folders)} class folders; "
@@ -63,9 +78,40 @@ class ImageFolder:
 
     def split(self, name: str) -> FolderImages:
         """The images of "train" or "val"."""
-        if not (self.root / name).is_dir():
-            raise UserError(f"root={self.root}: there is no {name}/ in it; {LAYOUT}")
-        return FolderImages(self.root, name, self.folders, self.skip)
+        place = self._existing(name)
+        if name == "val" and self.labels:
+            files = _labelled_files(place, self.labels, self.folders)
+            return FolderImages(place, name, self.folders, files, self.skip, flat=True)
+        files = [_image_files(os.path.join(place, folder)) for folder in self.folders]
+        return FolderImages(place, name, self.folders, files, self.skip)
+
+    def _existing(self, split: str) -> str:
+        place = self.places[split]
+        if not archive.is_folder(place):
+            said = f"root={self.root}: there is no {split}/ in it{archive.hint(self.root, split)}"
+            raise UserError(f"{said}; {LAYOUT}")
+        return place
+
+    def _class_folders(self, split: str) -> list[str]:
+        place = self._existing(split)
+        try:
+            folders, files = archive.inside(place)
+        except OSError as error:
+            _unreadable(error)
+        folders = list(filter(is_data, folders))
+        if folders:
+            return folders
+        if not any(name.lower().endswith(IMAGES) for name in files):
+            raise UserError(f"{place} holds no class folders; {LAYOUT}")
+        if split == "val":
+            self.labels = ilsvrc.val_labels(self.root)
+        if not self.labels:
+            raise UserError(
+                f"{place} holds images but no class folders, as ImageNet's {split}/ is delivered; put the devkit "
+                f"({ilsvrc.DEVKITS[1]}) or Kaggle's {ilsvrc.SOLUTION} beside it, or sort it once with: "
+                f"python scripts/prepare_imagenet.py root={self.root} devkit=PATH"
+            )
+        return sorted(set(self.labels.values()))
 
 
 class FolderImages:
@@ -75,10 +121,17 @@ class FolderImages:
     writes to each of them.
     """
 
-    def __init__(self, root: Path, split: str, folders: list[str], skip: frozenset[str]) -> None:
-        self.folder = os.path.join(root, split)
-        self.split, self.folders = split, folders
-        files = [_image_files(os.path.join(self.folder, folder)) for folder in folders]
+    def __init__(
+        self,
+        place: str,
+        split: str,
+        folders: list[str],
+        files: list[list[str]],
+        skip: frozenset[str],
+        flat: bool = False,
+    ) -> None:
+        """place: of the split. folders: classes. files: of each, below its folder, or flat: below the split's."""
+        self.folder, self.split, self.folders, self.flat = place, split, folders, flat
         empty = [folder for folder, inside in zip(folders, files, strict=True) if not inside]
         if empty:
             raise UserError(
@@ -106,18 +159,17 @@ class FolderImages:
 
     def name(self, index: int) -> str:
         """The path below the root, as a skip list has it."""
+        return f"{self.split}/{self.folders[self.label(index)]}/{self.file(index)}"
+
+    def file(self, index: int) -> str:
         begin = int(self.file_ends[index - 1]) if index else 0
-        file = self.file_names[begin : int(self.file_ends[index])]
-        return f"{self.split}/{self.folders[self.label(index)]}/{file}"
+        return self.file_names[begin : int(self.file_ends[index])]
 
     def read(self, index: int) -> tuple[Tensor, int]:
         """uint8 RGB (3, H, W) and the class. Raises UnreadableSample."""
-        path = self.folder + self.name(index).removeprefix(self.split)
-        return read_image(path), self.label(index)
-
-
-def _is_data(name: str) -> bool:
-    return not name.startswith(".") and name not in ("@eaDir", "__MACOSX")
+        label = self.label(index)
+        parts = (self.folder, self.file(index)) if self.flat else (self.folder, self.folders[label], self.file(index))
+        return read_image("/".join(parts)), label
 
 
 def _unreadable(error: OSError) -> None:
@@ -127,27 +179,27 @@ def _unreadable(error: OSError) -> None:
 def _image_files(folder: str) -> list[str]:
     """Paths below the folder, in torchvision's order: its own files, then those of each sub-folder."""
     found = []
-    for parent, folders, files in os.walk(folder, onerror=_unreadable, followlinks=True):
-        folders[:] = filter(_is_data, folders)
+    for parent, folders, files in archive.walk(folder, _unreadable):
+        folders[:] = filter(is_data, folders)
         below = os.path.relpath(parent, folder).replace(os.sep, "/") + "/" if parent != folder else ""
-        names = sorted(file for file in files if file.lower().endswith(IMAGES) and _is_data(file))
+        names = sorted(file for file in files if file.lower().endswith(IMAGES) and is_data(file))
         found.append((parent, [below + name for name in names]))
     return list(chain.from_iterable(names for _, names in sorted(found)))
 
 
-def _class_folders(split: Path) -> list[str]:
-    if not split.is_dir():
-        raise UserError(f"root={split.parent}: there is no {split.name}/ in it; {LAYOUT}")
-    _, folders, files = next(os.walk(split, onerror=_unreadable))
-    folders = sorted(filter(_is_data, folders))
-    if folders:
-        return folders
-    if any(name.lower().endswith(IMAGES) for name in files):
-        raise UserError(
-            f"{split} holds images but no class folders, as ImageNet's {split.name}/ is delivered; "
-            f"sort it once with: python scripts/prepare_imagenet.py root={split.parent} devkit=PATH"
-        )
-    raise UserError(f"{split} holds no class folders; {LAYOUT}")
+def _labelled_files(place: str, labels: dict[str, str], folders: list[str]) -> list[list[str]]:
+    """Flat images by their classes. Raises UserError where images and labels are not of each other."""
+    files: dict[str, list[str]] = {folder: [] for folder in folders}
+    images = [name for name in archive.inside(place)[1] if name.lower().endswith(IMAGES) and is_data(name)]
+    for name in images:
+        label = labels.get(os.path.splitext(name)[0])
+        if label is None:
+            raise UserError(f"{place}: nothing says the class of {name}")
+        files[label].append(name)
+    if len(images) < len(labels):
+        missing = f"{place} lacks {len(labels) - len(images)} of the {len(labels)} images whose classes are given"
+        raise UserError(f"{missing}; bring it again")
+    return list(files.values())
 
 
 def _check_same(root: Path, train: list[str], val: list[str]) -> None:

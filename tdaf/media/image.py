@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from tdaf.errors import UnreadableSample
+from tdaf.media import archive
 
 
 def read_image(path: str | PathLike[str]) -> Tensor:
@@ -19,10 +20,11 @@ def read_image(path: str | PathLike[str]) -> Tensor:
     the file's name says about its format. The memory behind it is (H, W, 3), as decoders write it.
 
     EXIF rotation is not applied: torchvision's ImageFolder, with which the published networks were trained, does not.
-    Raises UnreadableSample for a missing, empty, truncated or damaged file and for one that is no image.
+    The path may lead through an archive (tdaf/media/archive.py). Raises UnreadableSample for a missing, empty,
+    truncated or damaged file and for one that is no image.
     """
     try:
-        data = np.fromfile(path, np.uint8)
+        data = archive.read(path)
     except OSError as error:
         raise UnreadableSample(f"{error.strerror or error} ({path})") from error
     if data.size == 0:

@@ -1,0 +1,221 @@
+"""Data sets as they are delivered: each task finds in archives the samples, names and classes of unpacked folders."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import tarfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from packing import META, PACKERS, WNIDS, contents, deflated, nested, tar, zipped
+from PIL import Image
+from tiny import tiny
+
+from tasks.classification.cifar import Cifar10
+from tasks.classification.folder import ImageFolder
+from tasks.classification.task import Classification
+from tasks.classification.transforms import imagenet_train, imagenet_val
+from tdaf.demo.classification import write_cifar10
+from tdaf.engine.settings import LoaderSettings, Settings
+from tdaf.engine.trainer import Trainer
+from tdaf.errors import RunError, UserError
+from tdaf.model.flows import TDAF
+
+TRUTH = [2, 3, 1, 2, 2]
+FLAT = {f"ILSVRC2012_val_{n:08d}": WNIDS[label - 1] for n, label in enumerate(TRUTH, 1)}
+KAGGLE = "ILSVRC/Data/CLS-LOC"
+Files = Mapping[str, bytes]
+
+
+def jpeg(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).resize((40, 36)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ImageNet in miniature, unpacked and sorted, with a damaged image."""
+    root = tmp_path_factory.mktemp("imagenet")
+    names = [f"train/{wnid}/{wnid}_{n}.JPEG" for wnid in WNIDS for n in (1, 10, 2, 7)]
+    names += [f"val/{wnid}/{name}.JPEG" for name, wnid in FLAT.items()]
+    for seed, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(jpeg(seed))
+    (root / f"train/{WNIDS[1]}/{WNIDS[1]}_7.JPEG").write_bytes(jpeg(0)[:99])
+    return root
+
+
+def split(files: Files, name: str, flat: bool = False) -> dict[str, bytes]:
+    own = {path.removeprefix(f"{name}/"): content for path, content in files.items() if path.startswith(f"{name}/")}
+    return {Path(path).name: content for path, content in own.items()} if flat else own
+
+
+def own(kind: str) -> Callable[[Path, Files], None]:
+    def pack(root: Path, files: Files) -> None:
+        ending, write = PACKERS[kind]
+        for name in ("train", "val"):
+            write(root / f"{name}.{ending}", split(files, name))
+
+    return pack
+
+
+def mixed(root: Path, files: Files) -> None:
+    for name, content in split(files, "train").items():
+        (root / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "train" / name).write_bytes(content)
+    zipped(root / "val.zip", {f"val/{name}": content for name, content in split(files, "val").items()})
+
+
+def official(root: Path, files: Files) -> None:
+    nested(root / "ILSVRC2012_img_train.tar", split(files, "train"))
+    tar(root / "ILSVRC2012_img_val.tar", split(files, "val", flat=True))
+    truth = "".join(f"{label}\n" for label in TRUTH).encode()
+    kit = {"data/ILSVRC2012_validation_ground_truth.txt": truth, "data/meta.mat": META}
+    with tarfile.open(root / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as target:
+        for name, content in kit.items():
+            info = tarfile.TarInfo(f"ILSVRC2012_devkit_t12/{name}")
+            info.size = len(content)
+            target.addfile(info, io.BytesIO(content))
+
+
+def kaggle(files: Files) -> dict[str, bytes]:
+    """What Kaggle's archive holds; its annotations do not matter."""
+    table = io.StringIO()
+    rows = [("ImageId", "PredictionString"), *((name, f"{wnid} 1 2 30 40 ") for name, wnid in reversed(FLAT.items()))]
+    csv.writer(table).writerows(rows)
+    train = {f"{KAGGLE}/train/{name}": content for name, content in split(files, "train").items()}
+    val = {f"{KAGGLE}/val/{name}": content for name, content in split(files, "val", flat=True).items()}
+    other = {f"{KAGGLE}/test/x.JPEG": b"", "ILSVRC/Annotations/CLS-LOC/val/x.xml": b"", "LOC_synset_mapping.txt": b"n"}
+    return {**other, **train, **val, "LOC_val_solution.csv": table.getvalue().encode()}
+
+
+def kaggle_zip(root: Path, files: Files) -> None:
+    deflated(root / "imagenet-object-localization-challenge.zip", kaggle(files))
+
+
+def kaggle_tree(root: Path, files: Files) -> None:
+    for name, content in kaggle(files).items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+
+
+FORMS = {
+    **{kind: own(kind) for kind in PACKERS},
+    "mixed": mixed,
+    "official": official,
+    "kaggle zip": kaggle_zip,
+    "kaggle tree": kaggle_tree,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_imagenet_in_every_form(form: str, folder: Path, tmp_path: Path) -> None:
+    FORMS[form](tmp_path, contents(folder))
+    skip = tmp_path / "skip.txt"
+    skip.write_text(f"train/{WNIDS[1]}/{WNIDS[1]}_7.JPEG\n")
+    plain, packed = (ImageFolder(str(root), skip_list=str(skip)) for root in (folder, tmp_path))
+    assert packed.classes == plain.classes == sorted(WNIDS)
+    for name, count in (("train", 11), ("val", 5)):
+        one, other = plain.split(name), packed.split(name)
+        assert len(one) == len(other) == count and one.skipped == other.skipped == (name == "train")
+        for index in range(count):
+            assert one.name(index) == other.name(index)
+            (image, label), (pixels, number) = one.read(index), other.read(index)
+            assert torch.equal(image, pixels) and label == number
+
+
+def test_validation_images_need_their_classes(folder: Path, tmp_path: Path) -> None:
+    official(tmp_path, contents(folder))
+    kit = tmp_path / "ILSVRC2012_devkit_t12.tar.gz"
+    good = kit.read_bytes()
+    kit.unlink()
+    with pytest.raises(UserError, match="no class folders.* put the devkit .* or Kaggle's LOC_val_solution.csv beside"):
+        ImageFolder(str(tmp_path))
+    kit.write_bytes(good[: len(good) // 2])
+    with pytest.raises(UserError, match="devkit_t12.tar.gz is damaged, cut off or no archive; bring it again"):
+        ImageFolder(str(tmp_path))
+    kit.write_bytes(good)
+    flat = split(contents(folder), "val", flat=True)
+    for files, message in (
+        ({**flat, "x.JPEG": b""}, "nothing says the class of x"),
+        (dict([*flat.items()][1:]), "lacks 1"),
+    ):
+        tar(tmp_path / "ILSVRC2012_img_val.tar", files)
+        with pytest.raises(UserError, match=message):
+            ImageFolder(str(tmp_path)).split("val")
+
+
+def test_an_archive_that_is_cut_off_or_compressed(folder: Path, tmp_path: Path) -> None:
+    FORMS["gnu"](tmp_path, contents(folder))
+    train = tmp_path / "train.tar"
+    data = train.read_bytes()
+    train.write_bytes(data[: len(data.rstrip(b"\0")) - 300])
+    with pytest.raises(UserError, match=r"train\.tar is cut off in n00000003/n00000003_7.JPEG; bring it again, or"):
+        ImageFolder(str(tmp_path))
+    trained(tmp_path, max_bad=2)
+    with pytest.raises(RunError, match="train/n00000003/n00000003_7.JPEG|train/n00000001/n00000001_7.JPEG"):
+        trained(tmp_path, max_bad=1)
+    train.rename(tmp_path / "train.tar.gz")
+    with pytest.raises(UserError, match=f"no train/ in it; .* gzip -dc {train}.gz > {train}; expected"):
+        ImageFolder(str(tmp_path)).split("train")
+
+
+def task(root: Path, max_bad: int) -> Classification:
+    transforms = imagenet_train(32, short_side=[32, 40]), {"1crop": imagenet_val(32, 36)}
+    return Classification(ImageFolder(str(root), max_bad=max_bad), *transforms, [0.5] * 3, [0.2] * 3)
+
+
+def trained(root: Path, workers: int = 0, max_bad: int = 1, run: Path | None = None, **settings: int) -> dict:
+    """The weights after three epochs on the data in `root`."""
+    torch.manual_seed(0)
+    own = task(root, max_bad)
+    network = own.network(tiny(), lambda body: TDAF(body, flows=2, anar=2))
+    settings = {"epochs": 3, "batch": 4, **settings}
+    loader = LoaderSettings(workers=workers, max_bad=max_bad)
+    Trainer(own, network, Settings(**settings), run_dir=run or root / "run", loader=loader, seed=3).fit()
+    shutil.rmtree(run or root / "run")
+    return network.state_dict()
+
+
+@pytest.fixture(scope="module")
+def weights(folder: Path) -> dict:
+    return trained(folder)
+
+
+@pytest.mark.parametrize("form", ["gnu", "official", "stored", "deflated", "kaggle zip"])
+def test_training_from_an_archive_is_training_from_the_folder(
+    form: str, folder: Path, weights: dict, tmp_path: Path
+) -> None:
+    FORMS[form](tmp_path, contents(folder))
+    for workers in (0, 2):
+        found = trained(tmp_path, workers)
+        assert found.keys() == weights.keys() and all(torch.equal(found[name], weights[name]) for name in weights)
+
+
+def test_cifar_from_its_archive(tmp_path: Path) -> None:
+    write_cifar10(tmp_path / "plain", seed=0, train=20, val=4)
+    plain = Cifar10(str(tmp_path / "plain"))
+    (tmp_path / "packed").mkdir()
+    path = tmp_path / "packed/cifar-10-python.tar.gz"
+    with tarfile.open(path, "w:gz") as target:
+        target.add(tmp_path / "plain/cifar-10-batches-py", "cifar-10-batches-py")
+    packed = Cifar10(str(tmp_path / "packed"))
+    assert packed.classes == plain.classes
+    for name in ("train", "val"):
+        one, other = plain.split(name), packed.split(name)
+        assert torch.equal(one.images, other.images) and (one.labels == other.labels).all() and one.rows == other.rows
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match="cifar-10-python.tar.gz is damaged, cut off or no archive; bring it again"):
+        Cifar10(str(tmp_path / "packed"))
+    with tarfile.open(path, "w:gz") as target:
+        target.add(tmp_path / "plain/cifar-10-batches-py/test_batch", "cifar-10-batches-py/test_batch")
+    with pytest.raises(UserError, match="no data_batch_1 in .*cifar-10-python.tar.gz; expected"):
+        Cifar10(str(tmp_path / "packed"))
