@@ -12,18 +12,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import videos
+from coco_files import document, save, save_set
 from packing import META, PACKERS, WNIDS, contents, deflated, nested, tar, zipped
 from PIL import Image
 from tiny import tiny
 
+from tasks.action.videos import ActionVideos
 from tasks.classification.cifar import Cifar10
 from tasks.classification.folder import ImageFolder
 from tasks.classification.task import Classification
 from tasks.classification.transforms import imagenet_train, imagenet_val
+from tasks.coco.source import CocoFiles
 from tdaf.demo.classification import write_cifar10
 from tdaf.engine.settings import LoaderSettings, Settings
 from tdaf.engine.trainer import Trainer
-from tdaf.errors import RunError, UserError
+from tdaf.errors import RunError, UnreadableSample, UserError
 from tdaf.model.flows import TDAF
 
 TRUTH = [2, 3, 1, 2, 2]
@@ -219,3 +223,119 @@ def test_cifar_from_its_archive(tmp_path: Path) -> None:
         target.add(tmp_path / "plain/cifar-10-batches-py/test_batch", "cifar-10-batches-py/test_batch")
     with pytest.raises(UserError, match="no data_batch_1 in .*cifar-10-python.tar.gz; expected"):
         Cifar10(str(tmp_path / "packed"))
+
+
+COCO_FORMS = {
+    "official": {
+        "train2017": ("train2017.zip", "train2017/"),
+        "annotations": ("annotations_trainval2017.zip", "annotations/"),
+    },
+    "own": {"train2017": ("train2017.tar", ""), "val2017": ("val2017.zip", ""), "annotations": ("annotations.tar", "")},
+}
+
+
+@pytest.mark.parametrize("form", COCO_FORMS)
+def test_coco_in_archives(form: str, tmp_path: Path) -> None:
+    train, val = document(), document()
+    train["images"][0]["file_name"] = "train2017/c.jpg"  # read without its folder, in an archive as well
+    for image in val["images"]:
+        del image["height"]  # taken from the images
+    save_set(tmp_path / "plain", document(), document())
+    save(tmp_path / "plain/annotations/instances_val2017.json", val)
+    save(tmp_path / "plain/annotations/instances_train2017.json", train)
+    shutil.copytree(tmp_path / "plain", tmp_path / "packed")
+    for folder, (name, prefix) in COCO_FORMS[form].items():
+        files = {prefix + file: content for file, content in contents(tmp_path / "packed" / folder).items()}
+        (tar if name.endswith(".tar") else deflated if "annotations" in name else zipped)(
+            tmp_path / "packed" / name, files
+        )
+        shutil.rmtree(tmp_path / "packed" / folder)
+    skip = tmp_path / "skip.txt"
+    skip.write_text("train2017/a.jpg\n")
+    plain, packed = (CocoFiles(str(tmp_path / name), skip_list=str(skip)) for name in ("plain", "packed"))
+    assert plain.classes == packed.classes
+    for name, count in (("train", 2), ("val", 3)):
+        one, other = plain.split(name), packed.split(name)
+        assert len(one) == len(other) == count and one.skipped == other.skipped
+        assert one.annotations.notes == other.annotations.notes and (one.annotations.sizes > 0).all()
+        assert np.array_equal(one.annotations.sizes, other.annotations.sizes)
+        for index in range(count):
+            assert one.name(index) == other.name(index) and torch.equal(one.read(index), other.read(index))
+
+
+def test_coco_archives_that_cannot_be_used(tmp_path: Path) -> None:
+    save_set(tmp_path, document(), document())
+    packed = tar(tmp_path / "train2017.tar", contents(tmp_path / "train2017"))
+    shutil.rmtree(tmp_path / "train2017")
+    packed.write_bytes(packed.read_bytes()[:1500])
+    with pytest.raises(UserError, match=r"train2017\.tar is cut off in a\.jpg; bring it again, or use"):
+        CocoFiles(str(tmp_path)).split("train")
+    train = CocoFiles(str(tmp_path), max_bad=3).split("train")
+    with pytest.raises(UnreadableSample, match="the archive is cut off in a.jpg .*train2017.tar/a.jpg"):
+        train.read(0)
+    packed.rename(tmp_path / "train2017.tar.gz")
+    with pytest.raises(UserError, match="no folder train2017 in it; .*is compressed, .*convert it once: gzip -dc"):
+        CocoFiles(str(tmp_path)).split("train")
+    deflated(tmp_path / "annotations.zip", contents(tmp_path / "annotations"))
+    shutil.rmtree(tmp_path / "annotations")
+    data = bytearray((tmp_path / "annotations.zip").read_bytes())
+    data[80] ^= 255
+    data[300:340] = bytes(40)
+    (tmp_path / "annotations.zip").write_bytes(data)
+    with pytest.raises(UserError, match=r"instances_val2017.json is damaged|instances_train2017.json is damaged"):
+        for name in ("train", "val"):
+            CocoFiles(str(tmp_path))._read(name)
+
+
+@pytest.mark.parametrize("kind", ["gnu", "stored", "deflated"])
+@pytest.mark.parametrize("annotated", [False, True])
+def test_videos_in_archives(kind: str, annotated: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("train/a b/one.mp4", "train/c/two.mp4", "val/a_b/three.avi", "val/c/four.webm", "val/c/five.mp4"):
+        path = tmp_path / "plain" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        videos.write(path.with_name({".avi": "mpeg4", ".webm": "vp9"}.get(path.suffix, "h264") + path.suffix))
+        path.with_name({".avi": "mpeg4", ".webm": "vp9"}.get(path.suffix, "h264") + path.suffix).rename(path)
+    (tmp_path / "plain/val/c/five.mp4").write_bytes((tmp_path / "plain/train/c/two.mp4").read_bytes()[:-99])
+    if annotated:
+        lines = ["label,youtube_id", "a b,three", "c,four", "c,five", "c,gone"]
+        (tmp_path / "plain/val.csv").write_text("\n".join(lines))
+    shutil.copytree(tmp_path / "plain", tmp_path / "packed")
+    ending, pack = PACKERS[kind]
+    for name in ("train", "val"):
+        pack(tmp_path / f"packed/{name}.{ending}", contents(tmp_path / "packed" / name))
+        shutil.rmtree(tmp_path / "packed" / name)
+    plain, packed = (ActionVideos(str(tmp_path / name)) for name in ("plain", "packed"))
+    assert plain.classes == packed.classes == ["a b", "c"]
+    for name, count in (("train", 2), ("val", 3)):
+        one, other = plain.split(name), packed.split(name)
+        assert (
+            len(one) == len(other) == count
+            and one.notes == other.notes
+            and bool(one.notes) == (annotated and name == "val")
+        )
+        assert one.counts().tolist() == other.counts().tolist() and (one.counts() == 0).sum() == (name == "val")
+        for index in range(count):
+            assert one.name(index) == other.name(index) and one.label(index) == other.label(index)
+            if one.name(index).endswith("five.mp4"):
+                reasons = []
+                for source in (one, other):
+                    with pytest.raises(UnreadableSample) as raised:
+                        source.read(index, [0])
+                    reasons.append(
+                        str(raised.value).replace(f"{tmp_path}/plain/val/", f"{tmp_path}/packed/val.{ending}/")
+                    )
+                assert reasons[0] == reasons[1]
+                continue
+            choose = [3, 17, 8]
+            assert torch.equal(one.read(index, choose), other.read(index, choose))
+            other.check(index, full=True)
+
+
+def test_folders_of_frames_in_an_archive(tmp_path: Path) -> None:
+    files = {f"{name}/c/video/image_{n:05d}.jpg": jpeg(n) for name in ("train", "val") for n in range(1, 6)}
+    for name in ("train", "val"):
+        tar(tmp_path / f"{name}.tar", {path: content for path, content in files.items() if path.startswith(name)})
+    clips = ActionVideos(str(tmp_path), frames=True).split("val")
+    assert clips.name(0) == "val/c/video" and clips.counts().tolist() == [5]
+    with Image.open(io.BytesIO(jpeg(4))) as image:
+        assert torch.equal(clips.read(0, [3])[0], torch.from_numpy(np.array(image)).permute(2, 0, 1))

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tdaf.errors import UserError
+from tdaf.media import archive
 from tdaf.media.files import VIDEOS
 
 KINETICS = (
     "expected train/<class>/<id>.mp4 and val/<class>/<id>.mp4 in it (also <id>_000010_000020.mp4, other video files, "
-    "and, beside train.csv and val.csv, no class folders); without data, try recipe=demo"
+    "and, beside train.csv and val.csv, no class folders), each also as a .tar or .zip; without data, try recipe=demo"
 )
 UCF = "expected ucfTrainTestlist/ with classInd.txt, trainlist01.txt, testlist01.txt, and UCF-101/<class>/*.avi there"
 HMDB = "expected testTrainMulti_7030_splits/ with <class>_test_split1.txt and <class>/*.avi in the root"
@@ -23,15 +24,21 @@ KINETICS_FOLDERS = {"train": ("train",), "val": ("val", "validate", "validation"
 
 @dataclass
 class Listing:
-    """names: paths below the data set's root, with /. labels: classes, one a name. notes: as a Dataset has them."""
+    """names: paths below the data set's root, with /. labels: classes, one a name. notes: as a Dataset has them. place:
+    where `folder`, with which all names begin, lies, if not there."""
 
     names: list[str] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     notes: dict[str, int] = field(default_factory=dict)
+    folder: str = ""
+    place: str = ""
+
+    def path(self, root: Path, name: str) -> Path:
+        return Path(self.place + name.removeprefix(self.folder)) if self.place else root / name
 
 
 class KineticsLayout:
-    """`root`/train/ and `root`/val/ (or validate/), with or without class folders.
+    """`root`/train/ and `root`/val/ (or validate/), with or without class folders, each also as a tar or zip file.
 
     The annotations of a split are the file `<split>.csv` in annotations/ or in `root` itself, or else the only one
     there called kinetics..._<split>.csv (kinetics-400_train.csv), with a line that names the columns label, youtube_id,
@@ -44,13 +51,14 @@ class KineticsLayout:
         annotations: another folder below it for the CSV files.
         videos: another folder below it for train/ and val/.
         frames: each video is a folder of frames.
+        max_bad: above 0, an archive that is cut off is used as far as it goes.
 
     Raises:
         UserError: there is no validation split, or it says no classes.
     """
 
-    def __init__(self, root: Path, annotations: str | None, videos: str | None, frames: bool) -> None:
-        self.root, self.frames, self.base = root, frames, root / (videos or ".")
+    def __init__(self, root: Path, annotations: str | None, videos: str | None, frames: bool, max_bad: int = 0) -> None:
+        self.root, self.frames, self.base, self.max_bad = root, frames, root / (videos or "."), max_bad
         self.csv_folders = (root / annotations,) if annotations is not None else (root / "annotations", root)
         if annotations is not None and not self.csv_folders[0].is_dir():
             raise UserError(f"annotations={annotations}: no such folder ({self.csv_folders[0].absolute()})")
@@ -70,20 +78,22 @@ class KineticsLayout:
         """The split "train" or "val"; raises UserError where it cannot be had."""
         folder, file = self._folder(split), self._csv_file(split)
         if file:
-            return self._annotated(folder, file)
+            return self._annotated(self._empty(split), folder, file)
         classes = _folders_in(folder)
         self._check_known(folder, classes)
         videos = [(name, video) for name in classes for video in _videos_in(folder / name, self.frames)]
         if not videos:
             raise UserError(f"there is no video in the class folders of {folder}; {KINETICS}")
-        names = [self._below_root(folder, name, video) for name, video in videos]
-        return Listing(names, [self.numbers[_plain(name)] for name, _ in videos])
+        listing = self._empty(split)
+        listing.names += ["/".join((listing.folder, name, video)) for name, video in videos]
+        listing.labels += [self.numbers[_plain(name)] for name, _ in videos]
+        return listing
 
-    def _annotated(self, folder: Path, file: Path) -> Listing:
+    def _annotated(self, listing: Listing, folder: Path, file: Path) -> Listing:
         rows = _kinetics_rows(file)
         self._check_known(file, [label for label, _ in rows])
         files = self._files_by_stem(folder, {stem for _, stems in rows for stem in stems})
-        listing, elsewhere, used = Listing(), 0, set()
+        elsewhere, used = 0, set()
         for label, stems in rows:
             candidates = [file for stem in stems for file in files.get(stem, ())]
             if not candidates:
@@ -92,7 +102,7 @@ class KineticsLayout:
             name, video = (own or candidates)[0]
             elsewhere += bool(name) and not own
             used.add((name, video))
-            listing.names.append(self._below_root(folder, name, video))
+            listing.names.append("/".join(filter(None, (listing.folder, name, video))))
             listing.labels.append(self.numbers[_plain(label)])
         if not listing.names:
             raise UserError(f"none of the {len(rows)} videos of {file} is in {folder}; {KINETICS}")
@@ -120,13 +130,22 @@ class KineticsLayout:
             raise UserError(f"{where} has {len(unknown)} class(es) that the validation split lacks: {_some(unknown)}")
 
     def _folder(self, split: str) -> Path:
-        for name in KINETICS_FOLDERS[split]:
-            if (self.base / name).is_dir():
-                return self.base / name
-        raise UserError(f"root={self.root}: there is no {split}/ in {self.base.absolute()}; {KINETICS}")
+        return Path(self._found(split)[1])
 
-    def _below_root(self, folder: Path, *names: str) -> str:
-        return "/".join((folder.relative_to(self.root).as_posix(), *filter(None, names)))
+    def _empty(self, split: str) -> Listing:
+        name, place = self._found(split)
+        archive.check_whole(place, self.max_bad)
+        folder = self.base / name
+        return Listing(folder=folder.relative_to(self.root).as_posix(), place="" if place == str(folder) else place)
+
+    def _found(self, split: str) -> tuple[str, str]:
+        """A split's folder by its name in `base`, and where that lies."""
+        for name in KINETICS_FOLDERS[split]:
+            place = archive.locate(self.base, name)
+            if archive.is_folder(place):
+                return name, place
+        said = f"root={self.root}: there is no {split}/ in {self.base.absolute()}{archive.hint(self.base, split)}"
+        raise UserError(f"{said}; {KINETICS}")
 
     def _csv_file(self, split: str) -> Path | None:
         names = KINETICS_FOLDERS[split]
@@ -249,14 +268,12 @@ def _plain(label: str) -> str:
 
 def _videos_in(folder: Path, frames: bool) -> list[str]:
     """Sorted names of the video files in a folder; frames: of the folders in it, each a video's frames."""
-    if frames:
-        return _folders_in(folder)
-    return sorted(name for name in os.listdir(folder) if name.lower().endswith(VIDEOS))
+    folders, files = archive.inside(folder)
+    return folders if frames else [name for name in files if name.lower().endswith(VIDEOS)]
 
 
 def _folders_in(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir())
+    return archive.inside(folder)[0]
 
 
 def _located(root: Path, given: str | None, usual: tuple[str, ...], sign: str, argument: str, layout: str) -> Path:

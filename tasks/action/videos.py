@@ -19,6 +19,7 @@ from torchvision.transforms.v2.functional import resize
 
 from tasks.action.layouts import KINETICS, Hmdb51Layout, KineticsLayout, Listing, Ucf101Layout
 from tdaf.errors import UnreadableSample, UserError
+from tdaf.media import archive
 from tdaf.media.clip import FrameChoice, count_frames, decode_whole, read_clip
 from tdaf.media.files import read_skip_list
 from tdaf.media.image import read_image
@@ -74,6 +75,7 @@ class ActionVideos:
         annotations, videos: folders below `root`, where they are not the usual ones.
         num_classes: checked when given.
         skip_list: a list of paths below `root` (val/abseiling/abc.mp4); these videos are left out and counted.
+        max_bad: above 0, an archive of layout "kinetics" that is cut off is used as far as it goes.
 
     Raises:
         UserError: the folder cannot be used.
@@ -90,9 +92,10 @@ class ActionVideos:
         videos: str | None = None,
         num_classes: int | None = None,
         skip_list: str | None = None,
+        max_bad: int = 0,
     ) -> None:
         layouts = {
-            "kinetics": KineticsLayout,
+            "kinetics": partial(KineticsLayout, max_bad=max_bad),
             "ucf101": partial(Ucf101Layout, fold=fold),
             "hmdb51": partial(Hmdb51Layout, fold=fold),
         }
@@ -132,6 +135,7 @@ class ListedVideos:
         self, root: Path, listing: Listing, skip: frozenset[str], frames: bool, short_side: int | None
     ) -> None:
         self.root, self.short_side, self.notes = root, short_side, listing.notes
+        self._path = partial(Listing(folder=listing.folder, place=listing.place).path, root)
         self._read, self._read_whole, self._count = (
             (read_frames, read_all_frames, count_images) if frames else (read_clip, decode_whole, count_frames)
         )
@@ -153,7 +157,7 @@ class ListedVideos:
         return self.names[int(self.ends[index - 1]) if index else 0 : int(self.ends[index])]
 
     def path(self, index: int) -> Path:
-        return self.root / self.name(index)
+        return self._path(self.name(index))
 
     def read(self, index: int, frames: FrameChoice) -> Tensor:
         return self._read(self.path(index), frames, self.short_side)
@@ -162,7 +166,7 @@ class ListedVideos:
         (self._read_whole if full else self._count)(self.path(index))
 
     def counts(self) -> np.ndarray:
-        return frame_counts(self.root, [self.name(index) for index in range(len(self))], self._count)
+        return frame_counts(self.root, [self.name(index) for index in range(len(self))], self._count, self._path)
 
 
 def read_frames(folder: Path, frames: FrameChoice, short_side: int | None = None) -> Tensor:
@@ -198,7 +202,7 @@ def count_images(folder: Path) -> int:
 
 def _frame_files(folder: Path) -> list[str]:
     try:
-        files = {int(match[1]): match[0] for match in map(FRAME_FILE.fullmatch, os.listdir(folder)) if match}
+        files = {int(match[1]): match[0] for match in map(FRAME_FILE.fullmatch, archive.inside(folder)[1]) if match}
     except OSError as error:
         raise UnreadableSample(f"{error.strerror} ({folder})") from error
     if not files:
@@ -209,7 +213,9 @@ def _frame_files(folder: Path) -> list[str]:
     return [files[number] for number in sorted(files)]
 
 
-def frame_counts(root: Path, names: list[str], count: Callable[[Path], int]) -> np.ndarray:
+def frame_counts(
+    root: Path, names: list[str], count: Callable[[Path], int], path: Callable[[str], Path] | None = None
+) -> np.ndarray:
     """How many frames each video has, found once and kept beside the data in `COUNTS_FILE`.
 
     A line there holds for as long as the file has the size and the time of change that it had. Finding them takes
@@ -221,24 +227,24 @@ def frame_counts(root: Path, names: list[str], count: Callable[[Path], int]) -> 
         root: of the data set.
         names: of the videos, below it.
         count: finds one of them, raises UnreadableSample.
+        path: where a name lies, if not at `root`/name.
 
     Returns:
         (N,) int64, 0 where a video cannot be read.
     """
-    file = root / COUNTS_FILE
+    file, path = root / COUNTS_FILE, path or root.joinpath
     kept = _kept_counts(file)
 
     def line(name: str) -> tuple[int, int, int] | None:
         """(frames, bytes, ns of the last change) of a video, None where it is gone."""
         try:
-            stat = (root / name).stat()
+            about = archive.about(path(name))
         except OSError:
             return None
-        about = stat.st_size, stat.st_mtime_ns
         if name in kept and kept[name][1:] == about:
             return kept[name]
         try:
-            return count(root / name), *about
+            return count(path(name)), *about
         except UnreadableSample:
             return 0, *about
 

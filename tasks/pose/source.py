@@ -128,8 +128,9 @@ class CocoKeypoints(CocoFiles):
         val_annotations: str = "annotations/person_keypoints_val2017.json",
         val_images: str = "val2017",
         skip_list: str | None = None,
+        max_bad: int = 0,
     ) -> None:
-        super().__init__(root, train_annotations, train_images, val_annotations, val_images, skip_list)
+        super().__init__(root, train_annotations, train_images, val_annotations, val_images, skip_list, max_bad)
 
     @cached_property
     def classes(self) -> list[str]:

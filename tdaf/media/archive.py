@@ -53,12 +53,13 @@ def open_file(path: AnyPath) -> BinaryIO:
 
 
 def about(path: AnyPath) -> tuple[int, int]:
-    """Bytes of a file, and the time of its last change in ns, of a member that of its archive. Raises OSError."""
+    """Bytes of a file, and the time of its last change in ns; of a member that of its archive, and no bytes of a folder
+    there. Raises OSError."""
     found = through(path)
     if found is None:
         status = os.stat(path)
         return status.st_size, status.st_mtime_ns
-    return found[0].length(_row(*found)), found[0].changed
+    return 0 if found[0].is_folder(found[1]) else found[0].length(_row(*found)), found[0].changed
 
 
 def is_file(path: AnyPath) -> bool:

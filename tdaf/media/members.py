@@ -141,7 +141,7 @@ class Archive:
     def open(self, row: int) -> BinaryIO:
         """A member as a file to read and seek in."""
         if self._kinds[row] == RAW:
-            return io.BufferedReader(_Window(self, self._offsets[row], self._stored[row]))
+            return io.BufferedReader(_Window(self, row, self._offsets[row], self._stored[row]))
         return io.BytesIO(self.read(row).data)
 
     def length(self, row: int) -> int:
@@ -278,7 +278,8 @@ class Archive:
 class _Window(io.RawIOBase):
     """A stretch of an archive as a file."""
 
-    def __init__(self, archive: Archive, offset: int, length: int) -> None:
+    def __init__(self, archive: Archive, row: int, offset: int, length: int) -> None:
+        self.name = os.path.join(archive.path, os.fsdecode(archive.name(row)))  # its ending helps FFmpeg
         self._archive, self._offset, self._length, self._at = archive, offset, length, 0
 
     def readable(self) -> bool:
