@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
+import os
 import shutil
+import signal
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,16 +21,20 @@ from packing import META, PACKERS, WNIDS, contents, deflated, nested, tar, zippe
 from PIL import Image
 from tiny import tiny
 
+from scripts.check_data import check
+from scripts.pack import pack
 from tasks.action.videos import ActionVideos
 from tasks.classification.cifar import Cifar10
 from tasks.classification.folder import ImageFolder
 from tasks.classification.task import Classification
 from tasks.classification.transforms import imagenet_train, imagenet_val
 from tasks.coco.source import CocoFiles
+from tdaf.cli.script import main
 from tdaf.demo.classification import write_cifar10
 from tdaf.engine.settings import LoaderSettings, Settings
 from tdaf.engine.trainer import Trainer
 from tdaf.errors import RunError, UnreadableSample, UserError
+from tdaf.media import archive
 from tdaf.model.flows import TDAF
 
 TRUTH = [2, 3, 1, 2, 2]
@@ -201,6 +208,62 @@ def test_training_from_an_archive_is_training_from_the_folder(
     for workers in (0, 2):
         found = trained(tmp_path, workers)
         assert found.keys() == weights.keys() and all(torch.equal(found[name], weights[name]) for name in weights)
+
+
+def test_killed_in_the_middle_it_goes_on_from_another_form(folder: Path, weights: dict, tmp_path: Path) -> None:
+    """What began with the folder and was killed ends with the tar as if nothing had been."""
+    FORMS["official"](tmp_path, contents(folder))
+    child = os.fork()
+    if not child:
+        read = archive.read
+        calls = itertools.count()
+
+        def dying(path: str) -> np.ndarray:
+            if next(calls) == 26:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return read(path)
+
+        archive.read = dying
+        try:
+            trained(folder, run=tmp_path / "run", checkpoint_every=1)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    lines = (tmp_path / "run/metrics.jsonl").read_text().count('"train"')
+    found = trained(tmp_path, run=tmp_path / "run", checkpoint_every=1)
+    assert lines and all(torch.equal(found[name], weights[name]) for name in weights)
+
+
+def test_check_data_and_pack(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """A damaged image has the same name in a packed set, and what is packed is what was there."""
+    shutil.copytree(folder, tmp_path / "plain")
+    (tmp_path / "plain/train/n00000001/empty").mkdir()
+    (tmp_path / "packed").mkdir()
+    zipped(tmp_path / "x.zip", contents(tmp_path / "plain/val"))
+    for source, name in (("plain/train", "train"), ("x.zip", "val")):
+        monkeypatch.setattr("sys.argv", ["pack.py", str(tmp_path / source), f"out={tmp_path}/packed/{name}.tar"])
+        assert main(pack, "") == 0
+        assert main(pack, "") == 2 and f"{name}.tar is there already" in capsys.readouterr().err
+    with tarfile.open(tmp_path / "packed/train.tar") as target:
+        target.extractall(tmp_path / "again", filter="data")
+    assert contents(tmp_path / "again") == contents(tmp_path / "plain/train")
+    assert "n00000001/empty/" in contents(tmp_path / "again")
+    lists = []
+    for root in ("plain", "packed"):
+        words = ["task=imagenet", f"data.root={tmp_path / root}", "loader.workers=0", f"out={tmp_path}/{root}.txt"]
+        monkeypatch.setattr("sys.argv", ["check_data.py", *words])
+        assert main(check, "") == 1
+        lists.append(((tmp_path / f"{root}.txt").read_text(), capsys.readouterr().out.count("n00000001_7.JPEG")))
+    assert lists[0] == lists[1] == ("train/n00000001/n00000001_7.JPEG\n", 2)
+    mistakes = {
+        "give one folder": ["out=x.tar"],
+        "nowhere: no such folder": ["nowhere", "out=x.tar"],
+        "ends in .tar": [str(folder), "out=x.zip"],
+        "lies in": [str(folder), f"out={folder}/x.tar"],
+    }
+    for message, words in mistakes.items():
+        monkeypatch.setattr("sys.argv", ["pack.py", *words])
+        assert main(pack, "") == 2 and message in capsys.readouterr().err
 
 
 def test_cifar_from_its_archive(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 from tasks.classification import ilsvrc
 from tdaf.errors import UserError
 from tdaf.media import archive
-from tdaf.media.files import IMAGES, is_data, read_skip_list
+from tdaf.media.archive import is_data
+from tdaf.media.files import IMAGES, read_skip_list
 from tdaf.media.image import read_image
 
 LAYOUT = (

@@ -17,11 +17,15 @@ from typing import BinaryIO
 import numpy as np
 
 from tdaf.errors import UnreadableSample, UserError
-from tdaf.media.files import is_data
 from tdaf.media.members import Archive, to_convert
 
 AnyPath = str | os.PathLike[str]
 ENDING = re.compile(r"\.(?:tar|zip)(?=/|$)", re.IGNORECASE)
+
+
+def is_data(name: str) -> bool:
+    """False for what an operating system or a notebook leaves between the files of a data set."""
+    return not name.startswith(".") and name not in ("@eaDir", "__MACOSX")
 
 
 def through(path: AnyPath) -> tuple[Archive, bytes] | None:

@@ -28,11 +28,6 @@ VIDEOS = (
 )  # fmt: skip
 
 
-def is_data(name: str) -> bool:
-    """False for what an operating system or a notebook leaves between the files of a data set."""
-    return not name.startswith(".") and name not in ("@eaDir", "__MACOSX")
-
-
 def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEOS
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import os
 import re
+import tarfile
 import zlib
 from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
 
 BLOCK = 512
 LONGEST = 1 << 20  # bytes of a name or of a pax header
@@ -145,3 +148,39 @@ def _is_tar(file: int, at: int, length: int) -> bool:
         return not block.strip(b"\0") or bool(_header(block))
     except (Damaged, IndexError):
         return False
+
+
+class Writer:
+    """A plain tar file with nothing in it but names and contents, so that the same files make the same archive.
+
+    It gets its name when it is whole: at the end of the `with` block, if nothing was raised in that.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.count = path, 0
+        self._part = path.with_name(f".{path.name}.part")
+
+    def __enter__(self) -> Writer:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._tar = tarfile.open(self._part, "w", format=tarfile.GNU_FORMAT)
+        return self
+
+    def add(self, name: str, content: BinaryIO | None, size: int = 0) -> None:
+        """name: with / between its parts. content: None for a folder. size: its bytes."""
+        member = tarfile.TarInfo(name)
+        member.size, member.mode = size, 0o644
+        if content is None:
+            member.type, member.mode = tarfile.DIRTYPE, 0o755
+        self._tar.addfile(member, content)
+        self.count += content is not None
+
+    def __exit__(self, kind: type | None, *rest: object) -> None:
+        try:
+            self._tar.close()
+            if kind is None:
+                self._part.replace(self.path)
+        finally:
+            self._part.unlink(missing_ok=True)
