@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import tarfile
 import zipfile
@@ -29,6 +30,11 @@ def tar(path: Path, members: Mapping[str, bytes], kind: int = tarfile.GNU_FORMAT
             info.type = tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE
             info.size = len(content)
             target.addfile(info, io.BytesIO(content))
+    return path
+
+
+def tar_gz(path: Path, members: Mapping[str, bytes]) -> Path:
+    path.write_bytes(gzip.compress(tar(path, members).read_bytes()))
     return path
 
 

@@ -215,7 +215,7 @@ def test_numbers_that_would_lead_nowhere_end(tmp_path: Path) -> None:
         block[148:156] = b" " * 8
         block[148:156] = b"%06o\0 " % sum(block)
         (tmp_path / "x.tar").write_bytes(bytes(block) + bytes(2048))
-        archive._opened.clear()
+        archive.forget()
         with pytest.raises(UserError, match="damaged|cut off"):
             archive.check_whole(tmp_path / "x.tar", 0)
     for records in (b"99999 size=5\n", b"9 size=-5\n", b"0 size=\n", b"11 size=9_9\n", b"\n"):
@@ -223,7 +223,7 @@ def test_numbers_that_would_lead_nowhere_end(tmp_path: Path) -> None:
         info.type, info.size = tarfile.XHDTYPE, len(records)
         block = info.tobuf() + records.ljust(512, b"\0") + tarfile.TarInfo("y").tobuf() + bytes(1024)
         (tmp_path / "x.tar").write_bytes(block)
-        archive._opened.clear()
+        archive.forget()
         with suppress(UserError):
             assert archive.inside(tmp_path / "x.tar")[1] == ["y"]
 
@@ -236,12 +236,12 @@ def test_zips_that_claim_what_is_not_so(tmp_path: Path) -> None:
         data = bytearray(good)
         data[place : place + 4] = value.to_bytes(4, "little")
         path.write_bytes(data)
-        archive._opened.clear()
+        archive.forget()
         with pytest.raises(UnreadableSample, match=f"does not inflate to the .* bytes that it claims .{path}/bomb"):
             archive.read(path / "bomb")
         assert archive.read(path / "other").tobytes() == b"1" * 99
     path.write_bytes(b"QQ" + good[2:])
-    archive._opened.clear()
+    archive.forget()
     with pytest.raises(UserError, match="damaged at byte 0"):
         archive.inside(path)
     path.write_bytes(good.replace(b"PK\3\4", b"PK\3\5").replace(b"PK\3\5", b"PK\3\4", 1))

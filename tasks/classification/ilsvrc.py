@@ -40,7 +40,7 @@ def val_labels(root: Path) -> dict[str, str]:
     """The wnid of each validation image by its name without an ending; none where nothing there says them."""
     for name in (SOLUTION, f"{KAGGLE}/{SOLUTION}"):
         if archive.is_file(root / name):
-            return _solution(root / name)
+            return solution(root / name)
     devkit = next((root / name for name in DEVKITS if (root / name).exists()), None)
     if devkit is None:
         return {}
@@ -75,7 +75,7 @@ def validation_wnids(devkit: Path | None, ground_truth: Path | None = None, syns
     return [wnids[int(label) - 1] for label in labels]
 
 
-def _solution(file: Path) -> dict[str, str]:
+def solution(file: Path) -> dict[str, str]:
     """Kaggle's table: the first word of a prediction is the class, boxes follow."""
     with archive.open_file(file) as source:
         lines = csv.DictReader(io.TextIOWrapper(source, "utf-8-sig", "replace", newline=""))

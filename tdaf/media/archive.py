@@ -147,6 +147,11 @@ def check_whole(path: AnyPath, max_bad: int) -> None:
     print(f"{fault}: only the {len(archive)} members before that are used", file=sys.stderr, flush=True)
 
 
+def forget() -> None:
+    """Closes the archives that this process has open."""
+    _opened.clear()
+
+
 _opened: dict[str, Archive] = {}
 
 
