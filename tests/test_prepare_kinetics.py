@@ -78,7 +78,7 @@ def test_archives_become_what_their_folders_would(taken: Path, tmp_path: Path, c
     said = capsys.readouterr().out
     assert files(out) == files(tmp_path / "plain") and "3 videos in" in said and "2 left out" in said
     assert f"left out: {root}/train/part_0.tar.gz: cut: cut off" in said
-    assert f"left out: {root}/val/part_0.zip/sound.mp4: it has no pictures" in said
+    assert f"left out: {root}/val/part_0.zip/c/sound.mp4: it has no pictures" in said
     (out / "train/a b/mpeg4.mp4").unlink()
     (root / "val/part_0.zip").unlink()
     assert called(f"root={root}", f"out={out}", *how) == 1
