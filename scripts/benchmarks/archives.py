@@ -97,10 +97,14 @@ def listing(settings: Settings) -> dict[str, Times | dict[str, float]]:
 def grown(code: str, folder: str) -> float:
     """MB by which the memory of a process grew at most, mapped files and all, from its imports on."""
     imports, _, work = code.partition("; ")
-    peak = "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss"
-    text = f"import resource, sys; {imports}; before = {peak}; {work}; print(({peak} - before) / 1000)"
-    done = subprocess.run([sys.executable, "-c", text, folder], capture_output=True, text=True, check=True)
-    return float(done.stdout)
+    start = "open('/proc/self/clear_refs', 'w').write('5')"  # the peak is counted from here (proc(5))
+    end = "print(*(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+    sizes = []
+    for step in ("pass", work):
+        text = f"import sys; {imports}; {start}; {step}; {end}"
+        done = subprocess.run([sys.executable, "-c", text, folder], capture_output=True, text=True, check=True)
+        sizes.append(float(done.stdout) / 1024)
+    return sizes[1] - sizes[0]
 
 
 def write_tar(path: Path, files: dict[str, list[str]]) -> None:

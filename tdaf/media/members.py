@@ -12,6 +12,7 @@ import io
 import json
 import os
 import stat
+import struct
 import sys
 import zipfile
 import zlib
@@ -198,7 +199,7 @@ class Archive:
         try:
             with open(os.dup(self._file), "rb") as file, zipfile.ZipFile(file) as archive:
                 members = archive.infolist()
-        except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, struct.error) as error:
             raise ValueError("cut off, or no zip file: its table of members, at its end, cannot be read") from error
         for member in members:
             name = os.fsencode(member.filename.replace("\\", "/"))
