@@ -232,7 +232,8 @@ def test_zips_that_claim_what_is_not_so(tmp_path: Path) -> None:
     path = deflated(tmp_path / "x.zip", {"bomb": bytes(10**6), "other": b"1" * 99})
     good = path.read_bytes()
     at = good.index(b"PK\1\2")
-    for place, value in ((at + 24, 999_999), (at + 24, 2**31), (at + 24, 10**6 + 1), (at + 16, 5), (at + 20, 50)):
+    wrong = ((at + 24, 999_999), (at + 24, 2**31), (at + 24, 10**6 + 1), (at + 16, 5), (at + 20, 50))
+    for place, value in wrong:
         data = bytearray(good)
         data[place : place + 4] = value.to_bytes(4, "little")
         path.write_bytes(data)
@@ -240,6 +241,11 @@ def test_zips_that_claim_what_is_not_so(tmp_path: Path) -> None:
         with pytest.raises(UnreadableSample, match=f"does not inflate to the .* bytes that it claims .{path}/bomb"):
             archive.read(path / "bomb")
         assert archive.read(path / "other").tobytes() == b"1" * 99
+    data = bytearray(zipped(tmp_path / "y.zip", {"a": b"1" * 99}).read_bytes())
+    data[data.index(b"PK\1\2") + 24] += 1
+    (tmp_path / "y.zip").write_bytes(data)
+    with pytest.raises(UserError, match="a claims 100 bytes and is stored in 99; bring the archive again"):
+        archive.inside(tmp_path / "y.zip")
     path.write_bytes(b"QQ" + good[2:])
     archive.forget()
     with pytest.raises(UserError, match="damaged at byte 0"):

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
 import numpy as np
@@ -135,12 +135,12 @@ def check_whole(path: AnyPath, max_bad: int) -> None:
     """Before a data set is used: raises UserError where the path leads into an archive that is cut off, unless
     `max_bad` allows for it, which is said. One that has changed since it was listed is listed again."""
     found = through(path)
-    if found is None:
+    if found is not None:
+        _forget_if_changed(found[0].path)
+        found = through(path)
+    if found is None or not found[0].fault:
         return
-    _forget_if_changed(found[0].path)
-    archive = _open(found[0].path)
-    if not archive.fault:
-        return
+    archive = found[0]
     fault = f"{archive.path} {archive.fault}"
     if not max_bad:
         raise UserError(f"{fault}; bring it again, or use the {len(archive)} members before that with data.max_bad=1")
@@ -167,9 +167,8 @@ def _archives(folder: str, part: str) -> list[str]:
         return []
     names = [name for name in sorted(os.listdir(folder)) if ENDING.search(name)]
     stems = {name: os.path.splitext(name)[0] for name in names}
-    fitting = [n for n in names if stems[n] == part] + [
-        n for n in names if stems[n].startswith((f"{part}_", f"{part}-"))
-    ]
+    longer = [name for name in names if stems[name].startswith((f"{part}_", f"{part}-"))]
+    fitting = [*(name for name in names if stems[name] == part), *longer]
     files = [path for name in fitting if os.path.isfile(path := os.path.join(folder, name))]
     for path in files:
         _forget_if_changed(path)
@@ -179,8 +178,11 @@ def _archives(folder: str, part: str) -> list[str]:
 def _forget_if_changed(file: str) -> None:
     """Reading does not ask; whoever begins to use a data set does."""
     known = _opened.get(file)
-    if known and (status := os.stat(file)) and (known.size, known.changed) != (status.st_size, status.st_mtime_ns):
-        del _opened[file]
+    with suppress(FileNotFoundError):
+        status = os.stat(file)
+        if not known or (known.size, known.changed) == (status.st_size, status.st_mtime_ns):
+            return
+    _opened.pop(file, None)
 
 
 def _row(archive: Archive, name: bytes) -> int:

@@ -37,6 +37,7 @@ COLUMNS = {"ends": "<u8", "offsets": "<u8", "stored": "<u8", "sizes": "<u8", "ch
 STORED, DEFLATED = 1, 2  # behind a zip member's own header
 LOCAL = 30  # bytes of a zip member's own header, before its name
 SLACK = 256  # bytes; more than what usually follows that name
+LARGEST = 1 << 32  # bytes that one member may inflate to
 RATIO = 1032  # nothing inflates to more times its length (zlib's technical details)
 
 
@@ -128,27 +129,22 @@ class Archive:
         if kind == CUT:
             raise UnreadableSample(f"the archive {self.fault}")
         if kind == RAW:
-            return self.bytes(offset, stored)
-        name = self.name(row)
-        wanted = LOCAL + len(name) + SLACK + stored
-        data = self.bytes(offset, min(wanted, self.size - offset))
-        head = data[:LOCAL].tobytes()
-        begin = LOCAL + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
-        if head[:4] != ZIP[0] or head[8] != (8 if kind == DEFLATED else 0):
-            raise UnreadableSample(f"the archive is damaged at byte {offset}")
-        data = data[begin : begin + stored] if begin + stored <= len(data) else self.bytes(offset + begin, stored)
+            return self.pread(offset, stored)
+        begin, data = self._behind_header(row, SLACK + stored)
+        data = data[begin : begin + stored] if begin + stored <= len(data) else self.pread(offset + begin, stored)
         return data if kind == STORED else self._inflated(data, size, self._checks[row])
 
     def open(self, row: int) -> BinaryIO:
         """A member as a file to read and seek in."""
-        if self._kinds[row] == RAW:
-            return io.BufferedReader(_Window(self, row, self._offsets[row], self._stored[row]))
-        return io.BytesIO(self.read(row).data)
+        if self._kinds[row] not in (RAW, STORED):
+            return io.BytesIO(self.read(row).data)
+        begin = self._behind_header(row)[0] if self._kinds[row] == STORED else 0
+        return io.BufferedReader(_Window(self, row, self._offsets[row] + begin, self._stored[row]))
 
     def length(self, row: int) -> int:
         return self._sizes[row]
 
-    def bytes(self, offset: int, length: int) -> np.ndarray:
+    def pread(self, offset: int, length: int) -> np.ndarray:
         """So many bytes of the file from there. Raises UnreadableSample where it has fewer."""
         data, done = np.empty(length, np.uint8), 0
         while done < length:
@@ -158,7 +154,18 @@ class Archive:
             done += count
         return data
 
+    def _behind_header(self, row: int, more: int = 0) -> tuple[int, np.ndarray]:
+        """Where a zip member's content begins, from its header; and that header with so many more bytes, or fewer."""
+        offset = self._offsets[row]
+        data = self.pread(offset, min(LOCAL + len(self.name(row)) + more, self.size - offset))
+        head = data[:LOCAL].tobytes()
+        if head[:4] != ZIP[0] or head[8] != (8 if self._kinds[row] == DEFLATED else 0):
+            raise UnreadableSample(f"the archive is damaged at byte {offset}")
+        return LOCAL + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little"), data
+
     def _inflated(self, data: np.ndarray, size: int, check: int) -> np.ndarray:
+        if size > LARGEST:
+            raise UnreadableSample(f"it claims to inflate to {size} bytes, more than any sample has")
         try:
             if size > RATIO * len(data) + 64:
                 raise ValueError
@@ -180,7 +187,7 @@ class Archive:
     def _list(self) -> None:
         listing = Listing()
         with Bar(f"listing {os.path.basename(self.path)} (MB)", self.size >> 20, quiet=self.size < 1 << 28) as bar:
-            start = self.bytes(0, min(8, self.size)).tobytes()
+            start = self.pread(0, min(8, self.size)).tobytes()
             packer = next((name for magic, name in COMPRESSED.items() if start.startswith(magic)), None)
             if packer:
                 raise UserError(f"{self.path} {to_convert(packer, self.path)}")
@@ -211,6 +218,9 @@ class Archive:
             if stat.S_ISLNK(member.external_attr >> 16) and member.create_system == 3:
                 raise ValueError(f"{member.filename} is a link; pack the files themselves")
             kind = DEFLATED if member.compress_type else STORED
+            if kind == STORED and member.file_size != member.compress_size:
+                sizes = f"{member.file_size} bytes and is stored in {member.compress_size}"
+                raise ValueError(f"{member.filename} claims {sizes}; bring the archive again")
             if not 0 <= member.header_offset <= self.size - LOCAL - member.compress_size:
                 listing.fault, kind = f"{member.filename} lies beyond the end of the archive", CUT
             sizes = (0, 0) if kind == CUT else (member.compress_size, member.file_size)
@@ -272,7 +282,7 @@ class Archive:
         """Where the list is kept: the first that can be written."""
         name = os.path.basename(self.path)
         place = hashlib.blake2b(os.fsencode(os.path.abspath(self.path)), digest_size=8).hexdigest()
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
         return [Path(f"{self.path}.index"), cache / "tdaf" / f"{name}.{place}.index"]
 
 
@@ -295,7 +305,7 @@ class _Window(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:
         count = max(0, min(len(buffer), self._length - self._at))
-        buffer[:count] = self._archive.bytes(self._offset + self._at, count).data
+        buffer[:count] = self._archive.pread(self._offset + self._at, count).data
         self._at += count
         return count
 
