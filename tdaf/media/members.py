@@ -26,7 +26,7 @@ from typing import BinaryIO
 import numpy as np
 
 from tdaf.errors import UnreadableSample, UserError
-from tdaf.media.tar import CUT, RAW, clean, scan
+from tdaf.media.tar import CUT, RAW, clean, scan, shown
 from tdaf.streams import Bar
 
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -211,18 +211,18 @@ class Archive:
         for member in members:
             name = os.fsencode(member.filename.replace("\\", "/"))
             if member.flag_bits & 1:
-                raise ValueError(f"{member.filename} is encrypted; pack the files again without a password")
+                raise ValueError(f"{shown(member.filename)} is encrypted; pack the files again without a password")
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                how = f"{member.filename} is compressed by method {member.compress_type}"
+                how = f"{shown(member.filename)} is compressed by method {member.compress_type}"
                 raise ValueError(f"{how}, neither stored nor deflated; pack the files again")
             if stat.S_ISLNK(member.external_attr >> 16) and member.create_system == 3:
-                raise ValueError(f"{member.filename} is a link; pack the files themselves")
+                raise ValueError(f"{shown(member.filename)} is a link; pack the files themselves")
             kind = DEFLATED if member.compress_type else STORED
             if kind == STORED and member.file_size != member.compress_size:
                 sizes = f"{member.file_size} bytes and is stored in {member.compress_size}"
-                raise ValueError(f"{member.filename} claims {sizes}; bring the archive again")
+                raise ValueError(f"{shown(member.filename)} claims {sizes}; bring the archive again")
             if not 0 <= member.header_offset <= self.size - LOCAL - member.compress_size:
-                listing.fault, kind = f"{member.filename} lies beyond the end of the archive", CUT
+                listing.fault, kind = f"{shown(member.filename)} lies beyond the end of the archive", CUT
             sizes = (0, 0) if kind == CUT else (member.compress_size, member.file_size)
             listing.add(clean(name), 0 if kind == CUT else member.header_offset, *sizes, member.CRC, kind)
 
@@ -322,7 +322,7 @@ def _packed(listing: Listing, path: str) -> tuple[dict[str, np.ndarray], bytes, 
     last = [a for a, b in zip(order, [*order[1:], -1], strict=True) if b < 0 or names[a] != names[b]]
     twice = [names[a] for a, b in zip(order, order[1:], strict=False) if names[a] == names[b] and names[a][-1:] != b"/"]
     if twice:
-        first = os.fsdecode(twice[0])
+        first = shown(twice[0])
         said = f"{path}: {len(twice)} members are in it again under the same name ({first} first); the last one counts"
         print(said, file=sys.stderr, flush=True)
     kept = np.array(last, np.int64)

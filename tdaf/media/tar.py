@@ -45,11 +45,17 @@ def scan(file: int, size: int, add: Add, advance: Callable[..., None]) -> str:
     return _scan(file, 0, size, b"", add, advance, DEPTH)
 
 
+def shown(name: bytes | str) -> str:
+    """A member's name for a message of one line."""
+    text = os.fsdecode(name)
+    return text if text.isprintable() else repr(text)
+
+
 def clean(name: bytes) -> bytes:
     """A member's name as unpacking would make it. Raises ValueError where that is not below the folder."""
     parts = [part for part in name.split(b"/") if part not in (b"", b".")]
     if name.startswith(b"/") or b".." in parts or b"\0" in name:
-        raise ValueError(f"its member {os.fsdecode(name)!r} leads out of the folder it is unpacked in; do not trust it")
+        raise ValueError(f"its member {shown(name)} leads out of the folder it is unpacked in; do not trust it")
     return b"/".join(parts) + (b"/" if name.endswith(b"/") and parts else b"")
 
 
@@ -85,7 +91,7 @@ def _scan(file: int, at: int, end: int, prefix: bytes, add: Add, advance: Callab
                 kind = b"S"
             long_name, pax = b"", {}
         if kind in NOT_FILES:
-            raise ValueError(f"its member {os.fsdecode(name)!r} is {NOT_FILES[kind]}; pack the files themselves")
+            raise ValueError(f"its member {shown(name)} is {NOT_FILES[kind]}; pack the files themselves")
         if name[:1] in b"./" or b"/." in name or b"//" in name:
             name = clean(name)
         if kind == b"5" or name[-1:] == b"/":
@@ -94,7 +100,7 @@ def _scan(file: int, at: int, end: int, prefix: bytes, add: Add, advance: Callab
         elif begin + length > end:
             if not (depth and name.lower().endswith(b".tar")):
                 add(prefix + name, 0, 0, length, 0, CUT)
-                return fault or f"is cut off in {os.fsdecode(prefix + name)}"
+                return fault or f"is cut off in {shown(prefix + name)}"
             return fault or _scan(file, begin, end, prefix + name[:-4] + b"/", add, advance, depth - 1)
         elif depth and name[-4:].lower() == b".tar" and _is_tar(file, begin, length):
             add(prefix + name[:-4] + b"/", 0, 0, 0, 0, RAW)
