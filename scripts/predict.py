@@ -110,7 +110,7 @@ def _draw(task: Task, predictions: Predictions, targets: dict[Path, Path]) -> tu
     records: Records = []
     with progress("draw", len(media)) as bar:
 
-        def drawn(pictures: Iterable[int]) -> Iterator[Tensor]:
+        def drawn(pictures: Iterable[int]) -> Iterator[Tensor | tuple[Tensor, float | None]]:
             for picture in pictures:
                 bar.advance()
                 try:
@@ -120,7 +120,8 @@ def _draw(task: Task, predictions: Predictions, targets: dict[Path, Path]) -> tu
                     continue
                 if image is not None:
                     records.append(predictions.of(picture))
-                    yield task.draw(image, records[-1][2])
+                    painted = task.draw(image, records[-1][2])
+                    yield painted if media.frame(picture) is None else (painted, media.stamp(picture))
 
         for path, pictures in groupby(range(len(media)), media.file):
             write_pictures(targets[path], drawn(pictures), media.fps(path) if is_video(path) else None)

@@ -39,8 +39,16 @@ def _new_settings(settings: Settings) -> None:
     settings["data"].setdefault("changed", False)
     if settings["task"].get("_target_") == "tasks.pose.task.Pose":
         settings["task"].setdefault("flip_pairs", None)
+    exif = _EXIF.get(str(settings["data"].get("_target_")))
+    if exif is not None:
+        settings["data"] = {"exif": exif, "background": None, **settings["data"]}
 
 
+_EXIF = {  # sources of images, and whether EXIF tags count
+    "tasks.classification.folder.ImageFolder": False,
+    "tasks.coco.source.CocoFiles": True,
+    "tasks.pose.source.CocoKeypoints": True,
+}
 UPGRADES: list[Callable[[Settings], None]] = [_attention_as_node, _new_settings]
 _BLOCKS, _SELF = "tdaf.model.attention.nonlocal_blocks", "tdaf.model.attention.self_attention"
 _MECHANISMS: dict[str, Any] = {

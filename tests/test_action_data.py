@@ -45,7 +45,8 @@ def test_class_folders_alone(tmp_path: Path) -> None:
     names = ["val/abseiling/c.MKV", "val/air_drumming/a.webm", "val/air_drumming/b.mp4"]
     assert listed(found) == list(zip(names, ["abseiling", "air drumming", "air drumming"], strict=True))
     assert len(found.split("train")) == 2 and found.split("train").skipped == 1
-    assert found.split("val").notes == {} and found.split("val").skipped == 0
+    assert found.split("val").notes == {"files that are no videos by their endings, left out (1 .txt)": 1}
+    assert found.split("val").skipped == 0
     assert found.split("val").path(0) == tmp_path / "val/abseiling/c.MKV"
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tdaf.build import make
-from tdaf.cli import build
+from tdaf.cli import build, rehearsal
 from tdaf.cli.compose import compose, group_options
 from tdaf.errors import UserError
 
@@ -33,12 +33,6 @@ INPUTS = {
     "coco_pose": (2, 3, 128, 96),
     "kinetics": (2, 3, 8, 64, 64),
 }
-
-
-class Names:
-    classes = [str(k) for k in range(10)]
-    keypoints = ["nose", "left_eye", "right_eye"]
-    skeleton = None
 
 
 def covering(choices: dict[str, list[str]]) -> list[dict[str, str]]:
@@ -84,12 +78,7 @@ REASONS = (
 def started(row: dict[str, str]) -> None:
     """As far as a run gets without samples: composed, built, one forward pass in the shapes of its task."""
     config = compose([f"{name}={value}" for name, value in row.items()])
-    build.settings(config)
-    build.optimizer(config)
-    make(config["schedule"], "schedule")(steps_per_epoch=10, steps=100)
-    task = make(config["task"], "task", data=Names())
-    with torch.device("meta"):
-        network: Any = build.network(config, task).to("meta")
+    network: Any = rehearsal.choices(config)
     clips = len(INPUTS[row["task"]]) == 5
     if clips == (config["dims"] == 3):
         network(torch.empty(INPUTS[row["task"]], dtype=torch.uint8, device="meta"))

@@ -67,7 +67,6 @@ KINDS = {
     "transparent palette png": lambda: encoded(picture().convert("P"), "PNG", transparency=3),
     "alpha png": lambda: encoded(with_alpha(), "PNG"),
     "grey alpha png": lambda: encoded(with_alpha().convert("LA"), "PNG"),
-    "16 bit png": lambda: encoded(Image.fromarray(np.arange(60, dtype=np.uint16).reshape(6, 10) * 1000), "PNG"),
     "1 bit png": lambda: encoded(picture().convert("1"), "PNG"),
     "bmp": lambda: encoded(picture(), "BMP"),
     "gif of two frames": lambda: encoded(picture(), "GIF", save_all=True, append_images=[picture(seed=2)]),

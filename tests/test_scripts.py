@@ -19,7 +19,7 @@ from tasks.classification.task import Classification
 from tdaf.cli.evaluation import open_to_predict
 from tdaf.demo.prepare import prepare
 from tdaf.errors import RunError, UserError
-from tdaf.media.video import Video
+from tdaf.media.clip import Video
 from train import main
 
 SMALL = [
@@ -52,7 +52,7 @@ def test_predict_a_folder(run: Path, data: Path, tmp_path: Path, capsys: pytest.
     for _ in range(2):  # what the first call draws is no input of the second
         assert script(predict, [f"checkpoint={run}", f"input={given}", f"out={out}", "loader.workers=0"]) == 0
     said = capsys.readouterr()
-    assert said.err.count("left out") == 2 and "notes" not in said.err
+    assert said.err.count("1 files that are no images or videos by their endings, left out (1 .txt)\n") == 2
     assert sum("broken.jpg" in line for line in said.err.splitlines()) == 2  # once a call
     rows = json.loads((out / "predictions.json").read_text())["predictions"]
     assert [Path(row["file"]) for row in rows] == sorted((given / "deep").iterdir())
@@ -80,7 +80,10 @@ def test_predict_a_video(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert script(predict, [f"checkpoint={run}", f"input={given}", f"out={out}", "batch=8"]) == 0
     said = capsys.readouterr()
     assert f"left out {given}/sound.mov: it has no pictures" in said.err and "3 of 4 files drawn" in said.out
-    assert f"in part {given}/short.m4v: damaged after" in said.err and "frame 15 of 30" in said.out
+    assert (
+        f"in part {given}/short.m4v: cut off: 600 bytes are missing at its end; damaged after" in said.err
+        and "frame 15 of 30" in said.out
+    )
     rows = json.loads((out / "predictions.json").read_text())["predictions"]
     by = {(Path(row["file"]).name, row.get("frame")): row["top5"] for row in rows}
     count = sum(name == "short.m4v" for name, _ in by)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tdaf.errors import UserError
 from tdaf.media import archive
-from tdaf.media.files import VIDEOS
+from tdaf.media.files import MOVING, files_below, folders_in, left_out
 
 KINETICS = (
     "expected train/<class>/<id>.mp4 and val/<class>/<id>.mp4 in it (also <id>_000010_000020.mp4, other video files, "
@@ -38,13 +39,14 @@ class Listing:
 
 
 class KineticsLayout:
-    """`root`/train/ and `root`/val/ (or validate/), with or without class folders, each also as a tar or zip file.
+    """`root`/train/ and `root`/val/ (or validate/), with or without class folders, which may have sub-folders;
+    each also as a tar or zip file.
 
     The annotations of a split are the file `<split>.csv` in annotations/ or in `root` itself, or else the only one
     there called kinetics..._<split>.csv (kinetics-400_train.csv), with a line that names the columns label, youtube_id,
-    time_start and time_end, in any order. A video whose file is not there is left out and counted, and one without a
-    line too. Without such a file the folders say the classes. A class folder may have _ for spaces, in any case.
-    Classes come from the validation split and are numbered by their names.
+    time_start and time_end, in any order. A video whose file is not there is left out and counted, and so is one
+    without a line, or with lines of several classes. Without such a file the folders say the classes. A class folder
+    may have _ for spaces, in any case. Classes come from the validation split and are numbered by their names.
 
     Args:
         root: of the data set.
@@ -59,11 +61,12 @@ class KineticsLayout:
 
     def __init__(self, root: Path, annotations: str | None, videos: str | None, frames: bool, max_bad: int = 0) -> None:
         self.root, self.frames, self.base, self.max_bad = root, frames, root / (videos or "."), max_bad
+        self.names: dict[Path, str] = {}  # below the root, of the splits' folders, by where they lie
         self.csv_folders = (root / annotations,) if annotations is not None else (root / "annotations", root)
         if annotations is not None and not self.csv_folders[0].is_dir():
             raise UserError(f"annotations={annotations}: no such folder ({self.csv_folders[0].absolute()})")
         file = self._csv_file("val")
-        labels = {label for label, _ in _kinetics_rows(file)} if file else set(_folders_in(self._folder("val")))
+        labels = {label for label, _ in _kinetics_rows(file)} if file else set(folders_in(self._folder("val")))
         where = file or self._folder("val")
         if not labels:
             fault = "lists no video" if file else f"holds neither class folders nor annotations; {KINETICS}"
@@ -77,23 +80,28 @@ class KineticsLayout:
     def listing(self, split: str) -> Listing:
         """The split "train" or "val"; raises UserError where it cannot be had."""
         folder, file = self._folder(split), self._csv_file(split)
-        if file:
-            return self._annotated(self._empty(split), folder, file)
-        classes = _folders_in(folder)
-        self._check_known(folder, classes)
-        videos = [(name, video) for name in classes for video in _videos_in(folder / name, self.frames)]
-        if not videos:
-            raise UserError(f"there is no video in the class folders of {folder}; {KINETICS}")
-        listing = self._empty(split)
-        listing.names += ["/".join((listing.folder, name, video)) for name, video in videos]
-        listing.labels += [self.numbers[_plain(name)] for name, _ in videos]
+        archive.check_whole(folder, self.max_bad)
+        listing = self._annotated(folder, file) if file else self._in_classes(folder)
+        if folder != self.root / self.names[folder]:
+            listing.folder, listing.place = self.names[folder], str(folder)
         return listing
 
-    def _annotated(self, listing: Listing, folder: Path, file: Path) -> Listing:
+    def _in_classes(self, folder: Path) -> Listing:
+        classes = folders_in(folder)
+        self._check_known(folder, classes)
+        found = {name: _videos_in(folder / name, self.frames) for name in classes}
+        videos = [(name, video) for name in classes for video in found[name][0]]
+        if not videos:
+            raise UserError(f"there is no video in the class folders of {folder}; {KINETICS}")
+        names = [self._below_root(folder, name, video) for name, video in videos]
+        notes = left_out(sum((others for _, others in found.values()), Counter()), "videos")
+        return Listing(names, [self.numbers[_plain(name)] for name, _ in videos], notes)
+
+    def _annotated(self, folder: Path, file: Path) -> Listing:
         rows = _kinetics_rows(file)
         self._check_known(file, [label for label, _ in rows])
-        files = self._files_by_stem(folder, {stem for _, stems in rows for stem in stems})
-        elsewhere, used = 0, set()
+        files, others = self._files_by_stem(folder, {stem for _, stems in rows for stem in stems})
+        elsewhere, used = 0, {}  # used: the classes that a video's rows say
         for label, stems in rows:
             candidates = [file for stem in stems for file in files.get(stem, ())]
             if not candidates:
@@ -101,28 +109,37 @@ class KineticsLayout:
             own = [(name, video) for name, video in candidates if _plain(name) == _plain(label)]
             name, video = (own or candidates)[0]
             elsewhere += bool(name) and not own
-            used.add((name, video))
-            listing.names.append("/".join(filter(None, (listing.folder, name, video))))
-            listing.labels.append(self.numbers[_plain(label)])
-        if not listing.names:
+            used.setdefault(self._below_root(folder, name, video), []).append(self.numbers[_plain(label)])
+        several = {name: labels for name, labels in used.items() if len(set(labels)) > 1}
+        kept = [name for name in used if name not in several]
+        listing = Listing(kept, [used[name][0] for name in kept])
+        if not used:
             raise UserError(f"none of the {len(rows)} videos of {file} is in {folder}; {KINETICS}")
         notes = {
-            **_missing(len(listing.names), len(rows)),
+            **_missing(sum(map(len, used.values())), len(rows)),
+            f"videos have rows of several classes and are left out ({_some(several)})": len(several),
+            "rows name a video again, with its class": sum(len(used[name]) - 1 for name in kept),
             "videos lie in the folder of another class than annotated, which counts": elsewhere,
             "videos are there without an annotation and left out": sum(map(len, files.values())) - len(used),
+            **left_out(others, "videos"),
         }
         listing.notes = {note: count for note, count in notes.items() if count}
         return listing
 
-    def _files_by_stem(self, folder: Path, stems: set[str]) -> dict[str, list[tuple[str, str]]]:
-        """(class folder or "", video) by the video's name without its ending; of folders in `folder`, those that are
-        called as an annotated video hold its frames, and the others are class folders."""
-        flat = [video for video in _videos_in(folder, self.frames) if not self.frames or video in stems]
+    def _files_by_stem(self, folder: Path, stems: set[str]) -> tuple[dict[str, list[tuple[str, str]]], Counter[str]]:
+        """(class folder or "", video below it) by the video's name without its ending, and how many other files there
+        are; of folders in `folder`, those that are called as an annotated video hold its frames, and the others are
+        class folders."""
+        flat, others = _videos_in(folder, self.frames, deep=False)
+        flat = [video for video in flat if not self.frames or video in stems]
         files: dict[str, list[tuple[str, str]]] = {}
-        for name in ("", *sorted(set(_folders_in(folder)) - set(flat))):
-            for video in _videos_in(folder / name, self.frames) if name else flat:
-                files.setdefault(video if self.frames else os.path.splitext(video)[0], []).append((name, video))
-        return files
+        for name in ("", *sorted(set(folders_in(folder)) - set(flat))):
+            videos, more = _videos_in(folder / name, self.frames) if name else (flat, Counter())
+            others += more
+            for video in videos:
+                stem = video if self.frames else os.path.splitext(os.path.basename(video))[0]
+                files.setdefault(stem, []).append((name, video))
+        return files, others
 
     def _check_known(self, where: Path, labels: list[str]) -> None:
         unknown = {label for label in labels if _plain(label) not in self.numbers}
@@ -130,22 +147,16 @@ class KineticsLayout:
             raise UserError(f"{where} has {len(unknown)} class(es) that the validation split lacks: {_some(unknown)}")
 
     def _folder(self, split: str) -> Path:
-        return Path(self._found(split)[1])
-
-    def _empty(self, split: str) -> Listing:
-        name, place = self._found(split)
-        archive.check_whole(place, self.max_bad)
-        folder = self.base / name
-        return Listing(folder=folder.relative_to(self.root).as_posix(), place="" if place == str(folder) else place)
-
-    def _found(self, split: str) -> tuple[str, str]:
-        """A split's folder by its name in `base`, and where that lies."""
         for name in KINETICS_FOLDERS[split]:
-            place = archive.locate(self.base, name)
+            place = Path(archive.locate(self.base, name))
             if archive.is_folder(place):
-                return name, place
+                self.names[place] = (self.base / name).relative_to(self.root).as_posix()
+                return place
         said = f"root={self.root}: there is no {split}/ in {self.base.absolute()}{archive.hint(self.base, split)}"
         raise UserError(f"{said}; {KINETICS}")
+
+    def _below_root(self, folder: Path, *names: str) -> str:
+        return "/".join((self.names[folder], *filter(None, names)))
 
     def _csv_file(self, split: str) -> Path | None:
         names = KINETICS_FOLDERS[split]
@@ -266,14 +277,9 @@ def _plain(label: str) -> str:
     return label.replace("_", " ").strip().casefold()
 
 
-def _videos_in(folder: Path, frames: bool) -> list[str]:
-    """Sorted names of the video files in a folder; frames: of the folders in it, each a video's frames."""
-    folders, files = archive.inside(folder)
-    return folders if frames else [name for name in files if name.lower().endswith(VIDEOS)]
-
-
-def _folders_in(folder: Path) -> list[str]:
-    return archive.inside(folder)[0]
+def _videos_in(folder: Path, frames: bool, deep: bool = True) -> tuple[list[str], Counter[str]]:
+    """Paths of the videos in a folder, and how many other files there are; frames: each a folder of its frames."""
+    return (folders_in(folder), Counter()) if frames else files_below(folder, MOVING, deep)
 
 
 def _located(root: Path, given: str | None, usual: tuple[str, ...], sign: str, argument: str, layout: str) -> Path:

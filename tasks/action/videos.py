@@ -20,12 +20,13 @@ from torchvision.transforms.v2.functional import resize
 from tasks.action.layouts import KINETICS, Hmdb51Layout, KineticsLayout, Listing, Ucf101Layout
 from tdaf.errors import UnreadableSample, UserError
 from tdaf.media import archive
-from tdaf.media.clip import FrameChoice, count_frames, decode_whole, read_clip
-from tdaf.media.files import read_skip_list
+from tdaf.media.clip import FrameChoice, read_clip
+from tdaf.media.files import is_data, read_skip_list
 from tdaf.media.image import read_image
+from tdaf.media.video import count_frames, decode_whole
 from tdaf.streams import Bar
 
-FRAME_FILE = re.compile(r"(?:.*\D)?(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
+FRAME_FILE = re.compile(r"(.*\D)?(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
 COUNTS_FILE = "frame_counts.csv"
 COUNTS_HEAD = ["frames", "bytes", "changed_ns", "video"]
 
@@ -201,12 +202,21 @@ def count_images(folder: Path) -> int:
 
 
 def _frame_files(folder: Path) -> list[str]:
+    """Names in the order of their numbers. Of several series in one folder it is the only one that is no optical flow
+    (img_ beside flow_x_ and flow_y_)."""
+    series: dict[str, dict[int, str]] = {}
     try:
-        files = {int(match[1]): match[0] for match in map(FRAME_FILE.fullmatch, archive.inside(folder)[1]) if match}
+        for match in filter(None, map(FRAME_FILE.fullmatch, filter(is_data, archive.inside(folder)[1]))):
+            series.setdefault(match[1] or "", {})[int(match[2])] = match[0]
     except OSError as error:
         raise UnreadableSample(f"{error.strerror} ({folder})") from error
-    if not files:
+    if not series:
         raise UnreadableSample(f"no frame in it, such as image_00001.jpg ({folder})")
+    pictures = [name for name in series if not name.lower().startswith("flow")] if len(series) > 1 else list(series)
+    if len(pictures) != 1:
+        some = ", ".join(f"{name}*" for name in sorted(series)[:5])
+        raise UnreadableSample(f"{len(series)} series of frames in one folder: {some}; leave one there ({folder})")
+    files = series[pictures[0]]
     missing = sorted(set(range(min(files), max(files))) - set(files))
     if missing:
         raise UnreadableSample(f"{len(missing)} frames are missing, number {missing[0]} first ({folder})")

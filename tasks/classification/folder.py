@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -14,9 +16,8 @@ from torch import Tensor
 from tasks.classification import ilsvrc
 from tdaf.errors import UserError
 from tdaf.media import archive
-from tdaf.media.archive import is_data
-from tdaf.media.files import IMAGES, read_skip_list
-from tdaf.media.image import read_image
+from tdaf.media.files import IMAGES, files_below, folders_in, left_out, read_skip_list
+from tdaf.media.image import Colour, checked_background, read_image
 
 LAYOUT = (
     "expected train/<class>/*.JPEG and val/<class>/*.JPEG (also .jpg, .png, ...), each also as a .tar or .zip, or "
@@ -39,6 +40,7 @@ class ImageFolder:
         num_classes: checked against the folders when given.
         skip_list: a text file with one path a line, relative to `root` (train/n01440764/n01440764_18.JPEG); these
             images are left out and counted.
+        exif, background: see `read_image`.
         max_bad: above 0, an archive that is cut off is used as far as it goes.
 
     Attributes:
@@ -50,8 +52,16 @@ class ImageFolder:
     """
 
     def __init__(
-        self, root: str | None, num_classes: int | None = None, skip_list: str | None = None, max_bad: int = 0
+        self,
+        root: str | None,
+        num_classes: int | None = None,
+        skip_list: str | None = None,
+        exif: bool = False,
+        background: Colour | None = None,
+        max_bad: int = 0,
     ) -> None:
+        self.background = checked_background(background)
+        self.reading = {"exif": exif, "background": self.background}
         if not root:
             raise UserError(f"root is not set; give the image folder: {LAYOUT}")
         self.root = Path(root).expanduser()
@@ -80,11 +90,8 @@ class ImageFolder:
     def split(self, name: str) -> FolderImages:
         """The images of "train" or "val"."""
         place = self._existing(name)
-        if name == "val" and self.labels:
-            files = _labelled_files(place, self.labels, self.folders)
-            return FolderImages(place, name, self.folders, files, self.skip, flat=True)
-        files = [_image_files(os.path.join(place, folder)) for folder in self.folders]
-        return FolderImages(place, name, self.folders, files, self.skip)
+        labels = self.labels if name == "val" else {}
+        return FolderImages(place, name, self.folders, self.skip, self.reading, labels)
 
     def _existing(self, split: str) -> str:
         place = self.places[split]
@@ -95,14 +102,10 @@ class ImageFolder:
 
     def _class_folders(self, split: str) -> list[str]:
         place = self._existing(split)
-        try:
-            folders, files = archive.inside(place)
-        except OSError as error:
-            _unreadable(error)
-        folders = list(filter(is_data, folders))
+        folders = folders_in(place)
         if folders:
             return folders
-        if not any(name.lower().endswith(IMAGES) for name in files):
+        if not files_below(place, IMAGES, deep=False)[0]:
             raise UserError(f"{place} holds no class folders; {LAYOUT}")
         if split == "val":
             self.labels = ilsvrc.val_labels(self.root)
@@ -127,26 +130,33 @@ class FolderImages:
         place: str,
         split: str,
         folders: list[str],
-        files: list[list[str]],
         skip: frozenset[str],
-        flat: bool = False,
+        reading: dict[str, Any],
+        labels: dict[str, str],
     ) -> None:
-        """place: of the split. folders: classes. files: of each, below its folder, or flat: below the split's."""
-        self.folder, self.split, self.folders, self.flat = place, split, folders, flat
+        """place: of the split. labels: of flat images, by their names without an ending, the class."""
+        self.folder, self.split, self.folders, self.reading, self.flat = place, split, folders, reading, bool(labels)
+        if labels:
+            found = [files_below(place, IMAGES, deep=False)]
+            files = _by_class(place, found[0][0], labels, folders)
+        else:
+            found = [files_below(os.path.join(place, folder), IMAGES) for folder in folders]
+            files = [names for names, _ in found]
+        self.notes = left_out(sum((others for _, others in found), Counter()), "images")
         empty = [folder for folder, inside in zip(folders, files, strict=True) if not inside]
         if empty:
             raise UserError(
                 f"{len(empty)} class folder(s) in {self.folder} without an image ({', '.join(IMAGES)}): "
                 f"{_some(empty)}; fill or remove them; {LAYOUT}"
             )
-        found = sum(map(len, files))
+        total = sum(map(len, files))
         if any(path.startswith(f"{split}/") for path in skip):
             files = [
                 [file for file in inside if f"{split}/{folder}/{file}" not in skip]
                 for folder, inside in zip(folders, files, strict=True)
             ]
         self.class_ends = np.cumsum([len(inside) for inside in files])
-        self.skipped = found - len(self)
+        self.skipped = total - len(self)
         if not len(self):
             raise UserError(f"the skip list leaves no image in {self.folder}")
         self.file_ends = np.cumsum([len(file) for file in chain(*files)])
@@ -160,38 +170,25 @@ class FolderImages:
 
     def name(self, index: int) -> str:
         """The path below the root, as a skip list has it."""
-        return f"{self.split}/{self.folders[self.label(index)]}/{self.file(index)}"
-
-    def file(self, index: int) -> str:
-        begin = int(self.file_ends[index - 1]) if index else 0
-        return self.file_names[begin : int(self.file_ends[index])]
+        return f"{self.split}/{self.folders[self.label(index)]}/{self._file(index)}"
 
     def read(self, index: int) -> tuple[Tensor, int]:
         """uint8 RGB (3, H, W) and the class. Raises UnreadableSample."""
-        label = self.label(index)
-        parts = (self.folder, self.file(index)) if self.flat else (self.folder, self.folders[label], self.file(index))
-        return read_image("/".join(parts)), label
+        return read_image(self.path(index), **self.reading), self.label(index)
+
+    def path(self, index: int) -> str:
+        """Where it lies."""
+        below = self._file(index) if self.flat else self.name(index).removeprefix(f"{self.split}/")
+        return f"{self.folder}/{below}"
+
+    def _file(self, index: int) -> str:
+        begin = int(self.file_ends[index - 1]) if index else 0
+        return self.file_names[begin : int(self.file_ends[index])]
 
 
-def _unreadable(error: OSError) -> None:
-    raise UserError(f"{error.filename}: {error.strerror}; it must be readable, with all that is in it") from error
-
-
-def _image_files(folder: str) -> list[str]:
-    """Paths below the folder, in torchvision's order: its own files, then those of each sub-folder."""
-    found = []
-    for parent, folders, files in archive.walk(folder, _unreadable):
-        folders[:] = filter(is_data, folders)
-        below = os.path.relpath(parent, folder).replace(os.sep, "/") + "/" if parent != folder else ""
-        names = sorted(file for file in files if file.lower().endswith(IMAGES) and is_data(file))
-        found.append((parent, [below + name for name in names]))
-    return list(chain.from_iterable(names for _, names in sorted(found)))
-
-
-def _labelled_files(place: str, labels: dict[str, str], folders: list[str]) -> list[list[str]]:
+def _by_class(place: str, images: list[str], labels: dict[str, str], folders: list[str]) -> list[list[str]]:
     """Flat images by their classes. Raises UserError where images and labels are not of each other."""
     files: dict[str, list[str]] = {folder: [] for folder in folders}
-    images = [name for name in archive.inside(place)[1] if name.lower().endswith(IMAGES) and is_data(name)]
     for name in images:
         label = labels.get(os.path.splitext(name)[0])
         if label is None:

@@ -13,14 +13,13 @@ from typing import Protocol
 from urllib.parse import unquote
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from tasks.coco.annotations import Annotations, box_notes, read
 from tdaf.errors import UnreadableSample, UserError
 from tdaf.media import archive
 from tdaf.media.files import read_skip_list
-from tdaf.media.image import read_image
+from tdaf.media.image import Colour, checked_background, image_size, read_image
 
 ENCODED = re.compile("%[0-9A-Fa-f]{2}")
 
@@ -48,6 +47,8 @@ class CocoFiles:
         train_annotations, train_images, val_annotations, val_images: files and folders, relative to `root`.
         skip_list: a text file with one path a line, relative to `root` (train2017/000000000009.jpg); these images are
             left out and counted.
+        exif, background: see `read_image`. By default images are turned as their EXIF tag says, since tools show them
+            so to whoever annotates. Sizes in the annotations must fit.
         max_bad: above 0, an archive that is cut off is used as far as it goes.
 
     Raises:
@@ -64,15 +65,17 @@ class CocoFiles:
         val_annotations: str = "annotations/instances_val2017.json",
         val_images: str = "val2017",
         skip_list: str | None = None,
+        exif: bool = True,
+        background: Colour | None = None,
         max_bad: int = 0,
     ) -> None:
         self.max_bad = max_bad
+        self.background = checked_background(background)
+        self.reading = {"exif": exif, "background": self.background}
         self.annotations = {"train": train_annotations, "val": val_annotations}
         self.images = {"train": train_images, "val": val_images}
         names = f"{train_annotations}, {train_images}/, {val_annotations}, {val_images}/"
-        self.layout = (
-            f"expected {names} in it (settings of data), or in .zip or .tar archives; without data, try recipe=demo"
-        )
+        self.layout = f"expected {names} in it (settings of data), also in archives; without data, try recipe=demo"
         if not root:
             raise UserError(f"root is not set; give COCO's folder: {self.layout}")
         self._order: tuple[tuple[str, ...], ...] = ()  # of categories and key points, where it is not the file's
@@ -103,9 +106,9 @@ class CocoFiles:
         annotations = self._read(name)
         if name == "train":
             self._check_same(annotations, self._read("val"))
-        path = archive.locate(self.root, self.images[name])
-        archive.check_whole(path, self.max_bad)
-        return CocoSplit(self.root, self.images[name], annotations, self.skip_list, path)
+        place = archive.locate(self.root, self.images[name])
+        archive.check_whole(place, self.max_bad)
+        return CocoSplit(self.root, self.images[name], annotations, self.skip_list, **self.reading, place=place)
 
     def _read(self, name: str) -> Annotations:
         annotations = read(Path(archive.locate(self.root, self.annotations[name])), self.with_keypoints)
@@ -137,7 +140,8 @@ class CocoSplit:
         folder: of the images, below the root.
         annotations: of the split.
         skip: paths below the root of images to leave out.
-        path: where the folder lies, if not there.
+        exif, background: see `CocoFiles`.
+        place: where the folder lies, if not there.
 
     Attributes:
         annotations: without the images left out, so that image i is image i of the annotations.
@@ -154,17 +158,20 @@ class CocoSplit:
         folder: str,
         annotations: Annotations,
         skip: frozenset[str] = frozenset(),
-        path: str | None = None,
+        exif: bool = True,
+        background: Colour | None = None,
+        place: str | None = None,
     ) -> None:
-        self.folder, self.path = folder, path or os.path.join(root, folder)
-        annotations = _renamed(annotations, folder, self.path)
-        self.annotations = self.everything = _located(annotations, str(root), self.path)
+        self.folder, self.images = folder, place or os.path.join(root, folder)
+        self.reading = {"exif": exif, "background": background}
+        annotations = _renamed(annotations, folder, self.images)
+        self.annotations = self.everything = _located(annotations, str(root), self.images, exif)
         if any(line.startswith(f"{folder}/") for line in skip):
             remaining = [i for i, name in enumerate(annotations.file_names) if f"{folder}/{name}" not in skip]
             self.annotations = self.everything.only(np.array(remaining, np.int64))
         self.skipped = len(annotations) - len(self.annotations)
         if not len(self.annotations):
-            raise UserError(f"skip_list leaves no image in {self.path}")
+            raise UserError(f"skip_list leaves no image in {self.images}")
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -175,14 +182,18 @@ class CocoSplit:
 
     def read(self, index: int) -> Tensor:
         """uint8 RGB (3, H, W). Raises UnreadableSample, also where the image is not of the annotated size."""
-        path = os.path.join(self.path, self.annotations.file_names[index])
-        image = read_image(path)
+        path, exif = self.path(index), self.reading["exif"]
+        image = read_image(path, **self.reading)
         annotated, size = tuple(map(int, self.annotations.sizes[index])), tuple(image.shape[1:])
         if size != annotated:
             sizes = f"the image has {size[1]} x {size[0]} pixels, its annotation says {annotated[1]} x {annotated[0]}"
-            turned = "; was it turned by its EXIF tag?" if size == annotated[::-1] else ""
-            raise UnreadableSample(f"{sizes}{turned} ({path})")
+            fits = image_size(path, not exif) == annotated
+            remedy = f"; it fits with data.exif={str(not exif).lower()}, which is for all images" if fits else ""
+            raise UnreadableSample(f"{sizes}{remedy} ({path})")
         return image
+
+    def path(self, index: int) -> str:
+        return os.path.join(self.images, self.annotations.file_names[index])
 
 
 @functools.lru_cache(maxsize=4)
@@ -214,7 +225,7 @@ def _renamed(annotations: Annotations, folder: str, path: str) -> Annotations:
 
 
 @functools.lru_cache(maxsize=4)
-def _located(annotations: Annotations, root: str, folder: str) -> Annotations:
+def _located(annotations: Annotations, root: str, folder: str, exif: bool) -> Annotations:
     """The annotations with the sizes that their file does not say, from the headers of the images. An image that cannot
     be opened keeps the size 0: whoever reads it later is told why.
 
@@ -233,9 +244,8 @@ def _located(annotations: Annotations, root: str, folder: str) -> Annotations:
     sizes = annotations.sizes.copy()
     for index in missing:
         try:
-            with archive.open_file(paths[index]) as file, Image.open(file) as image:
-                sizes[index] = image.height, image.width
-        except Exception:  # PIL's plug-ins let many kinds of exception out of a damaged file
+            sizes[index] = image_size(paths[index], exif)
+        except UnreadableSample:
             continue
     sized = replace(annotations, sizes=sizes)
     taken = {"images without width and height, the file's taken": len(missing)}

@@ -125,7 +125,7 @@ class Fcos:
 
     def predict_dataset(self, paths: list[Path]) -> PredictDataset:
         """Images and videos of the user's, each picture prepared as a validation image."""
-        return PredictDataset(Media(paths), self.val_transform, self.pad_value)
+        return PredictDataset(Media(paths, getattr(self.data, "background", None)), self.val_transform, self.pad_value)
 
     def postprocess(self, outputs: Outputs, batch: Batch) -> list[dict[str, Any]]:
         """A picture: {"detections": [{"class", "score", "box": [x, y, width, height]}, ...], the best first, "width",

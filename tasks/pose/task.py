@@ -184,7 +184,7 @@ class Pose:
         for name, value in {"person": person, "box_score": box_score}.items():
             if value is not None and boxes in (None, "image"):
                 raise UserError(f"{name}={value}: chooses among boxes, so give boxes=FILE.json or a detector's run too")
-        pictures = Media(paths)
+        pictures = Media(paths, getattr(self.data, "background", None))
         category, least = "person" if person is None else person, 0.3 if box_score is None else box_score
         return PredictDataset(pictures, people_in(pictures, boxes, category, least), self.size, self.flip_test)
 

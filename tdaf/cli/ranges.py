@@ -25,6 +25,7 @@ RANGES = {
     "[-10, 10]": "mean",
     "(0, 1000]": "lr sigma",
     "[0, 1000]": "bias_lr mixup cutmix pictures pad patience",
+    "[0, 255]": "background",
     "[0, 360]": "rotation rotation_limit",
     "(0, 1000000]": "clip epochs",
     "(0, 10000000]": "timeout",
@@ -43,7 +44,7 @@ RANGES = {
     "[0, 1000000000000]": "warmup_steps milestones",
     "[0, 9223372036854775807]": "seed max_bad",
 }
-LENGTHS = {"betas": 2, "mean": 3, "std": 3, "size": 2, "short_side": 2, "scale": 2}  # of lists
+LENGTHS = {"betas": 2, "mean": 3, "std": 3, "size": 2, "short_side": 2, "scale": 2, "background": 3}  # of lists
 _BY_NAME = {name: interval for interval, names in RANGES.items() for name in names.split()}
 
 

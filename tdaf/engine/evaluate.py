@@ -18,6 +18,9 @@ from tdaf.engine.settings import LoaderSettings
 from tdaf.errors import RunError
 from tdaf.task import Dataset, Evaluator, Task
 
+EARLY = 3  # evaluations of a run in which the weights that are not averaged are measured too
+WIDE = 0.2  # a difference of two metrics that is told, as a part of the larger one
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -40,6 +43,13 @@ class Evaluation:
     def __str__(self) -> str:
         numbers = ", ".join(f"{name} {_short(value)}" for name, value in self.values.items())
         return f"{numbers} ({self.protocol}, {self.samples} samples, {self.skipped} skipped)"
+
+    def behind(self, live: Evaluation, metric: str) -> str:
+        """What is to be said where these numbers of averaged weights and those of the live ones differ widely."""
+        ours, theirs = self.values.get(metric, math.nan), live.values.get(metric, math.nan)
+        if not (is_defined(ours) and is_defined(theirs)) or abs(ours - theirs) <= WIDE * max(abs(ours), abs(theirs)):
+            return ""
+        return f"; weights that are not averaged have {metric} {_short(theirs)}: does trainer.ema suit so short a run?"
 
     def as_dict(self) -> dict[str, Any]:
         """All but the files, as plain data."""

@@ -18,7 +18,8 @@ class Settings:
         accumulate: micro-batches a step, whose gradients are added.
         precision: "auto", "fp32", "bf16" or "fp16"; see Precision.
         clip: largest gradient norm; None: no limit.
-        ema: decay of the averaged weights, which are then what is evaluated and kept as best; None: no average.
+        ema: decay of the averaged weights, which are then what is evaluated and kept as best; it grows to this with the
+            steps (`optim.Average`). None: no average.
         channels_last: whether kernels lie channels last in memory.
         compile: whether torch.compile compiles the network.
         sync_bn: whether batch norm takes its statistics over all ranks.

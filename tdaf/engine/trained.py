@@ -62,9 +62,9 @@ class Run:
                 other names are accepted, as many of them.)
         """
         if not data:
-            return make(
-                self.settings["task"], "task", data=SimpleNamespace(classes=list(self.classes), ids=self.class_ids)
-            )
+            about = {"classes": list(self.classes), "ids": self.class_ids}
+            data = SimpleNamespace(**about, background=self.settings["data"].get("background"))
+            return make(self.settings["task"], "task", data=data)
         task = build_task(self.settings)
         own, now = list(self.classes), list(task.classes)
         if len(own) != len(now):

@@ -15,7 +15,7 @@ from torch import nn
 
 from tdaf.engine import checkpoint, data, dist, identity, optim
 from tdaf.engine.data import Loader, TrainingOrder
-from tdaf.engine.evaluate import Evaluation, eval_mode, evaluate, is_defined
+from tdaf.engine.evaluate import EARLY, Evaluation, eval_mode, evaluate, is_defined
 from tdaf.engine.health import Preempted, Preemption, Watchdog
 from tdaf.engine.log import LossMeter, RunFolder, Throughput, mean_losses
 from tdaf.engine.precision import Precision, check_compiler, deterministic, float32
@@ -121,6 +121,12 @@ class Trainer:
         return self.step / self.steps_per_epoch
 
     @property
+    def _interval(self) -> int:
+        """Steps between evaluations."""
+        every = self.settings.evaluate_every
+        return max(1, round(every * self.steps_per_epoch)) if every else self.steps
+
+    @property
     def eval_network(self) -> nn.Module:
         return self.ema.module if self.ema is not None else self.network
 
@@ -193,9 +199,7 @@ class Trainer:
 
     def _is_due(self) -> bool:
         """Whether the step just made ends an interval of evaluation."""
-        if self.step == self.steps or not self.settings.evaluate_every:
-            return self.step == self.steps
-        return self.step > 0 and self.step % max(1, round(self.settings.evaluate_every * self.steps_per_epoch)) == 0
+        return self.step == self.steps or self.step > 0 and self.step % self._interval == 0
 
     def _evaluate_if_due(self) -> None:
         if not self._is_due() or self.evaluated == self.step:
@@ -203,7 +207,10 @@ class Trainer:
         for network in filter(None, (self.network, self.ema and self.ema.module)):
             dist.average_buffers(network)
         how = {"loader": self.loading, "precision": self.precision, "seed": self.seed, "batch": self.micro_batch}
-        self.last = evaluate(self.eval_network, self.task, self.val_set, **how, progress=self._evaluating)
+        measured = functools.partial(evaluate, task=self.task, split=self.val_set, **how, progress=self._evaluating)
+        self.last = measured(self.eval_network)
+        early = self.ema is not None and self.step <= EARLY * self._interval
+        lagging = self.last.behind(measured(self.network), self.task.metric) if early else ""
         self.reading = self.training
         self.evaluated = self.step
         self.schedule.step(self.last.values)
@@ -211,7 +218,7 @@ class Trainer:
         if better:
             self.best = {"value": self.last.values[self.task.metric], "step": self.step, "epoch": self.epoch}
         self.folder.event("val", self.step, self.epoch, self.last.values)
-        self.folder.say(f"epoch {self.epoch:.4g} val: {self.last}{' *' if better else ''}")
+        self.folder.say(f"epoch {self.epoch:.4g} val: {self.last}{' *' if better else ''}{lagging}")
         if dist.rank() == 0:
             self._draw()
         if better and dist.rank() == 0:
@@ -255,7 +262,7 @@ class Trainer:
         with lossy_streams(), self.folder, deterministic(self.settings.deterministic):
             dist.run_on_all_ranks(self._open)
             steps = dist.broadcast(dist.gather(self.step))
-            dist.run_on_all_ranks(lambda: self._check_shared(steps))
+            dist.run_on_all_ranks(lambda: self.folder.check_shared(steps))
             self.parallel = dist.data_parallel(self.network, self.device)
             if not self.network.training:
                 self.network.train()
@@ -302,13 +309,6 @@ class Trainer:
             self.folder.say(f"going on from step {self.step} of {self.steps}")
         else:
             introduce(self)
-
-    def _check_shared(self, steps: list[int]) -> None:
-        if len(set(steps)) > 1:
-            raise UserError(
-                f"the ranks found checkpoints of different steps {sorted(set(steps))} in run_dir={self.folder.folder}: "
-                "it must lie on a disk that all machines share"
-            )
 
     def training_loader(self) -> Loader:
         """This rank's batches from the next step on."""

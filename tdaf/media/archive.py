@@ -23,11 +23,6 @@ AnyPath = str | os.PathLike[str]
 ENDING = re.compile(r"\.(?:tar|zip)(?=/|$)", re.IGNORECASE)
 
 
-def is_data(name: str) -> bool:
-    """False for what an operating system or a notebook leaves between the files of a data set."""
-    return not name.startswith(".") and name not in ("@eaDir", "__MACOSX")
-
-
 def through(path: AnyPath) -> tuple[Archive, bytes] | None:
     """The archive that a path leads into, and the rest of the path; None for a path of a usual kind."""
     text = os.fspath(path)
@@ -81,11 +76,12 @@ def exists(path: AnyPath) -> bool:
     return is_file(path) or is_folder(path)
 
 
-def inside(folder: AnyPath) -> tuple[list[str], list[str]]:
-    """The sorted names of the folders and of the files in a folder. Raises OSError."""
+def inside(folder: AnyPath, onerror: Callable[[OSError], None] | None = None) -> tuple[list[str], list[str]]:
+    """The sorted names of the folders and of the files in a folder. onerror: told where it cannot be read; by default
+    that is raised."""
     found = through(folder)
     if found is None:
-        _, folders, files = next(walk(folder, _raised), ("", [], []))
+        _, folders, files = next(walk(folder, onerror or _raised), ("", [], []))
         return sorted(folders), sorted(files)
     return found[0].inside(found[1])
 
@@ -107,6 +103,8 @@ def locate(root: AnyPath, name: str) -> str:
     That is itself, where it is there. Else, for train/cat, the folder cat in train.tar or train.zip, or, where such an
     archive holds train/ and nothing else, in that; or train/cat in an archive called train_... or train-....
     """
+    from tdaf.media.files import is_data  # which lists archives too
+
     plain = os.path.join(root, name)
     parts = name.strip("/").split("/")
     for depth, part in enumerate([] if os.path.exists(plain) else parts):
