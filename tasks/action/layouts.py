@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tdaf.errors import UserError
+from tdaf.media import archive
 from tdaf.media.files import MOVING, files_below, folders_in, left_out
 
 KINETICS = (
     "expected train/<class>/<id>.mp4 and val/<class>/<id>.mp4 in it (also <id>_000010_000020.mp4, other video files, "
-    "and, beside train.csv and val.csv, no class folders); without data, try recipe=demo"
+    "and, beside train.csv and val.csv, no class folders), each also as a .tar or .zip; without data, try recipe=demo"
 )
 UCF = "expected ucfTrainTestlist/ with classInd.txt, trainlist01.txt, testlist01.txt, and UCF-101/<class>/*.avi there"
 HMDB = "expected testTrainMulti_7030_splits/ with <class>_test_split1.txt and <class>/*.avi in the root"
@@ -24,15 +25,22 @@ KINETICS_FOLDERS = {"train": ("train",), "val": ("val", "validate", "validation"
 
 @dataclass
 class Listing:
-    """names: paths below the data set's root, with /. labels: classes, one a name. notes: as a Dataset has them."""
+    """names: paths below the data set's root, with /. labels: classes, one a name. notes: as a Dataset has them. place:
+    where `folder`, with which all names begin, lies, if not there."""
 
     names: list[str] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     notes: dict[str, int] = field(default_factory=dict)
+    folder: str = ""
+    place: str = ""
+
+    def path(self, root: Path, name: str) -> Path:
+        return Path(self.place + name.removeprefix(self.folder)) if self.place else root / name
 
 
 class KineticsLayout:
-    """`root`/train/ and `root`/val/ (or validate/), with or without class folders, which may have sub-folders.
+    """`root`/train/ and `root`/val/ (or validate/), with or without class folders, which may have sub-folders;
+    each also as a tar or zip file.
 
     The annotations of a split are the file `<split>.csv` in annotations/ or in `root` itself, or else the only one
     there called kinetics..._<split>.csv (kinetics-400_train.csv), with a line that names the columns label, youtube_id,
@@ -45,13 +53,15 @@ class KineticsLayout:
         annotations: another folder below it for the CSV files.
         videos: another folder below it for train/ and val/.
         frames: each video is a folder of frames.
+        max_bad: above 0, an archive that is cut off is used as far as it goes.
 
     Raises:
         UserError: there is no validation split, or it says no classes.
     """
 
-    def __init__(self, root: Path, annotations: str | None, videos: str | None, frames: bool) -> None:
-        self.root, self.frames, self.base = root, frames, root / (videos or ".")
+    def __init__(self, root: Path, annotations: str | None, videos: str | None, frames: bool, max_bad: int = 0) -> None:
+        self.root, self.frames, self.base, self.max_bad = root, frames, root / (videos or "."), max_bad
+        self.names: dict[Path, str] = {}  # below the root, of the splits' folders, by where they lie
         self.csv_folders = (root / annotations,) if annotations is not None else (root / "annotations", root)
         if annotations is not None and not self.csv_folders[0].is_dir():
             raise UserError(f"annotations={annotations}: no such folder ({self.csv_folders[0].absolute()})")
@@ -70,8 +80,13 @@ class KineticsLayout:
     def listing(self, split: str) -> Listing:
         """The split "train" or "val"; raises UserError where it cannot be had."""
         folder, file = self._folder(split), self._csv_file(split)
-        if file:
-            return self._annotated(folder, file)
+        archive.check_whole(folder, self.max_bad)
+        listing = self._annotated(folder, file) if file else self._in_classes(folder)
+        if folder != self.root / self.names[folder]:
+            listing.folder, listing.place = self.names[folder], str(folder)
+        return listing
+
+    def _in_classes(self, folder: Path) -> Listing:
         classes = folders_in(folder)
         self._check_known(folder, classes)
         found = {name: _videos_in(folder / name, self.frames) for name in classes}
@@ -133,12 +148,15 @@ class KineticsLayout:
 
     def _folder(self, split: str) -> Path:
         for name in KINETICS_FOLDERS[split]:
-            if (self.base / name).is_dir():
-                return self.base / name
-        raise UserError(f"root={self.root}: there is no {split}/ in {self.base.absolute()}; {KINETICS}")
+            place = Path(archive.locate(self.base, name))
+            if archive.is_folder(place):
+                self.names[place] = (self.base / name).relative_to(self.root).as_posix()
+                return place
+        said = f"root={self.root}: there is no {split}/ in {self.base.absolute()}{archive.hint(self.base, split)}"
+        raise UserError(f"{said}; {KINETICS}")
 
     def _below_root(self, folder: Path, *names: str) -> str:
-        return "/".join((folder.relative_to(self.root).as_posix(), *filter(None, names)))
+        return "/".join((self.names[folder], *filter(None, names)))
 
     def _csv_file(self, split: str) -> Path | None:
         names = KINETICS_FOLDERS[split]

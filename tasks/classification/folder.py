@@ -1,4 +1,4 @@
-"""ImageNet, and any own folder of images in the same layout."""
+"""ImageNet, and any own folder of images in the same layout, unpacked or in archives."""
 
 from __future__ import annotations
 
@@ -13,15 +13,23 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from tasks.classification import ilsvrc
 from tdaf.errors import UserError
+from tdaf.media import archive
 from tdaf.media.files import IMAGES, files_below, folders_in, left_out, read_skip_list
 from tdaf.media.image import Colour, checked_background, image_notes, read_image
 
-LAYOUT = "expected train/<class>/*.JPEG and val/<class>/*.JPEG (also .jpg, .png, ...); without data, try recipe=demo"
+LAYOUT = (
+    "expected train/<class>/*.JPEG and val/<class>/*.JPEG (also .jpg, .png, ...), each also as a .tar or .zip, or "
+    "ImageNet's archives as delivered; without data, try recipe=demo"
+)
 
 
 class ImageFolder:
     """`root`/train/<class>/ and `root`/val/<class>/ with image files, also in sub-folders of a class.
+
+    Either may be in an archive instead, train.tar or train.zip, or as ImageNet's archives are delivered
+    (tasks/classification/ilsvrc.py); a sample there has the name and the place that it would have unpacked.
 
     Classes are numbered in the order of their folders' names, and images sorted, as torchvision's ImageFolder does, so
     published weights for ImageNet fit. What an operating system or a notebook leaves between them (names that begin
@@ -33,6 +41,7 @@ class ImageFolder:
         skip_list: a text file with one path a line, relative to `root` (train/n01440764/n01440764_18.JPEG); these
             images are left out and counted.
         exif, background: see `read_image`.
+        max_bad: above 0, an archive that is cut off is used as far as it goes.
 
     Attributes:
         classes: names for people: from `root`/classes.txt ("<folder> <name>" a line) where there is one, for ImageNet's
@@ -49,6 +58,7 @@ class ImageFolder:
         skip_list: str | None = None,
         exif: bool = False,
         background: Colour | None = None,
+        max_bad: int = 0,
     ) -> None:
         self.background = checked_background(background)
         self.reading = {"exif": exif, "background": self.background}
@@ -57,9 +67,13 @@ class ImageFolder:
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise UserError(f"root={root}: no such folder ({self.root.absolute()}); {LAYOUT}")
-        self.folders = _class_folders(self.root / "val")
-        if (self.root / "train").is_dir():
-            _check_same(self.root, _class_folders(self.root / "train"), self.folders)
+        self.places = {split: ilsvrc.place(self.root, split) for split in ("train", "val")}
+        for place in self.places.values():
+            archive.check_whole(place, max_bad)
+        self.labels: dict[str, str] = {}  # of flat validation images
+        self.folders = self._class_folders("val")
+        if archive.is_folder(self.places["train"]):
+            _check_same(self.root, self._class_folders("train"), self.folders)
         if num_classes is not None and num_classes != len(self.folders):
             raise UserError(
                 f"num_classes={num_classes}, but {self.root} has {len(self.folders)} class folders; "
@@ -75,9 +89,33 @@ class ImageFolder:
 
     def split(self, name: str) -> FolderImages:
         """The images of "train" or "val"."""
-        if not (self.root / name).is_dir():
-            raise UserError(f"root={self.root}: there is no {name}/ in it; {LAYOUT}")
-        return FolderImages(self.root, name, self.folders, self.skip, self.reading)
+        place = self._existing(name)
+        labels = self.labels if name == "val" else {}
+        return FolderImages(place, name, self.folders, self.skip, self.reading, labels)
+
+    def _existing(self, split: str) -> str:
+        place = self.places[split]
+        if not archive.is_folder(place):
+            said = f"root={self.root}: there is no {split}/ in it{archive.hint(self.root, split)}"
+            raise UserError(f"{said}; {LAYOUT}")
+        return place
+
+    def _class_folders(self, split: str) -> list[str]:
+        place = self._existing(split)
+        folders = folders_in(place)
+        if folders:
+            return folders
+        if not files_below(place, IMAGES, deep=False)[0]:
+            raise UserError(f"{place} holds no class folders; {LAYOUT}")
+        if split == "val":
+            self.labels = ilsvrc.val_labels(self.root)
+        if not self.labels:
+            raise UserError(
+                f"{place} holds images but no class folders, as ImageNet's {split}/ is delivered; put the devkit "
+                f"({ilsvrc.DEVKITS[1]}) or Kaggle's {ilsvrc.SOLUTION} beside it, or sort it once with: "
+                f"python scripts/prepare_imagenet.py root={self.root} devkit=PATH"
+            )
+        return sorted(set(self.labels.values()))
 
 
 class FolderImages:
@@ -90,12 +128,22 @@ class FolderImages:
     scans = ("full", "strict")
 
     def __init__(
-        self, root: Path, split: str, folders: list[str], skip: frozenset[str], reading: dict[str, Any]
+        self,
+        place: str,
+        split: str,
+        folders: list[str],
+        skip: frozenset[str],
+        reading: dict[str, Any],
+        labels: dict[str, str],
     ) -> None:
-        self.folder = os.path.join(root, split)
-        self.split, self.folders, self.reading = split, folders, reading
-        found = [files_below(os.path.join(self.folder, folder), IMAGES) for folder in folders]
-        files = [names for names, _ in found]
+        """place: of the split. labels: of flat images, by their names without an ending, the class."""
+        self.folder, self.split, self.folders, self.reading, self.flat = place, split, folders, reading, bool(labels)
+        if labels:
+            found = [files_below(place, IMAGES, deep=False)]
+            files = _by_class(place, found[0][0], labels, folders)
+        else:
+            found = [files_below(os.path.join(place, folder), IMAGES) for folder in folders]
+            files = [names for names, _ in found]
         self.notes = left_out(sum((others for _, others in found), Counter()), "images")
         empty = [folder for folder, inside in zip(folders, files, strict=True) if not inside]
         if empty:
@@ -124,16 +172,20 @@ class FolderImages:
 
     def name(self, index: int) -> str:
         """The path below the root, as a skip list has it."""
-        begin = int(self.file_ends[index - 1]) if index else 0
-        file = self.file_names[begin : int(self.file_ends[index])]
-        return f"{self.split}/{self.folders[self.label(index)]}/{file}"
+        return f"{self.split}/{self.folders[self.label(index)]}/{self._file(index)}"
 
     def read(self, index: int) -> tuple[Tensor, int]:
         """uint8 RGB (3, H, W) and the class. Raises UnreadableSample."""
         return read_image(self.path(index), **self.reading), self.label(index)
 
     def path(self, index: int) -> str:
-        return self.folder + self.name(index).removeprefix(self.split)
+        """Where it lies."""
+        below = self._file(index) if self.flat else self.name(index).removeprefix(f"{self.split}/")
+        return f"{self.folder}/{below}"
+
+    def _file(self, index: int) -> str:
+        begin = int(self.file_ends[index - 1]) if index else 0
+        return self.file_names[begin : int(self.file_ends[index])]
 
     def check(self, index: int, scan: str) -> list[str]:
         """Reads an image as `image_notes` does, strict: with its decoder that stops at any damage."""
@@ -141,18 +193,18 @@ class FolderImages:
         return image_notes(self.path(index), **self.reading, strict=scan == "strict")
 
 
-def _class_folders(split: Path) -> list[str]:
-    if not split.is_dir():
-        raise UserError(f"root={split.parent}: there is no {split.name}/ in it; {LAYOUT}")
-    folders = folders_in(split)
-    if folders:
-        return folders
-    if files_below(split, IMAGES, deep=False)[0]:
-        raise UserError(
-            f"{split} holds images but no class folders, as ImageNet's {split.name}/ is delivered; "
-            f"sort it once with: python scripts/prepare_imagenet.py root={split.parent} devkit=PATH"
-        )
-    raise UserError(f"{split} holds no class folders; {LAYOUT}")
+def _by_class(place: str, images: list[str], labels: dict[str, str], folders: list[str]) -> list[list[str]]:
+    """Flat images by their classes. Raises UserError where images and labels are not of each other."""
+    files: dict[str, list[str]] = {folder: [] for folder in folders}
+    for name in images:
+        label = labels.get(os.path.splitext(name)[0])
+        if label is None:
+            raise UserError(f"{place}: nothing says the class of {name}")
+        files[label].append(name)
+    if len(images) < len(labels):
+        missing = f"{place} lacks {len(labels) - len(images)} of the {len(labels)} images whose classes are given"
+        raise UserError(f"{missing}; bring it again")
+    return list(files.values())
 
 
 def _check_same(root: Path, train: list[str], val: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""COCO 2017's folders, and any own data set with annotations in COCO's format."""
+"""COCO 2017's folders or archives, and any own data set with annotations in COCO's format."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tasks.coco.annotations import Annotations, box_notes, read
 from tdaf.errors import UnreadableSample, UserError
+from tdaf.media import archive
 from tdaf.media.files import read_skip_list
 from tdaf.media.image import Colour, checked_background, image_notes, image_size, read_image
 
@@ -35,6 +36,9 @@ class Source(Protocol):
 class CocoFiles:
     """Two annotation files and two image folders below `root`; the defaults are the layout of COCO 2017.
 
+    Each of them may be in an archive (`tdaf.media.archive.locate`): in COCO's own train2017.zip, val2017.zip and
+    annotations_trainval2017.zip, or in tar or zip files called like a folder.
+
     Only the files of the split that is asked for are read; images are looked at only when they are read. The
     categories are those of the validation file, and the training file must have the same ones.
 
@@ -45,6 +49,7 @@ class CocoFiles:
             left out and counted.
         exif, background: see `read_image`. By default images are turned as their EXIF tag says, since tools show them
             so to whoever annotates. Sizes in the annotations must fit.
+        max_bad: above 0, an archive that is cut off is used as far as it goes.
 
     Raises:
         UserError: something is not there.
@@ -62,13 +67,15 @@ class CocoFiles:
         skip_list: str | None = None,
         exif: bool = True,
         background: Colour | None = None,
+        max_bad: int = 0,
     ) -> None:
+        self.max_bad = max_bad
         self.background = checked_background(background)
         self.reading = {"exif": exif, "background": self.background}
         self.annotations = {"train": train_annotations, "val": val_annotations}
         self.images = {"train": train_images, "val": val_images}
         names = f"{train_annotations}, {train_images}/, {val_annotations}, {val_images}/"
-        self.layout = f"expected {names} in it (settings of data); without data, try recipe=demo"
+        self.layout = f"expected {names} in it (settings of data), also in archives; without data, try recipe=demo"
         if not root:
             raise UserError(f"root is not set; give COCO's folder: {self.layout}")
         self._order: tuple[tuple[str, ...], ...] = ()  # of categories and key points, where it is not the file's
@@ -99,17 +106,22 @@ class CocoFiles:
         annotations = self._read(name)
         if name == "train":
             self._check_same(annotations, self._read("val"))
-        return CocoSplit(self.root, self.images[name], annotations, self.skip_list, **self.reading)
+        place = archive.locate(self.root, self.images[name])
+        archive.check_whole(place, self.max_bad)
+        return CocoSplit(self.root, self.images[name], annotations, self.skip_list, **self.reading, place=place)
 
     def _read(self, name: str) -> Annotations:
-        annotations = read(self.root / self.annotations[name], self.with_keypoints)
+        annotations = read(Path(archive.locate(self.root, self.annotations[name])), self.with_keypoints)
         return _reordered(annotations, *self._order) if self._order else annotations
 
     def _check_there(self, name: str) -> None:
-        if not (self.root / self.annotations[name]).is_file():
-            raise UserError(f"root={self.root}: there is no {self.annotations[name]} in it; {self.layout}")
-        if not (self.root / self.images[name]).is_dir():
-            raise UserError(f"root={self.root}: there is no folder {self.images[name]} in it; {self.layout}")
+        file, folder = self.annotations[name], self.images[name]
+        if not archive.is_file(archive.locate(self.root, file)):
+            said = f"root={self.root}: there is no {file} in it{archive.hint(self.root, file)}"
+            raise UserError(f"{said}; {self.layout}")
+        if not archive.is_folder(archive.locate(self.root, folder)):
+            said = f"root={self.root}: there is no folder {folder} in it{archive.hint(self.root, folder)}"
+            raise UserError(f"{said}; {self.layout}")
 
     def _check_same(self, train: Annotations, val: Annotations) -> None:
         for name, own, other in (("train", train, val), ("val", val, train)):
@@ -129,6 +141,7 @@ class CocoSplit:
         annotations: of the split.
         skip: paths below the root of images to leave out.
         exif, background: see `CocoFiles`.
+        place: where the folder lies, if not there.
 
     Attributes:
         annotations: without the images left out, so that image i is image i of the annotations.
@@ -149,8 +162,9 @@ class CocoSplit:
         skip: frozenset[str] = frozenset(),
         exif: bool = True,
         background: Colour | None = None,
+        place: str | None = None,
     ) -> None:
-        self.folder, self.images = folder, os.path.join(root, folder)
+        self.folder, self.images = folder, place or os.path.join(root, folder)
         self.reading = {"exif": exif, "background": background}
         annotations = _renamed(annotations, folder, self.images)
         self.annotations = self.everything = _located(annotations, str(root), self.images, exif)
@@ -207,8 +221,8 @@ def _renamed(annotations: Annotations, folder: str, path: str) -> Annotations:
             "file names with %20 and the like, decoded": unquote(name) if ENCODED.search(name) else name,
         }
         for note, reading in readings.items():
-            there = reading != name and not os.path.exists(os.path.join(path, name))
-            if there and os.path.exists(os.path.join(path, reading)):
+            there = reading != name and not archive.exists(os.path.join(path, name))
+            if there and archive.exists(os.path.join(path, reading)):
                 names[index] = reading
                 notes[note] += 1
                 break

@@ -131,9 +131,10 @@ class CocoKeypoints(CocoFiles):
         skip_list: str | None = None,
         exif: bool = True,
         background: Colour | None = None,
+        max_bad: int = 0,
     ) -> None:
         files = train_annotations, train_images, val_annotations, val_images
-        super().__init__(root, *files, skip_list, exif, background)
+        super().__init__(root, *files, skip_list, exif, background, max_bad)
 
     @cached_property
     def classes(self) -> list[str]:

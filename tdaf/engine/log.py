@@ -8,7 +8,6 @@ from __future__ import annotations
 import fcntl
 import json
 import math
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -307,34 +306,3 @@ def _is_summary(summary: Any) -> bool:
         and isinstance(summary.get("metrics"), dict)
         and {"samples", "skipped", "protocol"} <= summary.keys()
     )
-
-
-class Bar:
-    """Progress on a terminal; nothing where standard error is a file or a pipe (log lines serve there)."""
-
-    def __init__(self, title: str, total: int, start: int = 0, quiet: bool = False) -> None:
-        self._bar = None
-        if quiet or not sys.stderr.isatty():
-            return
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        note = TextColumn("{task.fields[note]}")
-        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note)
-        self._bar = Progress(*columns, console=Console(stderr=True), redirect_stdout=True)
-        self._task = self._bar.add_task(title, total=total, completed=start, note="")
-        self._bar.start()
-
-    def __enter__(self) -> Bar:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.stop()
-
-    def advance(self, note: str | None = None) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, advance=1, **({"note": note} if note else {}))
-
-    def stop(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()

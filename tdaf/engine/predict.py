@@ -24,11 +24,11 @@ from PIL import Image
 from tdaf.build import checked
 from tdaf.engine.data import EvaluationOrder, Loader
 from tdaf.engine.evaluate import undefined_outputs
-from tdaf.engine.log import Bar
 from tdaf.engine.precision import Precision, float32
 from tdaf.engine.trained import Run, load_checkpoint
 from tdaf.errors import RunError, UserError
 from tdaf.model.fold import fold
+from tdaf.streams import Bar
 from tdaf.task import Media, PredictDataset
 
 Answers = list[dict[str, Any]]  # what `task.postprocess` says of the samples of one picture

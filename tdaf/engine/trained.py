@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tdaf.build import checked, make
+from tdaf.build import checked, make, takes
 from tdaf.engine import checkpoint, identity
 from tdaf.errors import UserError
 from tdaf.settings import Settings, checked_settings
@@ -125,6 +125,8 @@ def load_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None
 def build_task(settings: Settings) -> Task:
     """The task with its data set, which is `data.root` or, with recipe=demo and no root, drawn if it is not there."""
     data = {key: value for key, value in settings["data"].items() if key not in ("max_bad", "changed")}
+    if settings["data"].get("max_bad") and takes(data, "max_bad", "data"):
+        data["max_bad"] = settings["data"]["max_bad"]  # whether an archive may be cut off
     if "root" in data:
         data["root"] = data_root(settings)
     return make(settings["task"], "task", data=make(data, "data"))

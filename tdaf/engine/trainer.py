@@ -17,14 +17,14 @@ from tdaf.engine import checkpoint, data, dist, identity, optim
 from tdaf.engine.data import Loader, TrainingOrder
 from tdaf.engine.evaluate import EARLY, Evaluation, eval_mode, evaluate, is_defined
 from tdaf.engine.health import Preempted, Preemption, Watchdog
-from tdaf.engine.log import Bar, LossMeter, RunFolder, Throughput, mean_losses
+from tdaf.engine.log import LossMeter, RunFolder, Throughput, mean_losses
 from tdaf.engine.precision import Precision, check_compiler, deterministic, float32
 from tdaf.engine.schedule import Schedule, cosine
 from tdaf.engine.settings import LoaderSettings, Settings
 from tdaf.engine.summary import introduce, summarise
 from tdaf.engine.visualize import log_samples
 from tdaf.errors import RunError, UserError
-from tdaf.streams import lossy_streams
+from tdaf.streams import Bar, lossy_streams
 from tdaf.task import Batch, Task
 
 

@@ -57,7 +57,7 @@ def files_below(
     """Files with one of these endings, in any case.
 
     Args:
-        folder: the folder; links are followed.
+        folder: the folder, also of or in an archive; links are followed.
         endings: small letters, with their dots.
         deep: whether those in its sub-folders too.
         onerror: told of folders that cannot be read; by default that is a UserError.
@@ -67,8 +67,10 @@ def files_below(
         Paths below the folder, with / between their parts, in torchvision's order: its own files, then those of each
         sub-folder. And how many files have other endings, by their endings.
     """
+    from tdaf.media import archive  # and with it NumPy
+
     found, others = [], Counter()
-    for parent, folders, files in os.walk(folder, onerror=onerror or _unreadable, followlinks=True):
+    for parent, folders, files in archive.walk(folder, onerror or _unreadable):
         folders[:] = filter(is_data, folders) if deep else ()
         if without is not None:
             folders[:] = [name for name in folders if Path(parent, name).resolve() != without.resolve()]
@@ -82,8 +84,10 @@ def files_below(
 
 
 def folders_in(folder: str | os.PathLike[str]) -> list[str]:
-    """Sorted names of the folders in one. UserError where it cannot be read."""
-    return sorted(filter(is_data, next(os.walk(folder, onerror=_unreadable))[1]))
+    """Sorted names of the folders in one, also of or in an archive. UserError where it cannot be read."""
+    from tdaf.media import archive
+
+    return sorted(filter(is_data, archive.inside(folder, _unreadable)[0]))
 
 
 def left_out(others: Counter[str], kind: str) -> dict[str, int]:
@@ -142,8 +146,10 @@ def read_skip_list(path: str | None, folders: tuple[str, ...] = (), example: str
 def _moves(path: Path) -> bool:
     from PIL import Image
 
+    from tdaf.media import archive
+
     try:
-        with Image.open(path) as image:
+        with archive.open_file(path) as file, Image.open(file) as image:
             return getattr(image, "is_animated", False)
     except Exception:  # PIL's plug-ins let many kinds of exception out of a damaged file
         return False

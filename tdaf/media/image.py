@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from tdaf.errors import UnreadableSample, UserError
+from tdaf.media import archive
 
 Path = str | PathLike[str]
 Colour = Sequence[int]  # red, green, blue, each 0 to 255
@@ -32,7 +33,7 @@ def read_image(path: Path, exif: bool = False, background: Colour | None = None)
     the first is taken.
 
     Args:
-        path: of the file.
+        path: of the file; it may lead through an archive (tdaf/media/archive.py).
         exif: whether it is turned and mirrored as its EXIF tag says, as cameras and telephones mean it. By default not:
             torchvision's ImageFolder, with which the published networks were trained, does not. (PIL turns TIFF in any
             case.)
@@ -48,14 +49,13 @@ def read_image(path: Path, exif: bool = False, background: Colour | None = None)
     laid = background is not None and data[:2].tobytes() != JPEG
     image = None if webp or laid else _decode(torch.from_numpy(data), exif)
     if image is None:
-        file = io.BytesIO(data.tobytes())
-        return _with_pil(file, path, lambda image: _pixels(image, exif, background))
+        return _with_pil(data, path, lambda image: _pixels(image, exif, background))
     return image
 
 
 def image_size(path: Path, exif: bool = False) -> tuple[int, int]:
     """Height and width in pixels of what `read_image` gives, from the file's header. Raises as that does."""
-    return _with_pil(path, path, lambda image: _size(image, exif))
+    return _with_pil(None, path, lambda image: _size(image, exif))
 
 
 def image_notes(path: Path, exif: bool = False, background: Colour | None = None, strict: bool = False) -> list[str]:
@@ -70,7 +70,7 @@ def image_notes(path: Path, exif: bool = False, background: Colour | None = None
     """
     if strict:
         check_jpeg(path)
-    return _with_pil(path, path, lambda image: _notes(image, exif, background))
+    return _with_pil(None, path, lambda image: _notes(image, exif, background))
 
 
 def check_jpeg(path: Path) -> None:
@@ -98,7 +98,7 @@ def checked_background(background: Colour | None) -> tuple[int, ...] | None:
 
 def _content(path: Path) -> np.ndarray:
     try:
-        data = np.fromfile(path, np.uint8)
+        data = archive.read(path)
     except OSError as error:
         raise UnreadableSample(f"{error.strerror or error} ({path})") from error
     if data.size == 0:
@@ -118,12 +118,14 @@ def _decode(data: Tensor, exif: bool) -> Tensor | None:
     return image.permute(1, 2, 0).contiguous().permute(2, 0, 1) if exif else image
 
 
-def _with_pil(file: Path | io.BytesIO, path: Path, use: Callable[[Image.Image], Any]) -> Any:
+def _with_pil(data: np.ndarray | None, path: Path, use: Callable[[Image.Image], Any]) -> Any:
+    """data: the file's content, where that has been read."""
     try:
-        with Image.open(file) as image:
+        file = archive.open_file(path) if data is None else io.BytesIO(data.tobytes())
+        with file, Image.open(file) as image:
             return use(image)
     except Image.UnidentifiedImageError as error:
-        with open(path, "rb") as opened:
+        with archive.open_file(path) as opened:
             tiff = opened.read(4) in TIFF
         what = "a TIFF of a kind that PIL does not read; convert it to 8 or 16 bits" if tiff else "not an image"
         raise UnreadableSample(f"{what} ({path})") from error

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice, pairwise
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -20,6 +20,7 @@ from av.stream import Discard, Disposition
 from av.video.reformatter import VideoReformatter
 
 from tdaf.errors import UnreadableSample
+from tdaf.media import archive
 
 Path = str | os.PathLike[str]
 
@@ -90,10 +91,10 @@ def opened(path: Path, probe: bool = True) -> Iterator[tuple[av.container.InputC
         UnreadableSample: what is missing, empty, not a regular file, no video, or without a stream of pictures.
     """
     try:
-        about = os.stat(path)
-        if not stat.S_ISREG(about.st_mode):
+        size, _ = archive.about(path)
+        if not archive.is_file(path):
             raise UnreadableSample(f"not a file ({path})")
-        if not about.st_size:
+        if not size:
             raise UnreadableSample(f"the file is empty ({path})")
         container = _open(path, probe)
     except (av.FFmpegError, OSError) as error:
@@ -303,9 +304,9 @@ def has_frame_table(container: av.container.InputContainer, stream: av.VideoStre
 def check_whole(path: Path, stream: av.VideoStream) -> None:
     """Raises UnreadableSample where the file of an `opened` stream ends before its table of frames, or a matroska, webm
     or AVI header, says it does; no decoder tells where a format has no table."""
-    length = os.stat(path).st_size
+    length, _ = archive.about(path)
     end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
-    with open(path, "rb") as file:
+    with archive.open_file(path) as file:
         head = file.read(64)
     segment = head.find(MATROSKA_SEGMENT) + len(MATROSKA_SEGMENT)
     if head.startswith(b"RIFF"):
@@ -318,17 +319,21 @@ def check_whole(path: Path, stream: av.VideoStream) -> None:
 
 
 def _open(path: Path, probe: bool) -> av.container.InputContainer:
-    url = f"file:{os.fspath(path)}"
-    with open(path, "rb") as file:
+    is_member = archive.through(path) is not None
+
+    def source() -> str | BinaryIO:
+        return archive.open_file(path) if is_member else f"file:{os.fspath(path)}"
+
+    with archive.open_file(path) as file:
         mp4 = file.read(8)[4:] == b"ftyp"
     if mp4 and not probe:
         # one packet is read, and none decoded
         options = {"options": {"skip_frame": "all"}, "container_options": LOCAL | {"probesize": "32"}}
-        container = av.open(url, **options, metadata_errors="ignore")
+        container = av.open(source(), **options, metadata_errors="ignore")
         if all(has_frame_table(container, stream) for stream in _picture_streams(container)):
             return container
         container.close()
-    return av.open(url, container_options=LOCAL, metadata_errors="ignore")
+    return av.open(source(), container_options=LOCAL, metadata_errors="ignore")
 
 
 def _picture_streams(container: av.container.InputContainer) -> Iterator[av.VideoStream]:
