@@ -264,10 +264,23 @@ def _of_kind(before: DictConfig, after: DictConfig) -> DictConfig:
     return after
 
 
+def _pixels(network: str, what: str) -> Any:
+    from tdaf.model.backbones.library import preprocessing  # with torch and the library, for its networks alone
+
+    return preprocessing(network)[what]
+
+
+OmegaConf.register_new_resolver("pixels", _pixels, use_cache=False, replace=True)
+
+
 def _resolved(config: DictConfig) -> Config:
     try:
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
+        cause: BaseException | None = error  # of a resolver's own, OmegaConf makes another
+        while cause := cause.__cause__ or cause.__context__:
+            if isinstance(cause, UserError):
+                raise cause from None
         raise UserError(f"{error.full_key or 'settings'}: {first_line(error)}") from error
 
 
