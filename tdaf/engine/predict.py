@@ -23,12 +23,11 @@ from PIL import Image
 
 from tdaf.build import checked
 from tdaf.engine.data import EvaluationOrder, Loader
-from tdaf.engine.evaluate import undefined_outputs
+from tdaf.engine.evaluate import forward, undefined_outputs
 from tdaf.engine.log import Bar
 from tdaf.engine.precision import Precision, float32
 from tdaf.engine.trained import Run, load_checkpoint
 from tdaf.errors import RunError, UserError
-from tdaf.model.fold import fold
 from tdaf.task import Media, PredictDataset
 
 Answers = list[dict[str, Any]]  # what `task.postprocess` says of the samples of one picture
@@ -87,8 +86,7 @@ class Predictor:
             device = "cuda" if torch.cuda.is_available() and self.run.settings.get("gpus") != 0 else "cpu"
         channels_last = self.run.settings["trainer"].get("channels_last", True)
         self.precision = Precision("auto", torch.device(device), channels_last)
-        network = self.run.network(self.task)
-        self.network = self.precision.place(fold(network) if folded else network)
+        self.network = self.precision.place(self.run.network(self.task, folded))
 
     def __call__(self, inputs: Any, **options: Any) -> list:
         """What the task says of pictures and videos.
@@ -153,7 +151,7 @@ class Predictor:
         moved = self.precision.move(batch)
         try:
             with self.precision.autocast():
-                outputs = self.network(moved["input"])
+                outputs = forward(self.network, moved)
         except torch.OutOfMemoryError as error:
             raise RunError(f"out of GPU memory, with batch={self.batch}: {str(error).splitlines()[0]}") from error
         wrong = undefined_outputs(outputs, len(batch["index"]))
