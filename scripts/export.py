@@ -35,7 +35,9 @@ def export(
     from tdaf.engine import export as engine
 
     found = engine.export(run, out, dynamic, tolerance)
-    text = ", ".join(f"{name} {value:.1e}" for name, value in found.items())
+    text = (
+        ", ".join(f"{name} {value:.1e}" for name, value in found.items()) or "not known, as nothing is in the samples"
+    )
     print(f"{out}: {out.stat().st_size / 2**20:.1f} MiB; largest difference from the checkpoint: {text}")
 
 

@@ -41,7 +41,9 @@ class Detector(nn.Module):
     @staticmethod
     def differences(expected: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, float]:
         """Of each detection to the nearest one of the other side, as detections of equal scores have no order: boxes in
-        shares of the largest coordinate."""
+        shares of the largest coordinate. Nothing where neither found anything."""
+        if not (expected["scores"].any() or found["scores"].any()):
+            return {}
         largest = expected["boxes"].max().clamp(min=1)
         sides = []
         for outputs in (expected, found):

@@ -167,14 +167,15 @@ class Pose:
     def predict_dataset(
         self,
         paths: list[Path],
-        boxes: str | None = None,
+        boxes: str | dict[str, Any] | None = None,
         person: str | None = None,
         box_score: float | None = None,
     ) -> PredictDataset:
         """A sample a person.
 
         Args:
-            boxes: None or "image", the whole picture is one; else a JSON file of boxes (see `data.people_in`).
+            boxes: None or "image", the whole picture is one; else a JSON file of boxes, or the content of such a file
+                (see `data.people_in`).
             person: the boxes' category to take; None: "person".
             box_score: boxes with a lower score are left out; None: 0.3.
 

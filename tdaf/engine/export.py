@@ -23,7 +23,7 @@ from tdaf.engine.checkpoint import atomic_write
 from tdaf.engine.exported import INSTALL, Exported
 from tdaf.engine.trained import EXPORTED, Run
 from tdaf.env import commit
-from tdaf.errors import RunError, UserError
+from tdaf.errors import RunError, UnreadableSample, UserError
 
 PT2 = ".pt2"
 SIDE, LEAST = 32, 192  # sides of samples are multiples of the one, and that which is traced has the other or more
@@ -42,7 +42,8 @@ def export(run: Run, out: Path, dynamic: bool | None = None, tolerance: float = 
             smaller).
 
     Returns:
-        The largest difference of each output, over the samples.
+        The largest difference of each output, over the samples. Empty where the samples gave none to compare, as
+        pictures in which nothing is detected; then it is only known that the file runs.
 
     Raises:
         UserError: another ending, a task that cannot be exported, or packages are missing.
@@ -60,7 +61,7 @@ def export(run: Run, out: Path, dynamic: bool | None = None, tolerance: float = 
     network = task.deployed(run.network(task, folded=True), onnx=out.suffix == EXPORTED).eval()
     if dynamic is not None:
         network.dynamic = dynamic
-    samples = _samples(run, task, network)
+    samples, protocol = _samples(run, task, network)
     about = {
         "config": run.settings,
         "classes": list(run.classes),
@@ -71,7 +72,7 @@ def export(run: Run, out: Path, dynamic: bool | None = None, tolerance: float = 
     metadata = {
         "task": str(run.settings["name"] if "name" in run.settings else type(task).__name__),
         "classes": json.dumps(about["classes"]),
-        "protocol": str(getattr(task, "protocol", "")),
+        "protocol": protocol,
         "input": json.dumps(_described(network, samples[0])),
         "commit": commit() or "",
         "tdaf": json.dumps(about),
@@ -163,14 +164,16 @@ def _differences(expected: Outputs, found: Outputs) -> dict[str, float]:
     }
 
 
-def _samples(run: Run, task: Any, network: nn.Module) -> list[dict[str, Tensor]]:
+def _samples(run: Run, task: Any, network: nn.Module) -> tuple[list[dict[str, Tensor]], str]:
     """Batches of several sizes and lengths, the first of which the network is traced with: validation samples where
-    the run's data are there, else of a drawn picture."""
+    the run's data are there, else of a drawn picture. And the protocol, where that can be told."""
+    protocol = getattr(task, "protocol", "")
     names = list(inspect.signature(network.forward).parameters)
     try:
-        dataset = run.task(data=True).dataset("val")
+        full = run.task(data=True)
+        dataset, protocol = full.dataset("val"), full.evaluator().protocol
         batch = dataset.collate([dataset[len(dataset) * k // 3] for k in range(3)])
-    except (UserError, RunError, IndexError):
+    except (UserError, RunError, UnreadableSample):
         with TemporaryDirectory() as folder:
             dataset = task.predict_dataset([_drawn(Path(folder), dims=run.settings.get("dims", 2))])
             batch = dataset.collate([dataset[0]] * 3)
@@ -179,12 +182,12 @@ def _samples(run: Run, task: Any, network: nn.Module) -> list[dict[str, Tensor]]
     batch["input"] = pixels if pixels.ndim == rank else pixels[:, 0].contiguous()
     whole = {name: batch[name] for name in names}
     if not network.dynamic:
-        return [whole, _cut(whole, 1)]
+        return [whole, _cut(whole, 1)], protocol
     # a side of 1 in a map is special to torch.export, so no map of the sample that is traced may have one
     height, width = (-(-max(size, LEAST) // SIDE) * SIDE for size in whole["input"].shape[-2:])
     more = (0, width - whole["input"].shape[-1], 0, height - whole["input"].shape[-2])
     whole["input"] = nn.functional.pad(whole["input"], more)
-    return [whole, _cut(whole, 1, height - SIDE, width), _cut(whole, 2, height, width - SIDE)]
+    return [whole, _cut(whole, 1, height - SIDE, width), _cut(whole, 2, height, width - SIDE)], protocol
 
 
 def _cut(sample: dict[str, Tensor], length: int, height: int | None = None, width: int | None = None) -> Any:
