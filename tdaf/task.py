@@ -126,6 +126,15 @@ class PredictionTask(Task, Protocol):
     def to_json(self, found: list[tuple[Path, int | None, list[dict[str, Any]]]]) -> Any:
         """What predict writes as JSON: plain data, from (file, frame, answers) of every picture."""
 
+    def deployed(self, network: nn.Module, onnx: bool) -> nn.Module:
+        """What export writes to a file for others (onnx: to one of ONNX): `forward` takes entries of a batch, by their
+        names and "input" first, and gives named tensors, (B, ...) each, that are complete answers.
+
+        Its attributes: "dynamic", whether height and width may be any; "raw", the one of these tensors that is the
+        network's own output, or None: then evaluator and `postprocess` take them all for the network's output.
+        Where it has a method "differences", that says by name how far apart (expected, found) outputs are, in shares of
+        the largest value; "translations()" are operations of ONNX for its own ones (torch.onnx.export)."""
+
 
 class Media(Protocol):
     """The pictures that predict draws on, in order: an image file is one, a video is as many as it has frames.

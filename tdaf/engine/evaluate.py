@@ -138,13 +138,18 @@ def _records(
             continue
         moved = precision.move(batch)
         with precision.autocast():
-            outputs = network(moved["input"])
+            outputs = forward(network, moved)
         wrong = undefined_outputs(outputs, len(batch["index"]))
         if wrong:
             return records, [loader.dataset.name(batch["index"][place].item()) for place in wrong]
         per_sample = evaluator.update(float32(outputs), moved)
         records.extend(zip(batch["index"].tolist(), per_sample, strict=True))
     return records, []
+
+
+def forward(network: nn.Module, batch: dict[str, Any]) -> Any:
+    """The outputs for a batch. A network that takes more than "input", as an exported one may, says so in `reads`."""
+    return network(*(batch[name] for name in getattr(network, "reads", ("input",))))
 
 
 def undefined_outputs(outputs: Any, count: int) -> list[int]:

@@ -145,6 +145,7 @@ def _layer(
 
 
 def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    if list(x.shape[2:]) == list(size):
+    # An exported graph serves sizes that are not known yet; resizing to the same size changes nothing.
+    if not torch.compiler.is_exporting() and list(x.shape[2:]) == list(size):
         return x
     return F.interpolate(x, size=list(size), mode="bilinear" if x.dim() == 4 else "trilinear", align_corners=False)

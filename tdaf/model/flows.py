@@ -224,7 +224,7 @@ def mask(h: Tensor, gate: nn.Module, above: Tensor, eta: float) -> Tensor:
     """g_l[above] + eta (Eq. 5): (B, 1, *size) for a map h (B, C, *size), above (B, A, *smaller) the previous flow's."""
     # A deconvolution doubles a map whose size was rounded up: what lies beyond half of h is of no cell of h, and would
     # squeeze the mask. Elsewhere every size is half of the next flow's, rounded up, and nothing is cut.
-    above = above[(..., *(slice(-(-size // 2)) for size in h.shape[2:]))]
+    above = above[(..., *(slice((size + 1) // 2) for size in h.shape[2:]))]
     return gate(above, h.shape[2:]).to(h.dtype) + eta
 
 
