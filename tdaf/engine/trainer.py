@@ -263,7 +263,7 @@ class Trainer:
             dist.run_on_all_ranks(self._open)
             steps = dist.broadcast(dist.gather(self.step))
             dist.run_on_all_ranks(lambda: self.folder.check_shared(steps))
-            self.parallel = dist.data_parallel(self.network, self.device)
+            self.parallel = dist.data_parallel(self.network, self.device, self.settings.deterministic)
             if not self.network.training:
                 self.network.train()
             self.training = self.reading = self.training_loader()
