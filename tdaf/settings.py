@@ -39,6 +39,14 @@ def _new_settings(settings: Settings) -> None:
     settings["data"].setdefault("changed", False)
     if settings["task"].get("_target_") == "tasks.pose.task.Pose":
         settings["task"].setdefault("flip_pairs", None)
+    if settings["tdaf"].get("_target_") == "tdaf.model.flows.TDAF":
+        settings["tdaf"] = {
+            "upsample": "deconv",
+            "mask": "one",
+            "learn_eta": False,
+            "detach": False,
+            **settings["tdaf"],
+        }
 
 
 UPGRADES: list[Callable[[Settings], None]] = [_attention_as_node, _new_settings]
