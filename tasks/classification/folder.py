@@ -30,6 +30,7 @@ class ImageFolder:
         num_classes: checked against the folders when given.
         skip_list: a text file with one path a line, relative to `root` (train/n01440764/n01440764_18.JPEG); these
             images are left out and counted.
+        every: 10: of the sorted classes only the first, the eleventh and so on.
 
     Attributes:
         classes: names for people: from `root`/classes.txt ("<folder> <name>" a line) where there is one, for ImageNet's
@@ -39,21 +40,26 @@ class ImageFolder:
         UserError: the folder cannot be used; files themselves are looked at only when they are read.
     """
 
-    def __init__(self, root: str | None, num_classes: int | None = None, skip_list: str | None = None) -> None:
+    def __init__(
+        self, root: str | None, num_classes: int | None = None, skip_list: str | None = None, every: int = 1
+    ) -> None:
         if not root:
             raise UserError(f"root is not set; give the image folder: {LAYOUT}")
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise UserError(f"root={root}: no such folder ({self.root.absolute()}); {LAYOUT}")
-        self.folders = _class_folders(self.root / "val")
+        if every < 1:
+            raise UserError(f"every={every}: give a whole number, 1 or more")
+        folders = _class_folders(self.root / "val")
         if (self.root / "train").is_dir():
-            _check_same(self.root, _class_folders(self.root / "train"), self.folders)
+            _check_same(self.root, _class_folders(self.root / "train"), folders)
+        self.folders = folders[::every]
         if num_classes is not None and num_classes != len(self.folders):
             raise UserError(
                 f"num_classes={num_classes}, but {self.root} has {len(self.folders)} class folders; "
                 "correct it, or leave it out to have it found"
             )
-        self.classes = _names(self.root, self.folders)
+        self.classes = _names(self.root, folders)[::every]
         self.skip = read_skip_list(skip_list, ("train/", "val/"))
 
     def reorder(self, classes: Sequence[str]) -> None:
