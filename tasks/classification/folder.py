@@ -42,6 +42,7 @@ class ImageFolder:
             images are left out and counted.
         exif, background: see `read_image`.
         max_bad: above 0, an archive that is cut off is used as far as it goes.
+        every: 10: of the sorted classes only the first, the eleventh and so on.
 
     Attributes:
         classes: names for people: from `root`/classes.txt ("<folder> <name>" a line) where there is one, for ImageNet's
@@ -59,6 +60,7 @@ class ImageFolder:
         exif: bool = False,
         background: Colour | None = None,
         max_bad: int = 0,
+        every: int = 1,
     ) -> None:
         self.background = checked_background(background)
         self.reading = {"exif": exif, "background": self.background}
@@ -67,19 +69,22 @@ class ImageFolder:
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise UserError(f"root={root}: no such folder ({self.root.absolute()}); {LAYOUT}")
+        if every < 1:
+            raise UserError(f"every={every}: give a whole number, 1 or more")
         self.places = {split: ilsvrc.place(self.root, split) for split in ("train", "val")}
         for place in self.places.values():
             archive.check_whole(place, max_bad)
         self.labels: dict[str, str] = {}  # of flat validation images
-        self.folders = self._class_folders("val")
+        folders = self._class_folders("val")
         if archive.is_folder(self.places["train"]):
-            _check_same(self.root, self._class_folders("train"), self.folders)
+            _check_same(self.root, self._class_folders("train"), folders)
+        self.folders = folders[::every]
         if num_classes is not None and num_classes != len(self.folders):
             raise UserError(
                 f"num_classes={num_classes}, but {self.root} has {len(self.folders)} class folders; "
                 "correct it, or leave it out to have it found"
             )
-        self.classes = _names(self.root, self.folders)
+        self.classes = _names(self.root, folders)[::every]
         self.skip = read_skip_list(skip_list, ("train/", "val/"))
 
     def reorder(self, classes: Sequence[str]) -> None:
@@ -195,7 +200,7 @@ class FolderImages:
 
 def _by_class(place: str, images: list[str], labels: dict[str, str], folders: list[str]) -> list[list[str]]:
     """Flat images by their classes. Raises UserError where images and labels are not of each other."""
-    files: dict[str, list[str]] = {folder: [] for folder in folders}
+    files: dict[str, list[str]] = {folder: [] for folder in labels.values()}
     for name in images:
         label = labels.get(os.path.splitext(name)[0])
         if label is None:
@@ -204,7 +209,7 @@ def _by_class(place: str, images: list[str], labels: dict[str, str], folders: li
     if len(images) < len(labels):
         missing = f"{place} lacks {len(labels) - len(images)} of the {len(labels)} images whose classes are given"
         raise UserError(f"{missing}; bring it again")
-    return list(files.values())
+    return [files[folder] for folder in folders]
 
 
 def _check_same(root: Path, train: list[str], val: list[str]) -> None:

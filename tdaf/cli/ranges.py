@@ -39,7 +39,7 @@ RANGES = {
     "[0, 1024]": "workers",
     "[1, 1024]": "prefetch",
     "[1, 65536]": "width channels deconvolutions anar_width groups width_per_group frames task.stride",
-    "[1, 1000000]": "top per_image num_classes",
+    "[1, 1000000]": "top per_image num_classes every",
     "[1, 10000000]": "demo.train demo.val",
     "[0, 1000000000000]": "warmup_steps milestones",
     "[0, 9223372036854775807]": "seed max_bad",

@@ -58,7 +58,7 @@ def summarise(trainer: Trainer) -> None:
         "skipped": last.skipped,
         "skipped_in_training": len(trainer.training.bad),
         "params": measure.parameters(trainer.network).total,
-        "gflops": _gflops(trainer.network, trainer.val_set, trainer.device),
+        "gflops": gflops(trainer.network, trainer.val_set, trainer.device),
         "images_per_second": trainer.steps * trainer.settings.batch / trainer.throughput.training,
         "seconds": trainer.throughput.total,
         "device": torch.cuda.get_device_name(trainer.device) if trainer.device.type == "cuda" else "cpu",
@@ -82,7 +82,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def _gflops(network: nn.Module, dataset: Dataset, device: torch.device) -> float:
+def gflops(network: nn.Module, dataset: Dataset, device: torch.device) -> float:
     """Of one sample, in the paper's sense (10^9 multiply-adds), counted on the meta device where the network can run
     there; one that reads a value runs for it."""
     for index in range(len(dataset)):  # not all are unreadable, or there would have been no evaluation
