@@ -279,3 +279,13 @@ class _CpuSyncBatchNorm(_BatchNorm):
                 self.running_var.lerp_(variance * count / (count - 1).clamp_min(1), self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return ((x - mean.view(shape)) * scale.view(shape) + self.bias.view(shape)).to(input.dtype)
+
+
+def check_shared(step: int, folder: Path) -> None:
+    """Raises UserError on all ranks where they found a run folder's checkpoint at different steps."""
+    steps = sorted({*broadcast(gather(step))})
+    if len(steps) > 1:
+        raise UserError(
+            f"the ranks found checkpoints of different steps {steps} in run_dir={folder}: it must lie on a disk that "
+            "all machines share"
+        )

@@ -61,6 +61,14 @@ def is_defined(metric: float) -> bool:
     return math.isfinite(metric) and metric != -1
 
 
+def is_better(metric: float, before: float) -> bool:
+    """Whether a metric is the best one, `before` the best before it. An undefined one is neither better nor worse: the
+    first defined one is best, and until then the last."""
+    return (
+        metric > before if is_defined(metric) and is_defined(before) else is_defined(metric) or not is_defined(before)
+    )
+
+
 def _short(value: float | None) -> str:
     """A count stays whole; what is not defined was kept as null."""
     value = math.nan if value is None else value

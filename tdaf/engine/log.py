@@ -181,12 +181,6 @@ class RunFolder:
         except OSError:
             raise UserError(f"another process is training in {self.folder}; wait, or give another run_dir") from None
 
-    def check_shared(self, steps: Sequence[int]) -> None:
-        """steps: at which each rank found its last checkpoint. UserError where they are of several disks."""
-        if len(found := sorted(set(steps))) > 1:
-            where = f"in run_dir={self.folder}: it must lie on a disk that all machines share"
-            raise UserError(f"the ranks found checkpoints of different steps {found} {where}")
-
     def start(self, step: int, evaluated: int) -> None:
         """Begins the files, or goes on with them from step `step`, whose last evaluation was at step `evaluated`: what
         a killed run left of later steps is dropped."""

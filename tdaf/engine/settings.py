@@ -26,6 +26,8 @@ class Settings:
         deterministic: whether to use deterministic algorithms where there are any, and to add ranks' gradients in
             one order also when a run goes on.
         evaluate_every: epochs between evaluations; 0: only at the end.
+        stop_after: evaluations without a better one after which the run ends; None: it goes on to its last step.
+        keep: of how many best evaluations the weights are kept, as checkpoints/step<step>-<value>.pt; 1: best.pt alone.
         checkpoint_every, log_every: steps between checkpoints and between lines of the log.
         pictures: validation samples drawn into TensorBoard.
         hang_timeout: seconds without a step after which a rank dumps its stacks and ends; 0: never.
@@ -46,6 +48,8 @@ class Settings:
     sync_bn: bool = False
     deterministic: bool = False
     evaluate_every: float = 1
+    stop_after: int | None = None
+    keep: int = 1
     checkpoint_every: int = 500
     log_every: int = 50
     pictures: int = 4
@@ -54,7 +58,17 @@ class Settings:
     def __post_init__(self) -> None:
         if self.epochs is None and self.max_steps is None:
             raise UserError("epochs and max_steps are both null: give one of them")
-        for name in ("epochs", "max_steps", "batch", "accumulate", "log_every", "checkpoint_every", "clip"):
+        for name in (
+            "epochs",
+            "max_steps",
+            "batch",
+            "accumulate",
+            "log_every",
+            "checkpoint_every",
+            "clip",
+            "stop_after",
+            "keep",
+        ):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"{name}={value}: give a number above 0")

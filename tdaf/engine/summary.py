@@ -59,7 +59,7 @@ def summarise(trainer: Trainer) -> None:
         "skipped_in_training": len(trainer.training.bad),
         "params": measure.parameters(trainer.network).total,
         "gflops": gflops(trainer.network, trainer.val_set, trainer.device),
-        "images_per_second": trainer.steps * trainer.settings.batch / trainer.throughput.training,
+        "images_per_second": trainer.step * trainer.settings.batch / trainer.throughput.training,
         "seconds": trainer.throughput.total,
         "device": torch.cuda.get_device_name(trainer.device) if trainer.device.type == "cuda" else "cpu",
         "ranks": dist.world(),
