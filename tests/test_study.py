@@ -126,6 +126,7 @@ def test_a_plan_of_ones_own_and_training_at_equal_cost(tmp_path: Path, monkeypat
     monkeypatch.setattr(study, "run", lambda trials, *how: {} if [start(compose([*t.command])) for t in trials] else {})
     assert call(monkeypatch, arguments, lambda: main(study.study, study.__doc__)) == 0
     page = (tmp_path / "runs/study-mine/study.md").read_text()
+    assert page.count("## The masks of") == 1 and re.search(r"all masks have is \d+% of their variance", page)
     assert "| plain | " in page and "- TDAF - plain: " in page and "top-1, 95 % interval" in page
 
 

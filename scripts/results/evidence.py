@@ -199,17 +199,18 @@ def write_page(
         parts.append("\n".join(["## What can be said", "", *(f"- {line}" for line in lines)]))
     curves.save(_losses(by_name), folder / "losses.svg")
     parts.append(f"## Training losses\n\n![training loss by step, mean of the seeds]({folder.name}/losses.svg)")
-    for name in MASKED:
-        own = [run.folder for _, run in sorted(by_name.get(name, {}).items()) if _is_drawn(run.config)]
+    for name in MASKED if difference is None else by_name:
+        own = [run.folder for _, run in sorted(by_name.get(name, {}).items()) if _has_masks(run.config)]
         if own:
             cache = runs / f"masks-{own[0].name.rpartition('-seed')[0]}.json"
             parts.append(_masks(name, cached(cache, [*map(str, own)], lambda own=own: [*map(masks, own)])))
     write_section(out, BEGIN, END, "\n\n".join(filter(None, parts)), NEW)
 
 
-def _is_drawn(config: dict[str, Any]) -> bool:
-    """Whether it is known where the objects of the run's images are."""
-    return bool(config.get("demo")) and config["demo"]["kind"] == "imagenet" and config["data"]["root"] is None
+def _has_masks(config: dict[str, Any]) -> bool:
+    """Whether the run's network has masks, and it is known where the objects of its images are."""
+    drawn = bool(config.get("demo")) and config["demo"]["kind"] == "imagenet" and config["data"]["root"] is None
+    return drawn and config["flows"] > 1 and config["tdaf"]["_target_"] == "tdaf.model.flows.TDAF"
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -259,8 +260,10 @@ def _masks(name: str, evidence: Sequence[dict[str, Any]]) -> str:
         rows.append([exchange, _mean([*values.values()]), change])
     first = markdown_table(["in the place of the masks", "top-1, 95 % interval", "to its own"], rows)
     means = np.mean([one["places"] for one in evidence], 0)
+    fixed, varying = means[:, 2 + COLUMNS.index("fixed")] ** 2, means[:, 2 + COLUMNS.index("varying")] ** 2
+    share = f"A pattern that all masks have is {np.mean(fixed / (fixed + varying).clip(1e-12)):.0%} of their variance."
     places = [[f"{flow:.0f}", f"{stage:.0f}", *(f"{value:.3f}" for value in own)] for flow, stage, *own in means]
-    return f"## The masks of {name}\n\n{first}\n\n{markdown_table(['flow', 'stage', *COLUMNS], places)}"
+    return f"## The masks of {name}\n\n{first}\n\n{markdown_table(['flow', 'stage', *COLUMNS], places)}\n\n{share}"
 
 
 def _accuracies(group: Group, values: Mapping[str, dict[int, float]], metric: str) -> Figure:
