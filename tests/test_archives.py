@@ -18,6 +18,7 @@ from packing import PACKERS, contents, deflated, nested, tar, zipped
 from tdaf.errors import UnreadableSample, UserError
 from tdaf.media import archive, members
 from tdaf.media.image import read_image
+from tdaf.media.tar import scan
 
 FILES = {
     "b/x.txt": b"x" * 1000,
@@ -333,6 +334,18 @@ def test_where_a_folder_cannot_be_written_the_cache_keeps_it(kept: Path, monkeyp
     assert file.name.startswith("x.tar.") and list(kept.parent.iterdir()) == [kept]
     monkeypatch.setattr(members, "scan", None)
     assert archive.read(kept / "a/8").tobytes() == b"8"
+
+
+def test_progress_ends_at_the_size(tmp_path: Path) -> None:
+    for kind in ("gnu", "nested"):
+        path = PACKERS[kind][1](
+            tmp_path / "x.tar", {f"{folder}/{n}": bytes(300_000) for folder in "ab" for n in range(9)}
+        )
+        steps = []
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            assert scan(file.fileno(), size, lambda *found: None, lambda steps, taken=steps: taken.append(steps)) == ""
+        assert (size >> 20) - 1 <= sum(steps) <= size >> 20
 
 
 def test_a_large_archive_costs_little_memory() -> None:

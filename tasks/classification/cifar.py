@@ -49,7 +49,7 @@ class Cifar10:
         if not self.folder.is_dir() and (given / ARCHIVE).is_file():
             self.folder = given / ARCHIVE
         needed = [*FILES["train"], *FILES["val"], "batches.meta"]
-        contents = _contents(self.folder, needed)
+        contents = _contents(self.folder, needed, needed[-1:])
         missing = next((name for name in needed if name not in contents), None)
         if missing:
             raise UserError(f"root={root}: no {missing} in {self.folder.absolute()}; {LAYOUT}")
@@ -69,7 +69,7 @@ class CifarImages:
     skipped = 0
 
     def __init__(self, folder: Path, files: list[str], classes: int) -> None:
-        contents = _contents(folder, files)
+        contents = _contents(folder, files, files)
         batches = [_batch(folder / file, contents[file], classes) for file in files]
         self.images = torch.from_numpy(np.concatenate([data for data, _ in batches])).view(-1, 3, 32, 32)
         self.labels = np.concatenate([labels for _, labels in batches])
@@ -92,15 +92,17 @@ class CifarImages:
         return self.images[index], int(self.labels[index])
 
 
-def _contents(folder: Path, names: list[str]) -> dict[str, bytes]:
-    """Those of these files that there are, in the folder or in the archive that it was packed into."""
+def _contents(folder: Path, names: list[str], read: list[str]) -> dict[str, bytes]:
+    """Those of these files that there are, in the folder or in the archive that it was packed into; read: which of them
+    with their content."""
     try:
         if folder.is_file():
             with tarfile.open(folder) as packed:
                 members = ((PurePath(member.name), member) for member in packed if member.isfile())
                 wanted = (pair for pair in members if pair[0].name in names and pair[0].parent.name == FOLDER)
-                return {path.name: packed.extractfile(member).read() for path, member in wanted}
-        return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+                return {p.name: packed.extractfile(m).read() if p.name in read else b"" for p, m in wanted}
+        there = (name for name in names if (folder / name).is_file())
+        return {name: (folder / name).read_bytes() if name in read else b"" for name in there}
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise UserError(f"{folder} is damaged, cut off or no archive; bring it again") from error
     except OSError as error:

@@ -105,6 +105,7 @@ def _scan(file: int, at: int, end: int, prefix: bytes, add: Add, advance: Callab
         elif depth and name[-4:].lower() == b".tar" and _is_tar(file, begin, length):
             add(prefix + name[:-4] + b"/", 0, 0, 0, 0, RAW)
             fault = _scan(file, begin, begin + length, prefix + name[:-4] + b"/", add, advance, depth - 1) or fault
+            passed = max(passed, at >> 20)
         elif kind in b"0\0" + b"7":
             add(prefix + name, begin, length, length, 0, RAW)
         if at >> 20 > passed:
