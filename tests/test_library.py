@@ -26,7 +26,6 @@ FAMILIES = {
     "davit": ("davit_tiny", SHALLOW | {"embed_dims": (32, 64, 128, 256), "num_heads": (1, 2, 4, 8)}),
     "densenet": ("densenet121", {"block_config": (1, 1, 1, 1)}),
     "dla": ("dla46x_c", {}),
-    "dpn": ("dpn48b", {}),
     "edgenext": ("edgenext_xx_small", {}),
     "efficientnet": ("test_efficientnet", {}),
     "efficientvit_mit": ("efficientvit_b0", {}),
@@ -34,15 +33,12 @@ FAMILIES = {
     "fasternet": ("fasternet_t0", {}),
     "fastvit": ("fastvit_t8", {}),
     "ghostnet": ("ghostnet_050", {}),
-    "hardcorenas": ("hardcorenas_a", {}),
     "hgnet": ("hgnetv2_b0", {}),
     "iformer": ("iformer_t", {}),
     "inception_next": ("inception_next_atto", {}),
     "inception_v3": ("inception_v3", {}),
     "lcnetv2": ("lcnetv2_small", {}),
-    "lowformer": ("lowformer_b0", {}),
     "mambaout": ("test_mambaout", {}),
-    "metaformer": ("poolformerv2_s12", {}),
     "mobilenetv3": ("mobilenetv3_small_050", {}),
     "mobilevit": ("mobilevit_xxs", {}),
     "nfnet": ("test_nfnet", {}),
@@ -222,6 +218,26 @@ class Own(nn.Module):
             x += scale
         x = nn.functional.dropout(x.mean((2, 3)), 0.5, self.training)
         return self.fc(x)
+
+
+class Writing(Own):
+    def forward(self, x):
+        x = self.features[0](x)
+        x = self.features[1](nn.functional.relu(x.view_as(x), inplace=True))
+        return self.fc(self.features[2](x).mean((2, 3)))
+
+
+def test_a_stage_that_writes_into_the_map_of_the_one_before_is_refused():
+    with pytest.raises(UserError, match="stage 2 writes into the map that it is given"):
+        tdaf.stages(Writing(), nodes=["features.0", "features.1"])
+
+
+def test_training_goes_its_own_way():
+    staged = tdaf.stages("timm/test_convnext", options={"drop_path_rate": 0.9})
+    image = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert not torch.equal(staged.train()(image)[-1], staged(image)[-1])
+        assert torch.equal(staged.eval()(image)[-1], staged(image)[-1])
 
 
 def test_a_module_of_ones_own():

@@ -248,8 +248,13 @@ def _maps(stages: list[Operations], image: Tensor) -> list[Tensor]:
     maps, x = [], image
     try:
         for stage in stages:
-            x = stage.eval()(x)
+            given, version = x, x._version
+            x = stage.eval()(given)
             maps.append(x)
+            if given._version != version:
+                raise Refused(f"stage {len(maps)} writes into the map that it is given")
+    except Refused:
+        raise
     except Exception as error:  # any code, with any size that it was not made for
         raise _not_any_size(error) from error
     finally:

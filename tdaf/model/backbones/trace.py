@@ -145,7 +145,7 @@ def last_inside(graph: fx.Graph, name: str) -> fx.Node:
     path = name.split(".")
     found = [node for node in graph.nodes if node.op != "get_attr" and path_of(node)[: len(path)] == path]
     if not found:
-        raise Refused(f"nothing of its forward pass is called {name}")
+        raise Refused(f"a map is reported of {name or 'nothing'}, which is no module of its forward pass")
     return found[-1]
 
 
