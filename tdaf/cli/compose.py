@@ -32,7 +32,7 @@ Config = dict[str, Any]
 # where a run takes place and how it is watched: what may change between a run and its continuation
 VOLATILE = (
     *("run_dir", "resume", "gpus", "loader", "data.root", "data.changed"),
-    *("trainer.log_every", "trainer.pictures", "trainer.hang_timeout", "trainer.keep"),
+    *("trainer.log_every", "trainer.pictures", "trainer.hang_timeout", "trainer.keep", "trainer.log", "log"),
 )
 ROOT = "data.root"
 KNOBS = ("milestones",)  # settings that only say what another one is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tdaf.errors import UserError
@@ -29,7 +30,8 @@ class Settings:
         stop_after: evaluations without a better one after which the run ends; None: it goes on to its last step.
         keep: of how many best evaluations the weights are kept, as checkpoints/step<step>-<value>.pt; 1: best.pt alone.
         checkpoint_every, log_every: steps between checkpoints and between lines of the log.
-        pictures: validation samples drawn into TensorBoard.
+        pictures: validation samples drawn into TensorBoard and other loggers.
+        log: where numbers and pictures go beside metrics.jsonl, some of `loggers.NAMES`.
         hang_timeout: seconds without a step after which a rank dumps its stacks and ends; 0: never.
 
     Raises:
@@ -53,6 +55,7 @@ class Settings:
     checkpoint_every: int = 500
     log_every: int = 50
     pictures: int = 4
+    log: Sequence[str] = ("tensorboard",)
     hang_timeout: float = 1800
 
     def __post_init__(self) -> None:
@@ -77,6 +80,10 @@ class Settings:
                 raise UserError(f"{name}={getattr(self, name)}: give 0 or more")
         if self.ema is not None and not 0 < self.ema < 1:
             raise UserError(f"ema={self.ema}: give a decay between 0 and 1, or null")
+        if list(self.log) not in ([], ["tensorboard"]):
+            from tdaf.engine.loggers import check
+
+            check(self.log)
 
 
 @dataclass(frozen=True)

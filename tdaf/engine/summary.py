@@ -13,7 +13,6 @@ from torch import nn
 import tdaf
 from tdaf import measure
 from tdaf.engine import dist, optim
-from tdaf.engine.log import to_json
 from tdaf.engine.precision import to_device
 from tdaf.env import commit
 from tdaf.errors import UnreadableSample
@@ -68,7 +67,7 @@ def summarise(trainer: Trainer) -> None:
         "versions": versions(),
         "git": commit(),
     }
-    trainer.folder.write("summary.json", to_json(summary) + "\n")
+    trainer.folder.summarise(summary)
     numbers = f"{metric} {last.values[metric]:.4g} (best {best['value']:.4g} at epoch {best['epoch']:.4g})"
     trainer.folder.say(f"finished: {numbers}; {trainer.folder.folder / 'summary.json'}")
 

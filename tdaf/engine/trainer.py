@@ -15,7 +15,7 @@ from torch import nn
 
 from tdaf.engine import checkpoint, data, dist, identity, optim
 from tdaf.engine.data import Loader, TrainingOrder
-from tdaf.engine.evaluate import EARLY, Evaluation, eval_mode, evaluate, is_better, is_defined
+from tdaf.engine.evaluate import EARLY, Evaluation, evaluate, is_better, is_defined
 from tdaf.engine.health import Preempted, Preemption, Watchdog
 from tdaf.engine.log import LossMeter, RunFolder, Throughput, mean_losses
 from tdaf.engine.precision import Precision, check_compiler, deterministic, float32
@@ -85,7 +85,7 @@ class Trainer:
         self.about, self.changed_data = {"classes": list(task.classes), **(about or {})}, changed_data
         self.timeout = dist.collective_timeout(self.settings.hang_timeout, self.loading.timeout)
         self.device = dist.join(device, self.timeout)
-        self.folder = RunFolder(Path(run_dir), quiet=dist.rank() != 0)
+        self.folder = RunFolder(Path(run_dir), quiet=dist.rank() != 0, log=self.settings.log)
         self.step, self.evaluated = 0, 0
         self.best: dict[str, Any] = {}
         self.last: Evaluation | None = None
@@ -229,9 +229,8 @@ class Trainer:
 
     def _keep(self, better: bool) -> None:
         if self.settings.pictures and hasattr(self.task, "visualize"):
-            with eval_mode(self.eval_network):
-                count, where = self.settings.pictures, (self.precision, self.folder, self.step)
-                log_samples(self.eval_network, self.task, self.val_set, count, *where)
+            count, where = self.settings.pictures, (self.precision, self.folder, self.step)
+            log_samples(self.eval_network, self.task, self.val_set, count, *where)
         values, folder = self.last.values, self.folder.checkpoints
         state = {"network": self.eval_network.state_dict(), "step": self.step, "metric": values, "about": self.about}
         if self.settings.keep > 1 and is_defined(values[self.task.metric]):
@@ -301,7 +300,7 @@ class Trainer:
         self._saved = self.step if going_on and not note else None  # the step of a whole LAST
         if self.step > self.steps:
             raise UserError(f"run_dir={self.folder.folder} is at step {self.step}: these settings end at {self.steps}")
-        self.folder.start(self.step, self.evaluated)
+        self.folder.start(self.step, self.evaluated, self.about.get("config"))
         for name, text in self.files.items():
             self.folder.write(name, text)
         for line in filter(None, [note, *self.notes]):
