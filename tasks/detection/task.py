@@ -125,7 +125,7 @@ class Fcos:
 
     def predict_dataset(self, paths: list[Path]) -> PredictDataset:
         """Images and videos of the user's, each picture prepared as a validation image."""
-        return PredictDataset(Media(paths), self.val_transform, self.pad_value)
+        return PredictDataset(Media(paths, getattr(self.data, "background", None)), self.val_transform, self.pad_value)
 
     def postprocess(self, outputs: Outputs, batch: Batch) -> list[dict[str, Any]]:
         """A picture: {"detections": [{"class", "score", "box": [x, y, width, height]}, ...], the best first, "width",
@@ -155,6 +155,11 @@ class Fcos:
         boxes[:, 2:] += boxes[:, :2]
         texts = [f"{entry['class']} {entry['score']:.2f}" for entry in entries]
         return with_boxes(picture, boxes, texts, [colour(self.classes.index(entry["class"])) for entry in entries])
+
+    def deployed(self, network: nn.Module, onnx: bool) -> nn.Module:
+        from tasks.detection.deploy import Detector  # registers an operation, which nothing else needs
+
+        return Detector(network, self.decoder, len(self.classes), onnx)
 
     def visualize(self, outputs: Outputs, batch: Batch) -> dict[str, list[Tensor]]:
         """The detections on each input, without its padding."""
