@@ -4,7 +4,8 @@
                                 [size=224] [device=auto] [threads=N] [pairs=N] [images=160]
                                 [out=PATH]
 
-what: startup, loader, archives, trainer, model, fold, memory, compile, detection, pose, clips, latency; all by default.
+what: startup, loader, archives, trainer, model, bridge, fold, memory, compile, detection, pose, clips, latency; all by
+    default.
 backbone: res50 by default, and for latency a table each of res50 and res101. batch: 8 by default, 128 on a GPU.
 device: auto, cpu or cuda. threads: of torch in this process.
 pairs: timed rounds of each measurement, instead of its own number. images: files for the loaders, a multiple of 32.
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tdaf.cli.ending  # noqa: F401  first: from here on Ctrl-C is a line
-from benchmarks.report import Row, filled, markdown, write
+from benchmarks.report import BRIDGED, Row, filled, markdown, write
 from tdaf.cli.script import Positive, main
 from tdaf.errors import UserError
 
@@ -49,6 +50,7 @@ MEASURED_BY = {
     "archives": ("archives.reading", "archives.listing"),
     "trainer": ("process.trainer",),
     "model": ("networks.gflops", "networks.forward", "networks.training"),
+    "bridge": ("networks.bridge",),
     "fold": ("networks.folding",),
     "memory": ("networks.memory",),
     "compile": ("networks.compiled",),
@@ -89,6 +91,11 @@ ROWS = {
         network("training", "training step", device="cpu", high=1.32),
         network("training", "training step", device="gpu", high=1.42),
         network("torchvision", "forward, plain", of="plain", to="torchvision's own network", measured="forward"),
+    ],
+    "bridge": [
+        Row(f"bridge_{kind}{name}", f"{what}, {name}", "ours", "timm's own network", high=1.02)
+        for name in BRIDGED
+        for kind, what in (("", "forward"), ("training_", "training step"))
     ],
     "fold": [
         network("folded", "forward, TDAF folded", of="TDAF folded", to="TDAF", high=0.90),

@@ -166,5 +166,38 @@ def killed(config: dict[str, Any], device: torch.device) -> None:
     td.barrier()
 
 
-def ranks(job: Any, folder: Path) -> int:
-    return spawn(run_rank, (job, {**CONFIG, "folder": str(folder)}, 0), 2)
+def dies_in_a_step(config: dict[str, Any], device: torch.device) -> None:
+    """In its fifth, after a checkpoint of the third."""
+    made = trainer(Path(config["folder"]))
+    train = made._one_step
+
+    def one_step(batches: Any) -> None:
+        if dist.rank() == 1 and made.step == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        train(batches)
+
+    made._one_step = one_step
+    run(made)
+
+
+def dies_at_the_end(config: dict[str, Any], device: torch.device) -> None:
+    """When all is saved."""
+    run(trainer(Path(config["folder"])))
+    if dist.rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def four(config: dict[str, Any], device: torch.device) -> None:
+    """Gradients, an evaluation of shares of 6 and 5, and a signal that one rank hears."""
+    folder = Path(config["folder"])
+    found = {"gradients": one_step(folder / "gradients")}
+    found["evaluated"] = run(trainer(folder / "evaluated", max_steps=2, val=Pictures(21, bad=(4,)), max_bad=1)).last
+    how = {**CUT, "deterministic": True}
+    run(trainer(folder / "whole", **how))
+    told(folder / "cut", 2, 5, how)
+    run(trainer(folder / "cut", **how))
+    torch.save({**found, "evaluated": found["evaluated"].as_dict()}, folder / f"{dist.rank()}.pt")
+
+
+def ranks(job: Any, folder: Path, count: int = 2) -> int:
+    return spawn(run_rank, (job, {**CONFIG, "folder": str(folder)}, 0), count)

@@ -306,7 +306,7 @@ def test_check_data_lists_videos(films: Path, tmp_path: Path, monkeypatch: pytes
         assert check(f"scan={scan}", f"out={out}") == 1
         assert out.read_text().split() == [f"{split}/b/{name}.mp4" for split in ("train", "val") for name in bad]
         said = capsys.readouterr().out
-        assert f"val: 4 samples read, {len(bad)} cannot be" in said and f"{len(bad)} in val/b, of 2" in said
+        assert f"{len(bad):8d}{len(bad):8d}  refused, of which" in said and f"{len(bad)} in val/b, of 2" in said
     skipping = ActionVideos(str(films), skip_list=str(tmp_path / "full.txt")).split("val")
     assert len(skipping) == 2 and skipping.skipped == 2
     assert check("scan=fast") == 2 and "scan=fast: give full" in capsys.readouterr().err

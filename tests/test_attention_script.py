@@ -209,7 +209,7 @@ CLASSES = {"coco_pose": list(COCO)}
 def run_folder(folder: Path, task: str, *more: str, classes: int = 4) -> Path:
     """A run's folder with the checkpoint of an untrained network."""
     config = compose([f"task={task}", *SETTINGS, *more])
-    names = CLASSES.get(task, [f"class {place}" for place in range(classes)])
+    names = CLASSES.get(task, [*"abcdefghij"][:classes])
     made = make(config["task"], "task", data=SimpleNamespace(classes=names))
     torch.manual_seed(0)
     about = {"config": config, "classes": names}

@@ -174,4 +174,4 @@ def test_every_setting_of_a_task_is_on_its_page(task: str) -> None:
 
 
 def test_readme_is_short() -> None:
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 210
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 220

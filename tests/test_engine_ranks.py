@@ -1,4 +1,4 @@
-"""Two gloo ranks against one: gradients, batch norm, evaluation, checkpoints, and how all end when one does."""
+"""Two and four gloo ranks against one: gradients, batch norm, evaluation, checkpoints, and how one ends all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,18 @@ from typing import Any
 
 import pytest
 import torch
-from rank_jobs import everything, killed, norm_output, one_step, parts, ranks, unreadable
+from rank_jobs import (
+    dies_at_the_end,
+    dies_in_a_step,
+    everything,
+    four,
+    killed,
+    norm_output,
+    one_step,
+    parts,
+    ranks,
+    unreadable,
+)
 from tiny_run import ROOT, run, same, start, trained, trainer, until
 from torch import nn
 
@@ -157,6 +168,34 @@ def test_what_ends_one_rank_ends_all_in_a_line(
     assert len(errors) == len(said), errors
     for line, pattern in zip(errors, said, strict=True):
         assert re.fullmatch(pattern, line), errors
+
+
+def test_a_rank_that_dies_in_a_step_costs_the_steps_since_the_checkpoint(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert ranks(dies_in_a_step, tmp_path) == 137
+    errors = sorted(line for line in capfd.readouterr().err.splitlines() if line.strip())
+    assert len(errors) == 2 and errors[0] == "error: a rank was ended by SIGKILL" and re.fullmatch(ENDED, errors[1])
+    assert checkpoint.load(tmp_path / "checkpoints" / checkpoint.LAST)["step"] == 3
+    assert run(trainer(tmp_path)).step == 12
+
+
+def test_a_rank_that_dies_after_training_costs_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert ranks(dies_at_the_end, tmp_path) == 137
+    assert capfd.readouterr().err.strip() == "error: a rank was ended by SIGKILL"
+    assert (tmp_path / "summary.json").exists() and trained(tmp_path)["step"] == 12
+
+
+def test_four_ranks_are_one_and_go_on_as_four(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert ranks(four, tmp_path, 4) == 0
+    assert "Warning" not in capfd.readouterr().err
+    expected, found = one_step(tmp_path / "one"), [torch.load(tmp_path / f"{rank}.pt") for rank in range(4)]
+    for share in found:
+        for name, value in expected.items():
+            torch.testing.assert_close(share["gradients"][name], value, atol=1e-5, rtol=1e-5)
+        assert share["evaluated"] == found[0]["evaluated"] and share["evaluated"]["samples"] == 20
+    assert same(trained(tmp_path / "cut"), trained(tmp_path / "whole"))
+    assert len(trained(tmp_path / "cut")["rng"]) == 4
 
 
 PARENT = """

@@ -354,3 +354,30 @@ def test_without_a_word_it_is_the_papers_sgd_and_a_cosine(tmp_path: Path) -> Non
 def test_the_best_evaluations_files_are_kept(tmp_path: Path) -> None:
     run(trainer(tmp_path))
     assert (tmp_path / "results" / "right.txt").exists()
+
+
+def test_it_stops_where_nothing_gets_better_and_is_then_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = [0.1, 0.5, 0.2, 0.5, 0.4, 0.9]
+    made = run(trainer(tmp_path, task=Scored(values), max_steps=30, stop_after=3))
+    assert made.step == 25 and made.best["step"] == 10  # evaluated every 5 steps
+    assert "stopped: 3 evaluations without a better one" in capsys.readouterr().out
+    again = trainer(tmp_path, task=Scored(values), max_steps=30, stop_after=3)
+    assert again.fit() == made.last and again.step == 25 and "is finished" in capsys.readouterr().out
+
+
+def test_a_stopped_run_that_was_cut_before_its_summary_only_writes_that(tmp_path: Path) -> None:
+    run(trainer(tmp_path, task=Scored([0.5, 0.4, 0.3]), max_steps=30, stop_after=2))
+    before = (tmp_path / "metrics.jsonl").read_text()
+    (tmp_path / "summary.json").unlink()
+    assert run(trainer(tmp_path, task=Scored([]), max_steps=30, stop_after=2)).step == 15
+    assert (tmp_path / "summary.json").exists() and (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_the_best_few_checkpoints_are_kept(tmp_path: Path) -> None:
+    run(trainer(tmp_path, task=Scored([0.1, 0.5, -1, 0.3, 0.4, math.nan]), max_steps=30, keep=2))
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("step*"))
+    assert kept == ["step10-0.5.pt", "step25-0.4.pt"]
+    best, other = (checkpoint.load(tmp_path / "checkpoints" / name) for name in ("best.pt", kept[0]))
+    assert best["step"] == other["step"] == 10 and same(best["network"], other["network"])

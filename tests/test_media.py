@@ -224,17 +224,18 @@ def ink(text: str) -> Tensor:
 @pytest.mark.parametrize("text", ["чашка", "γάτα", "猫と犬", "고양이", "قطة سوداء", "חתול", "แมวดำ", "बिल्ली"])
 def test_class_names_beyond_ascii_are_drawn(text: str, capfd: pytest.CaptureFixture[str]) -> None:
     """Not as the box that stands for what a font lacks."""
-    assert not torch.equal(ink(text), ink("\ufffe" * len(text)))
+    drawn = ink(text)
+    assert not capfd.readouterr().err and not torch.equal(drawn, ink("\ufffe" * len(text)))
     runs = list(drawing.Lettering(20)._runs(f"{text} 80%"))
     assert [run for run, _ in runs] == [text, " 80%"] and all(drawing._has(runs[0][1], letter) for letter in text)
-    assert not capfd.readouterr().err
 
 
 def test_letters_that_no_font_has_are_named_once(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(drawing, "_font_files", list)
-    drawing._font_with.cache_clear()
+    for cached in (drawing._font_with, drawing._say_missing):
+        cached.cache_clear()
     for _ in range(2):
         assert [run for run, _ in drawing.Lettering(20)._runs("猫 cat")] == ["猫 cat"]
     assert capfd.readouterr().err == "no font here has '\\u732b', it is drawn as a box: pip install 'tdaf[fonts]'\n"

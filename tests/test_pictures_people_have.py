@@ -5,16 +5,22 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from commands import script
 from PIL import Image, ImageOps
 from torch import Tensor
+from torchvision.transforms import v2
 
+from scripts.check_data import check
 from tasks.classification.folder import ImageFolder
+from tasks.classification.task import Classification
 from tasks.classification.transforms import imagenet_val
 from tasks.coco.source import CocoFiles
+from tasks.pose.source import CocoKeypoints
 from tdaf.errors import UnreadableSample, UserError
 from tdaf.media.files import Media
 from tdaf.media.image import check_jpeg, image_notes, image_size, read_image
@@ -113,7 +119,11 @@ def test_exif_turns_a_picture_as_tools_do(kind: str, orientation: int, tmp_path:
     assert image_size(path, exif=True) == turned.shape[:2]
     as_it_lies = turned.shape if kind == "tif" else (43, 61, 3)  # PIL itself turns TIFF
     assert hwc(read_image(path)).shape == as_it_lies and image_size(path) == as_it_lies[:2]
-    assert np.array_equal(hwc(Media([path]).read(0)), turned), "predict"
+    pictures = Media([path])
+    assert np.array_equal(hwc(pictures.read(0)), turned), "predict"
+    plain = Media([path])
+    plain.reading = {"exif": False}
+    assert hwc(plain.read(0)).shape == as_it_lies, "detect_people with data.exif=false"
 
 
 def test_damaged_exif_does_no_harm(tmp_path: Path) -> None:
@@ -137,6 +147,7 @@ def coco(root: Path, size: tuple[int, int] | None, orientation: int) -> Path:
 @pytest.mark.parametrize("size", [None, (43, 61)])
 def test_boxes_fit_the_turned_picture(size: tuple[int, int] | None, tmp_path: Path) -> None:
     split = CocoFiles(str(coco(tmp_path, size, 6))).split("val")
+    assert CocoKeypoints(str(tmp_path), val_annotations="annotations/instances_val2017.json").reading == split.reading
     assert split.read(0).shape == (3, 61, 43) and split.annotations.sizes[0].tolist() == [61, 43]
     upside_down = CocoFiles(str(coco(tmp_path / "other", None, 3))).split("val")
     assert np.array_equal(hwc(upside_down.read(0)), hwc(read_image(tmp_path / "other/val2017/a.jpg"))[::-1, ::-1])
@@ -177,6 +188,13 @@ def test_transparency_is_laid_on_a_background(kind: str, tmp_path: Path) -> None
     assert image_notes(path, background=(0, 0, 0)) == ["transparent, laid on data.background"]
     saved(tmp_path / "b.png", picture())
     assert torch.equal(read_image(tmp_path / "b.png", background=(1, 2, 3)), read_image(tmp_path / "b.png"))
+
+
+def test_predict_sees_what_training_saw(tmp_path: Path) -> None:
+    transparent("RGBA", tmp_path / "a.png")
+    data = SimpleNamespace(classes=["a", "b"], background=[10, 20, 30])
+    task = Classification(data, v2.Identity(), {"1crop": v2.Identity()}, mean=[0.5] * 3, std=[0.5] * 3)
+    assert task.predict_dataset([tmp_path / "a.png"])[0]["input"][:, 0, 7].tolist() == [10, 20, 30]
 
 
 @pytest.mark.parametrize("background", ["white", [1, 2], [0, 0, 256], 3])
@@ -227,3 +245,41 @@ def test_a_long_picture_is_cut_where_a_scaled_one_would_be() -> None:
     assert (exact.int() - first.int()).abs().max() <= 6
     ten, ten_first = imagenet_val(crops=10)(image[:, :, 100:4100]), imagenet_val(crops=10)(image[:, :, 99:4101])
     assert (ten.int() - ten_first.int()).abs().float().mean() < 3
+
+
+def test_check_data_prints_one_table(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """What was mended, to be looked at and refused, by kinds; each bad file once; other files by their endings."""
+    noise = np.random.default_rng(1).integers(0, 256, (40, 60, 3), np.uint8)
+    for split in ("train", "val"):
+        (tmp_path / split / "c").mkdir(parents=True)
+        saved(tmp_path / split / "c/plain.png", picture())
+    folder = tmp_path / "val/c"
+    saved(folder / "turned.jpg", picture(), 6)
+    saved(folder / "deep.png", Image.fromarray(RAMP))
+    saved(folder / "float.tif", Image.fromarray(RAMP.astype(np.float32)))
+    saved(folder / "cmyk.jpg", picture().convert("CMYK"))
+    transparent("RGBA", folder / "clear.png")
+    Image.fromarray(noise).resize((300, 200)).save(folder / "hole.jpg", quality=90)
+    whole = (folder / "hole.jpg").read_bytes()
+    (folder / "hole.jpg").write_bytes(whole[: len(whole) // 2] + whole[len(whole) // 2 + 700 :])
+    (folder / "notes.txt").touch()
+
+    def checked(*words: str) -> tuple[int, list[str]]:
+        settings = ["task=imagenet", f"data.root={tmp_path}", f"out={tmp_path / 'skip.txt'}", "loader.workers=0"]
+        return script(check, [*settings, *words]), capsys.readouterr().out.splitlines()
+
+    code, said = checked("scan=strict")
+    assert code == 1 and (tmp_path / "skip.txt").read_text() == "val/c/float.tif\nval/c/hole.jpg\n"
+    assert all(sum(name in line for line in said) == 1 for name in ("float.tif", "hole.jpg"))
+    table = [(*line.split(None, 2)[:2], line[18:].strip()) for line in said[said.index("   train     val") + 1 : -1]]
+    assert [(train, val) for train, val, label in table if label == "files"] == [("1", "7")]
+    rows = {label.partition(",")[0]: (int(train), int(val)) for train, val, label in table}
+    assert rows["read"] == (1, 5) and rows["refused"] == (0, 2) and rows["on the skip list"] == (0, 0)
+    for kind in ("with more than 8 bits a channel", "in other colours (CMYK)", "to be turned", "transparent"):
+        assert rows[kind] == (0, 1), kind
+    assert rows["pixels that are floating-point numbers"] == rows["files that are no images by their endings"] == (0, 1)
+    assert sum(label.startswith("Corrupt JPEG data: ") for _, _, label in table) == 1
+    code, said = checked(f"data.skip_list={tmp_path / 'skip.txt'}", "data.exif=true")
+    assert code == 0 and "       0       1    turned as their EXIF tag says" in said
+    with pytest.raises(UserError, match="scan=quick: the files of this task can be read with scan=full or strict"):
+        checked("scan=quick")

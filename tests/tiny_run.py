@@ -114,6 +114,7 @@ def trainer(
     lr: float = 0.05,
     decay: Callable[[], Callable[[float, float], float]] = cosine,
     factory: Callable[..., torch.optim.Optimizer] = optim.SGD,
+    device: torch.device | str = "cpu",
     **settings: Any,
 ) -> Trainer:
     """A trainer of the tiny task over `folder`."""
@@ -129,7 +130,7 @@ def trainer(
         schedule=functools.partial(Schedule, decay(), warmup_steps=2),
         loader=LoaderSettings(workers=workers, max_bad=max_bad, timeout=timeout),
         seed=5,
-        device="cpu",
+        device=device,
         about={"config": {"name": "little"}},
     )
 

@@ -77,7 +77,7 @@ class Clips:
     groups = None
 
     def __init__(self, videos: Videos, timing: Timing, transform: Transform) -> None:
-        self.videos, self.timing, self.transform = videos, timing, transform
+        self.videos, self.timing, self.transform, self.files = videos, timing, transform, videos
         self.skipped, self.notes = videos.skipped, videos.notes
         self.totals = videos.counts() if timing.windows is None else None
         self.ends = np.cumsum(np.broadcast_to(timing.count(self.totals), len(videos)))
@@ -100,31 +100,6 @@ class Clips:
     def name(self, index: int) -> str:
         """The video's path below the root, as a skip list has it."""
         return self.videos.name(self.locate(index)[0])
-
-    collate = staticmethod(default_collate)
-
-    def checked(self, full: bool) -> WholeVideos:
-        """What scripts/check_data.py reads instead: each video once, all of it or (full=False) its table of frames."""
-        return WholeVideos(self.videos, full)
-
-
-class WholeVideos:
-    """One sample a video, which is read, and of which nothing is kept."""
-
-    groups = None
-
-    def __init__(self, videos: Videos, full: bool) -> None:
-        self.videos, self.full, self.skipped, self.notes = videos, full, videos.skipped, videos.notes
-
-    def __len__(self) -> int:
-        return len(self.videos)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        self.videos.check(index, self.full)
-        return {"input": torch.empty(0)}
-
-    def name(self, index: int) -> str:
-        return self.videos.name(index)
 
     collate = staticmethod(default_collate)
 

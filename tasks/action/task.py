@@ -17,7 +17,7 @@ from tasks.action.transforms import Transform
 from tasks.action.videos import Source
 from tdaf.errors import UserError
 from tdaf.media.drawing import labelled
-from tdaf.model.classifier import Classifier, LinearHead, log_probabilities
+from tdaf.model.classifier import Classifier, LinearHead, Probabilities, log_probabilities
 from tdaf.model.normalise import Normalise
 from tdaf.model.staged import Staged
 from tdaf.task import Batch
@@ -133,6 +133,9 @@ class Action:
             plain = [{k: v for k, v in answer.items() if k != "text"} for _, answer in sorted(windows.items())]
             videos.append({"file": str(path), "windows": plain})
         return {"videos": videos}
+
+    def deployed(self, network: nn.Module, onnx: bool) -> nn.Module:
+        return Probabilities(network)
 
     def visualize(self, outputs: Tensor, batch: Batch) -> dict[str, list[Tensor]]:
         """Frames of each clip side by side, in time from left to right, with the best class; of several views the

@@ -42,9 +42,9 @@ class Videos(Protocol):
     def read(self, index: int, frames: FrameChoice) -> Tensor:
         """Frames of video `index` as uint8 RGB (T, 3, H, W); raises UnreadableSample."""
 
-    def check(self, index: int, full: bool) -> None:
-        """Raises UnreadableSample where not all of video `index` can be decoded; full=False: where its frames cannot
-        be counted, which takes a fraction of the time."""
+    def check(self, index: int, scan: str) -> list[str]:
+        """Raises UnreadableSample where not all of video `index` can be decoded; "quick": where its frames cannot be
+        counted, which takes a fraction of the time. Returns what is to be noted."""
 
     def counts(self) -> np.ndarray:
         """The number of frames of each video, 0 where it cannot be told: (N,) int64."""
@@ -132,6 +132,8 @@ class ListedVideos:
     """The videos of one split (protocol: `Videos`). All names lie in one string: 240,000 of them in a list would be
     copied into every worker, because counting references writes to each."""
 
+    scans = ("full", "quick")
+
     def __init__(
         self, root: Path, listing: Listing, skip: frozenset[str], frames: bool, short_side: int | None
     ) -> None:
@@ -163,8 +165,9 @@ class ListedVideos:
     def read(self, index: int, frames: FrameChoice) -> Tensor:
         return self._read(self.path(index), frames, self.short_side)
 
-    def check(self, index: int, full: bool) -> None:
-        (self._read_whole if full else self._count)(self.path(index))
+    def check(self, index: int, scan: str) -> list[str]:
+        (self._count if scan == "quick" else self._read_whole)(self.path(index))
+        return []
 
     def counts(self) -> np.ndarray:
         return frame_counts(self.root, [self.name(index) for index in range(len(self))], self._count, self._path)

@@ -17,7 +17,7 @@ from tasks.classification import ilsvrc
 from tdaf.errors import UserError
 from tdaf.media import archive
 from tdaf.media.files import IMAGES, files_below, folders_in, left_out, read_skip_list
-from tdaf.media.image import Colour, checked_background, read_image
+from tdaf.media.image import Colour, checked_background, image_notes, read_image
 
 LAYOUT = (
     "expected train/<class>/*.JPEG and val/<class>/*.JPEG (also .jpg, .png, ...), each also as a .tar or .zip, or "
@@ -42,6 +42,7 @@ class ImageFolder:
             images are left out and counted.
         exif, background: see `read_image`.
         max_bad: above 0, an archive that is cut off is used as far as it goes.
+        every: 10: of the sorted classes only the first, the eleventh and so on.
 
     Attributes:
         classes: names for people: from `root`/classes.txt ("<folder> <name>" a line) where there is one, for ImageNet's
@@ -59,6 +60,7 @@ class ImageFolder:
         exif: bool = False,
         background: Colour | None = None,
         max_bad: int = 0,
+        every: int = 1,
     ) -> None:
         self.background = checked_background(background)
         self.reading = {"exif": exif, "background": self.background}
@@ -67,19 +69,22 @@ class ImageFolder:
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise UserError(f"root={root}: no such folder ({self.root.absolute()}); {LAYOUT}")
+        if every < 1:
+            raise UserError(f"every={every}: give a whole number, 1 or more")
         self.places = {split: ilsvrc.place(self.root, split) for split in ("train", "val")}
         for place in self.places.values():
             archive.check_whole(place, max_bad)
         self.labels: dict[str, str] = {}  # of flat validation images
-        self.folders = self._class_folders("val")
+        folders = self._class_folders("val")
         if archive.is_folder(self.places["train"]):
-            _check_same(self.root, self._class_folders("train"), self.folders)
+            _check_same(self.root, self._class_folders("train"), folders)
+        self.folders = folders[::every]
         if num_classes is not None and num_classes != len(self.folders):
             raise UserError(
                 f"num_classes={num_classes}, but {self.root} has {len(self.folders)} class folders; "
                 "correct it, or leave it out to have it found"
             )
-        self.classes = _names(self.root, self.folders)
+        self.classes = _names(self.root, folders)[::every]
         self.skip = read_skip_list(skip_list, ("train/", "val/"))
 
     def reorder(self, classes: Sequence[str]) -> None:
@@ -124,6 +129,8 @@ class FolderImages:
     All paths lie in one string: a list of 1.28 million would be copied into every worker, because counting references
     writes to each of them.
     """
+
+    scans = ("full", "strict")
 
     def __init__(
         self,
@@ -185,10 +192,15 @@ class FolderImages:
         begin = int(self.file_ends[index - 1]) if index else 0
         return self.file_names[begin : int(self.file_ends[index])]
 
+    def check(self, index: int, scan: str) -> list[str]:
+        """Reads an image as `image_notes` does, strict: with its decoder that stops at any damage."""
+        self.read(index)
+        return image_notes(self.path(index), **self.reading, strict=scan == "strict")
+
 
 def _by_class(place: str, images: list[str], labels: dict[str, str], folders: list[str]) -> list[list[str]]:
     """Flat images by their classes. Raises UserError where images and labels are not of each other."""
-    files: dict[str, list[str]] = {folder: [] for folder in folders}
+    files: dict[str, list[str]] = {folder: [] for folder in labels.values()}
     for name in images:
         label = labels.get(os.path.splitext(name)[0])
         if label is None:
@@ -197,7 +209,7 @@ def _by_class(place: str, images: list[str], labels: dict[str, str], folders: li
     if len(images) < len(labels):
         missing = f"{place} lacks {len(labels) - len(images)} of the {len(labels)} images whose classes are given"
         raise UserError(f"{missing}; bring it again")
-    return list(files.values())
+    return [files[folder] for folder in folders]
 
 
 def _check_same(root: Path, train: list[str], val: list[str]) -> None:

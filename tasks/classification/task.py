@@ -15,7 +15,7 @@ from tasks.classification.evaluator import Accuracy
 from tasks.classification.transforms import Mixing, Transform
 from tdaf.errors import UserError
 from tdaf.media.drawing import labelled
-from tdaf.model.classifier import Classifier, LinearHead, log_probabilities
+from tdaf.model.classifier import Classifier, LinearHead, Probabilities, log_probabilities
 from tdaf.model.normalise import Normalise
 from tdaf.model.staged import Staged
 from tdaf.task import Batch, Media
@@ -50,7 +50,7 @@ class Samples:
     groups = None
 
     def __init__(self, images: LabelledImages, transform: Transform, mixing: Mixing) -> None:
-        self.images, self.transform, self.mixing = images, transform, mixing
+        self.images, self.transform, self.mixing, self.files = images, transform, mixing, images
         self.skipped, self.notes = images.skipped, getattr(images, "notes", {})
 
     def __len__(self) -> int:
@@ -215,6 +215,9 @@ class Classification:
             place = {} if frame is None else {"frame": frame}
             rows += [{"file": str(path), **place, "top5": answer["top5"]} for answer in answers]
         return {"predictions": rows}
+
+    def deployed(self, network: nn.Module, onnx: bool) -> nn.Module:
+        return Probabilities(network)
 
     def visualize(self, outputs: Tensor, batch: Batch) -> dict[str, list[Tensor]]:
         """Each input with its answer; of ten views the centre crop is shown."""

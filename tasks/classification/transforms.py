@@ -70,13 +70,14 @@ def imagenet_train(
     return v2.Compose([crop, _mirror(flip), *shift, *_modern(randaugment, erasing, IMAGENET_MEAN)])
 
 
-def imagenet_val(size: int = 224, short_side: int = 256, crops: int = 1) -> Transform:
+def imagenet_val(size: int = 224, short_side: int = 256, crops: int = 1, interpolation: str = "bilinear") -> Transform:
     """The image resized, then cut.
 
     Args:
         size: pixels of the input's side.
         short_side: pixels of the resized image's short side.
         crops: 1 for the centre, 10 for corners and centre, mirrored too, as (10, 3, size, size).
+        interpolation: of the resizing, "bilinear" or "bicubic", antialiased.
 
     Raises:
         UserError: values that cannot be.
@@ -85,7 +86,9 @@ def imagenet_val(size: int = 224, short_side: int = 256, crops: int = 1) -> Tran
         raise UserError(f"size={size} must be between 1 and short_side={short_side}")
     if crops not in (1, 10):
         raise UserError(f"crops={crops}: give 1 or 10")
-    return EvaluationCrop(size, short_side, crops)
+    if interpolation not in ("bilinear", "bicubic"):
+        raise UserError(f"interpolation={interpolation}: give bilinear or bicubic")
+    return EvaluationCrop(size, short_side, crops, interpolation)
 
 
 def cifar_train(
@@ -183,17 +186,18 @@ class EvaluationCrop:
     (Krizhevsky et al. 2012), (10, 3, size, size). Pixels as torchvision's.
 
     Of an image more than `LONG` times as long as it is wide the crops are cut first, to the nearest pixel of the
-    source, and then resized, since a strip of a few pixels' width would grow to gigabytes.
+    source, and then resized (bilinear), since a strip of a few pixels' width would grow to gigabytes.
     """
 
     size: int
     short_side: int
     crops: int
+    interpolation: str
 
     def __call__(self, image: Tensor) -> Tensor:
         if max(image.shape[1:]) > LONG * min(image.shape[1:]):
             return self._cut_first(image)
-        resized = v2.functional.resize(image, [self.short_side])
+        resized = v2.functional.resize(image, [self.short_side], v2.InterpolationMode(self.interpolation))
         if self.crops == 1:
             return v2.functional.center_crop(resized, [self.size, self.size])
         return torch.stack(v2.functional.ten_crop(resized, [self.size, self.size]))

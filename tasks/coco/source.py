@@ -19,7 +19,7 @@ from tasks.coco.annotations import Annotations, box_notes, read
 from tdaf.errors import UnreadableSample, UserError
 from tdaf.media import archive
 from tdaf.media.files import read_skip_list
-from tdaf.media.image import Colour, checked_background, image_size, read_image
+from tdaf.media.image import Colour, checked_background, image_notes, image_size, read_image
 
 ENCODED = re.compile("%[0-9A-Fa-f]{2}")
 
@@ -152,6 +152,8 @@ class CocoSplit:
         UserError: no image is left, or the file of one lies outside the data set.
     """
 
+    scans = ("full", "strict")
+
     def __init__(
         self,
         root: Path,
@@ -194,6 +196,11 @@ class CocoSplit:
 
     def path(self, index: int) -> str:
         return os.path.join(self.images, self.annotations.file_names[index])
+
+    def check(self, index: int, scan: str) -> list[str]:
+        """Reads an image as `image_notes` does, strict: with its decoder that stops at any damage."""
+        self.read(index)
+        return image_notes(self.path(index), **self.reading, strict=scan == "strict")
 
 
 @functools.lru_cache(maxsize=4)

@@ -156,6 +156,11 @@ class Fcos:
         texts = [f"{entry['class']} {entry['score']:.2f}" for entry in entries]
         return with_boxes(picture, boxes, texts, [colour(self.classes.index(entry["class"])) for entry in entries])
 
+    def deployed(self, network: nn.Module, onnx: bool) -> nn.Module:
+        from tasks.detection.deploy import Detector  # registers an operation, which nothing else needs
+
+        return Detector(network, self.decoder, len(self.classes), onnx)
+
     def visualize(self, outputs: Outputs, batch: Batch) -> dict[str, list[Tensor]]:
         """The detections on each input, without its padding."""
         answers = self.postprocess(outputs, {**batch, "scale": torch.ones_like(batch["scale"])})

@@ -32,7 +32,7 @@ Config = dict[str, Any]
 # where a run takes place and how it is watched: what may change between a run and its continuation
 VOLATILE = (
     *("run_dir", "resume", "gpus", "loader", "data.root", "data.changed"),
-    *("trainer.log_every", "trainer.pictures", "trainer.hang_timeout"),
+    *("trainer.log_every", "trainer.pictures", "trainer.hang_timeout", "trainer.keep", "trainer.log", "log"),
 )
 ROOT = "data.root"
 KNOBS = ("milestones",)  # settings that only say what another one is
@@ -62,6 +62,7 @@ def compose(arguments: Sequence[str]) -> Config:
     before, _ = load(tuple(o.input_line for o in choosing))
     _check_names([o for o in overrides if o not in choosing], OmegaConf.to_container(before))
     after, choices = load(tuple(o.input_line for o in overrides))
+    _check_recipe(choices["task"], choices["recipe"], overrides)
     config = {"name": choices["task"], "recipe": choices["recipe"], **_resolved(_of_kind(before, after))}
     _check_values(config)
     if config["run_dir"] is None:
@@ -204,6 +205,14 @@ def _chooses_file(override: Override, overrides: Sequence[Override]) -> bool:
     return True
 
 
+def _check_recipe(task: str, recipe: str, overrides: Sequence[Override]) -> None:
+    """Raises UserError for a recipe that is of other tasks alone. (A task of a user's own takes any.)"""
+    pairs = group_options("recipe/task", overrides)
+    of = [pair.removesuffix(f"_{recipe}") for pair in pairs if pair.endswith(f"_{recipe}")]
+    if of and task not in of and any(pair.startswith(f"{task}_") for pair in pairs):
+        raise UserError(f"recipe={recipe}: there is none for task={task}, only for {', '.join(of)}")
+
+
 def _is_group(key: str, overrides: Sequence[Override]) -> bool:
     return "." not in key and bool(group_options(key, overrides))
 
@@ -264,10 +273,23 @@ def _of_kind(before: DictConfig, after: DictConfig) -> DictConfig:
     return after
 
 
+def _pixels(network: str, what: str) -> Any:
+    from tdaf.model.backbones.library import preprocessing  # with torch and the library, for its networks alone
+
+    return preprocessing(network)[what]
+
+
+OmegaConf.register_new_resolver("pixels", _pixels, use_cache=False, replace=True)
+
+
 def _resolved(config: DictConfig) -> Config:
     try:
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
+        cause: BaseException | None = error  # of a resolver's own, OmegaConf makes another
+        while cause := cause.__cause__ or cause.__context__:
+            if isinstance(cause, UserError):
+                raise cause from None
         raise UserError(f"{error.full_key or 'settings'}: {first_line(error)}") from error
 
 

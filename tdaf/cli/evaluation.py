@@ -206,13 +206,11 @@ def _rank(
     from tdaf.engine.evaluate import evaluate
     from tdaf.engine.log import RunFolder, to_json
     from tdaf.engine.precision import Precision
-    from tdaf.model.fold import fold
 
     def built() -> tuple:
         run = open_run(checkpoint, overrides, trust)
         task = run.task(data=True)
-        network = run.network(task)
-        return run, task, fold(network) if folded else network
+        return run, task, run.network(task, folded)
 
     run, task, network = dist.run_on_all_ranks(built)
     trainer = run.settings["trainer"]

@@ -48,9 +48,7 @@ def run_rank(job: Job, config: Config, gpus: int) -> int:
     except RunError as error:
         return _complain(error, FAULT)
     except torch.cuda.OutOfMemoryError as error:
-        first = str(error).splitlines()[0]
-        hint = "try a smaller trainer.batch, trainer.accumulate=2 or tdaf.rematerialise=true"
-        return _complain(f"out of GPU memory: {first} ({hint})", FAULT)
+        return _complain(f"out of GPU memory: {str(error).splitlines()[0]} ({_smaller(config)})", FAULT)
     except OSError as error:
         explained = explain_file(error)
         if explained is None:
@@ -61,6 +59,13 @@ def run_rank(job: Job, config: Config, gpus: int) -> int:
         return _complain("interrupted; the same command goes on from the last checkpoint", INTERRUPTED)
     finally:
         dist.leave()
+
+
+def _smaller(config: Config) -> str:
+    """What makes a run take less of a GPU's memory."""
+    batch, parts = config["trainer"]["batch"], config["trainer"]["accumulate"]
+    again = "" if config.get("tdaf", {}).get("rematerialise") else ", or tdaf.rematerialise=true (slower)"
+    return f"try trainer.accumulate={2 * parts} (the same run), less than trainer.batch={batch}{again}"
 
 
 def _complain(message: object, code: int) -> int:

@@ -17,6 +17,7 @@ from tdaf.engine.log import RunFolder
 from tdaf.engine.settings import LoaderSettings
 from tdaf.engine.trainer import Trainer
 from tdaf.errors import UserError
+from tdaf.model.maps import flow_statistics
 
 
 def train(config: Config, device: torch.device) -> None:
@@ -60,9 +61,24 @@ def _built(config: Config) -> tuple:
     network = build.network(config, task)
     going_on = checkpoint.exists(Path(config["run_dir"]) / "checkpoints")
     report = None if going_on else build.load_pretrained(config, network)
-    if not report:
-        return task, network, []
-    return task, network, [f"begins with the weights of {config['pretrained']}", str(report)]
+    notes = _about_backbone(config, network)
+    if report:
+        notes += [f"begins with the weights of {config['pretrained']}", str(report)]
+    return task, network, notes
+
+
+def _about_backbone(config: Config, network: torch.nn.Module) -> list[str]:
+    """What differs with the network and is not to be guessed: where its library's colours come from, and MFBN's use."""
+    notes = []
+    if source := config["backbone"].get("network"):
+        task = config["task"]
+        crop = task.get("val_transforms", {}).get(task.get("protocol"), {})
+        taken = [f"{key} {crop[key]}" for key in ("size", "short_side", "interpolation") if key in crop]
+        notes.append(f"pixels as {source} has them: mean {task['mean']}, std {task['std']}{', '.join(['', *taken])}")
+    parts = {part for part, _ in flow_statistics(network)}
+    if config["flows"] > 1 and not any(part.startswith("stage") for part in parts):
+        notes.append("the backbone has no batch norm: Eq. 4 (MFBN) has nothing to keep apart by flow there")
+    return notes
 
 
 def loader_settings(config: Config) -> LoaderSettings:

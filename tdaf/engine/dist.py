@@ -193,15 +193,23 @@ def explain_peer_failure() -> Iterator[None]:
 # The network on several ranks
 
 
-def data_parallel(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network with its gradients averaged over the ranks, its buffers each rank's own; all must call this."""
+def data_parallel(network: nn.Module, device: torch.device, deterministic: bool = False) -> nn.Module:
+    """The network with its gradients averaged over the ranks, its buffers each rank's own; all must call this.
+
+    deterministic: gradients are summed in one order from the first step on. Else torch arranges them anew after a
+    run's first step and, again, after that of a run that goes on, which with three ranks and more changes roundings.
+    """
     if world() == 1:
         return network
     ids = [device.index] if device.type == "cuda" else None
+    how = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+    if deterministic:  # the one setting with which torch leaves the arrangement alone
+        how["find_unused_parameters"] = True
+        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
     with warnings.catch_warnings():
         # torch 2.15 renames broadcast_buffers; the versions before know no other name
         warnings.simplefilter("ignore", FutureWarning)
-        return DistributedDataParallel(network, ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(network, ids, **how)
 
 
 def statistics(network: nn.Module) -> dict[str, Tensor]:
@@ -271,3 +279,13 @@ class _CpuSyncBatchNorm(_BatchNorm):
                 self.running_var.lerp_(variance * count / (count - 1).clamp_min(1), self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return ((x - mean.view(shape)) * scale.view(shape) + self.bias.view(shape)).to(input.dtype)
+
+
+def check_shared(step: int, folder: Path) -> None:
+    """Raises UserError on all ranks where they found a run folder's checkpoint at different steps."""
+    steps = sorted({*broadcast(gather(step))})
+    if len(steps) > 1:
+        raise UserError(
+            f"the ranks found checkpoints of different steps {steps} in run_dir={folder}: it must lie on a disk that "
+            "all machines share"
+        )

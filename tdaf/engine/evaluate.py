@@ -61,6 +61,14 @@ def is_defined(metric: float) -> bool:
     return math.isfinite(metric) and metric != -1
 
 
+def is_better(metric: float, before: float) -> bool:
+    """Whether a metric is the best one, `before` the best before it. An undefined one is neither better nor worse: the
+    first defined one is best, and until then the last."""
+    return (
+        metric > before if is_defined(metric) and is_defined(before) else is_defined(metric) or not is_defined(before)
+    )
+
+
 def _short(value: float | None) -> str:
     """A count stays whole; what is not defined was kept as null."""
     value = math.nan if value is None else value
@@ -138,13 +146,18 @@ def _records(
             continue
         moved = precision.move(batch)
         with precision.autocast():
-            outputs = network(moved["input"])
+            outputs = forward(network, moved)
         wrong = undefined_outputs(outputs, len(batch["index"]))
         if wrong:
             return records, [loader.dataset.name(batch["index"][place].item()) for place in wrong]
         per_sample = evaluator.update(float32(outputs), moved)
         records.extend(zip(batch["index"].tolist(), per_sample, strict=True))
     return records, []
+
+
+def forward(network: nn.Module, batch: dict[str, Any]) -> Any:
+    """The outputs for a batch. A network that takes more than "input", as an exported one may, says so in `reads`."""
+    return network(*(batch[name] for name in getattr(network, "reads", ("input",))))
 
 
 def undefined_outputs(outputs: Any, count: int) -> list[int]:

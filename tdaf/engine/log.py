@@ -138,8 +138,9 @@ class RunFolder:
     line of log.txt.
     """
 
-    def __init__(self, folder: Path, *, quiet: bool = False) -> None:
-        self.folder, self.quiet = folder, quiet
+    def __init__(self, folder: Path, *, quiet: bool = False, log: Sequence[str] = ("tensorboard",)) -> None:
+        self.folder, self.quiet, self.log = folder, quiet, log
+        self._loggers: Any = None  # those beside TensorBoard
         self.checkpoints = folder / "checkpoints"
         self._step = 0
         self._started = self._told_of_loss = False
@@ -181,15 +182,9 @@ class RunFolder:
         except OSError:
             raise UserError(f"another process is training in {self.folder}; wait, or give another run_dir") from None
 
-    def check_shared(self, steps: Sequence[int]) -> None:
-        """steps: at which each rank found its last checkpoint. UserError where they are of several disks."""
-        if len(found := sorted(set(steps))) > 1:
-            where = f"in run_dir={self.folder}: it must lie on a disk that all machines share"
-            raise UserError(f"the ranks found checkpoints of different steps {found} {where}")
-
-    def start(self, step: int, evaluated: int) -> None:
+    def start(self, step: int, evaluated: int, settings: dict[str, Any] | None = None) -> None:
         """Begins the files, or goes on with them from step `step`, whose last evaluation was at step `evaluated`: what
-        a killed run left of later steps is dropped."""
+        a killed run left of later steps is dropped. settings: the run's, for loggers."""
         if self.quiet:
             return
         self._step, self._started = step, True
@@ -198,6 +193,10 @@ class RunFolder:
             for half in [*self.folder.glob(".*.*.[0-9]*"), *self.checkpoints.glob(".*.*.[0-9]*")]:
                 half.unlink()
             self._forget_after({"train": step, "val": evaluated})
+        if set(self.log) - {"tensorboard"}:
+            from tdaf.engine.loggers import Loggers
+
+            self._loggers = Loggers(self.log, self.folder, settings or {}, self.say)
 
     def say(self, line: str) -> None:
         """One line for people: on standard output and, with the time, in log.txt."""
@@ -210,20 +209,31 @@ class RunFolder:
                     self._note(f"{', '.join(streams.lost)}; what cannot be printed is dropped from here on")
 
     def event(self, split: str, step: int, epoch: float, values: dict[str, float]) -> None:
-        """One line of metrics.jsonl, and the same numbers in TensorBoard."""
+        """One line of metrics.jsonl, and the same numbers in TensorBoard and other loggers."""
         if self.quiet:
             return
         with disk(self.folder / "metrics.jsonl"):
             line = {"step": step, "epoch": round(epoch, 4), "split": split, **values}
             self._append("metrics.jsonl", to_json(line, indent=None))
-            for name, value in values.items():
+            for name, value in values.items() if "tensorboard" in self.log else ():
                 self.board.add_scalar(f"{split}/{name}", value, step)
+        if self._loggers:
+            self._loggers.event(split, step, epoch, values)
 
     def picture(self, name: str, image: Tensor, step: int) -> None:
-        """image: uint8 (3, H, W), into TensorBoard."""
+        """image: uint8 (3, H, W), into TensorBoard and other loggers."""
         if not self.quiet:
             with disk(self.folder / "tensorboard"):
-                self.board.add_image(name, image, step)
+                if "tensorboard" in self.log:
+                    self.board.add_image(name, image, step)
+            if self._loggers:
+                self._loggers.picture(name, image, step)
+
+    def summarise(self, summary: dict[str, Any]) -> None:
+        """summary.json, whose being there is what makes a run a finished one."""
+        if self._loggers:
+            self._loggers.summary(summary)
+        self.write("summary.json", to_json(summary) + "\n")
 
     def write(self, name: str, text: str) -> None:
         """A file of the folder, whole or not at all."""
@@ -252,12 +262,14 @@ class RunFolder:
             elif self._started:
                 with suppress(OSError, RunError):  # of a full disk, say, which is the fault to tell already
                     self._note(f"ended by {type(error).__name__}: {error}".removesuffix(": "))
-                    self.close()
+                    self.close(fault=True)
         finally:
             if self._lock_file is not None:
                 self._lock_file.close()  # which gives the lock back
 
-    def close(self) -> None:
+    def close(self, fault: bool = False) -> None:
+        if self._loggers:
+            self._loggers.close(fault)
         with disk(self.folder):
             for file in self._open.values():
                 file.close()

@@ -50,7 +50,8 @@ class Precision:
         network = network.to(self.device)
         for parameter in network.parameters():
             if self.channels_last and parameter.dim() in (4, 5):
-                parameter.data = parameter.data.contiguous(memory_format=_channels_last(parameter.dim()))
+                # cloned, for the strides of a kernel of one pixel are then what its gradient's are
+                parameter.data = parameter.data.clone(memory_format=_channels_last(parameter.dim()))
         return network
 
     def move(self, batch: Batch) -> Batch:

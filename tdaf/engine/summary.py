@@ -13,7 +13,6 @@ from torch import nn
 import tdaf
 from tdaf import measure
 from tdaf.engine import dist, optim
-from tdaf.engine.log import to_json
 from tdaf.engine.precision import to_device
 from tdaf.env import commit
 from tdaf.errors import UnreadableSample
@@ -58,8 +57,8 @@ def summarise(trainer: Trainer) -> None:
         "skipped": last.skipped,
         "skipped_in_training": len(trainer.training.bad),
         "params": measure.parameters(trainer.network).total,
-        "gflops": _gflops(trainer.network, trainer.val_set, trainer.device),
-        "images_per_second": trainer.steps * trainer.settings.batch / trainer.throughput.training,
+        "gflops": gflops(trainer.network, trainer.val_set, trainer.device),
+        "images_per_second": trainer.step * trainer.settings.batch / trainer.throughput.training,
         "seconds": trainer.throughput.total,
         "device": torch.cuda.get_device_name(trainer.device) if trainer.device.type == "cuda" else "cpu",
         "ranks": dist.world(),
@@ -68,7 +67,7 @@ def summarise(trainer: Trainer) -> None:
         "versions": versions(),
         "git": commit(),
     }
-    trainer.folder.write("summary.json", to_json(summary) + "\n")
+    trainer.folder.summarise(summary)
     numbers = f"{metric} {last.values[metric]:.4g} (best {best['value']:.4g} at epoch {best['epoch']:.4g})"
     trainer.folder.say(f"finished: {numbers}; {trainer.folder.folder / 'summary.json'}")
 
@@ -82,7 +81,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def _gflops(network: nn.Module, dataset: Dataset, device: torch.device) -> float:
+def gflops(network: nn.Module, dataset: Dataset, device: torch.device) -> float:
     """Of one sample, in the paper's sense (10^9 multiply-adds), counted on the meta device where the network can run
     there; one that reads a value runs for it."""
     for index in range(len(dataset)):  # not all are unreadable, or there would have been no evaluation

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import colorsys
 import functools
+import re
 import sys
-import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
@@ -34,6 +34,7 @@ FONT_FOLDERS = (
     "/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts", "/Library/Fonts",
     "/System/Library/Fonts", "C:/Windows/Fonts",
 )  # fmt: skip
+WORDS = re.compile(r"[^\x00-\x7f]+(?: +[^\x00-\x7f]+)*|[\x00-\x7f]+")  # of letters beyond ASCII, and the rest
 STYLED = ("bold", "italic", "oblique", "mono", "black", "light", "thin", "condensed")
 
 
@@ -68,34 +69,39 @@ class Lettering:
 
     def _runs(self, text: str) -> Iterator[tuple[str, ImageFont.FreeTypeFont]]:
         """Parts of the text, each with its font."""
-        files: list[Path | None] = []
-        for place, letter in enumerate(text):
-            before = files[-1] if files else None
-            if letter == " ":
-                after = text[place:].lstrip()[:1]  # one between words of a script is a part of them
-                files.append(before if after and _font_with(after) == before else None)
-            else:
-                joins = unicodedata.category(letter)[0] == "M" or unicodedata.category(letter) == "Cf"
-                goes_on = before is not None and not letter.isascii() and _has(_font(before, 16), letter)
-                files.append(before if joins or goes_on else _font_with(letter))
-        for file, letters in groupby(zip(text, files, strict=True), lambda pair: pair[1]):
-            run = "".join(letter for letter, _ in letters)
-            yield run, self.font if file is None else _font(file, self.size)
+        parts = ((part, file) for words in WORDS.findall(text) for part, file in _with_fonts(words))
+        for file, same in groupby(parts, lambda part: part[1]):
+            yield "".join(part for part, _ in same), self.font if file is None else _font(file, self.size)
+
+
+def _with_fonts(words: str) -> list[tuple[str, Path | None]]:
+    """One font for all, or one for each letter where no font has all; None for Pillow's own."""
+    if words.isascii():
+        return [(words, None)]
+    file, whole = _font_with(words)
+    if whole:
+        return [(words, file)]
+    files = [(letter, *_font_with(letter)) for letter in words]
+    for letter in sorted({letter for letter, _, there in files if not there}):
+        _say_missing(letter)
+    return [(letter, file) for letter, file, _ in files]
 
 
 @functools.cache
-def _font_with(letter: str) -> Path | None:
-    """The font to take where Pillow's own lacks a letter; None for that one."""
-    if letter.isascii() or _has(ImageFont.load_default(16), letter):
-        return None
+def _font_with(text: str) -> tuple[Path | None, bool]:
+    """The first font that has all letters of it, and whether there is one."""
+    if all(_has(ImageFont.load_default(16), letter) for letter in text):
+        return None, True
     for file in _font_files():
-        try:
-            if _has(_font(file, 16), letter):
-                return file
-        except (OSError, ValueError):  # a font that FreeType cannot open
-            continue
+        with suppress(OSError, ValueError):  # a font that FreeType cannot open
+            if all(_has(_font(file, 16), letter) for letter in text):
+                return file, True
+    return None, False
+
+
+@functools.cache
+def _say_missing(letter: str) -> None:
     print(f"no font here has {letter!a}, it is drawn as a box: pip install 'tdaf[fonts]'", file=sys.stderr)
-    return None
 
 
 @functools.lru_cache(maxsize=64)

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
     from tdaf.media.clip import Video
 
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+IMAGES = (
+    ".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2", ".avif",
+)  # fmt: skip
 # what FFmpeg opens as a video, without GIF, which may be either
 VIDEOS = (
     ".mp4", ".m4v", ".mov", ".qt", ".f4v", ".3gp", ".3g2", ".mj2", ".avi", ".divx", ".xvid", ".mkv", ".mk3d", ".webm",
@@ -182,6 +184,7 @@ class Media:
         background: see `read_image`.
 
     Attributes:
+        reading: exif and background, with which images are read.
         videos: whether there is a video among them; reading is then fast in order only, and so belongs into one
             process.
         faults: what is wrong with a video, by its path. One without a readable frame has no picture here; one that is
@@ -189,7 +192,7 @@ class Media:
     """
 
     def __init__(self, paths: Sequence[Path], background: Sequence[int] | None = None) -> None:
-        self.background = background
+        self.reading = {"exif": True, "background": background}
         self._videos = {path: _video(path) for path in paths if is_video(path)}
         self.videos = bool(self._videos)
         self.faults: dict[Path, str] = {}
@@ -251,7 +254,7 @@ class Media:
         if frame is None:
             from tdaf.media.image import read_image
 
-            return read_image(path, exif=True, background=self.background)
+            return read_image(path, **self.reading)
         if self._open is not self._videos[path]:
             if self._open is not None:
                 self._open.close()

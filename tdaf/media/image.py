@@ -58,12 +58,18 @@ def image_size(path: Path, exif: bool = False) -> tuple[int, int]:
     return _with_pil(None, path, lambda image: _size(image, exif))
 
 
-def image_notes(path: Path, exif: bool = False, background: Colour | None = None) -> list[str]:
+def image_notes(path: Path, exif: bool = False, background: Colour | None = None, strict: bool = False) -> list[str]:
     """What is handled where `read_image` reads this file, or should be looked at; nothing for most files.
 
+    Args:
+        path, exif, background: as of `read_image`.
+        strict: see `check_jpeg`.
+
     Raises:
-        UnreadableSample: as `read_image`.
+        UnreadableSample: as `read_image`, and with strict as `check_jpeg`.
     """
+    if strict:
+        check_jpeg(path)
     return _with_pil(None, path, lambda image: _notes(image, exif, background))
 
 
