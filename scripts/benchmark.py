@@ -48,7 +48,7 @@ MEASURED_BY = {
     "trainer": ("process.trainer",),
     "model": ("networks.gflops", "networks.forward", "networks.training"),
     "fold": ("networks.folding",),
-    "memory": ("networks.memory",),
+    "memory": ("networks.memory", "networks.traffic"),
     "compile": ("networks.compiled",),
     "detection": ("networks.detection",),
     "pose": ("data.pose_crops", "data.pose_loader", "networks.pose_training"),
@@ -84,6 +84,8 @@ ROWS = {
     ],
     "memory": [
         network("saved", "MiB saved for backward, an image", high=1.30),
+        network("moved", "MiB that a step reads and writes, an image"),
+        network("moved_rest", "the same without convolutions"),
         network("peak", "peak GiB of a training step", device="gpu"),
     ],
     "compile": [
