@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -273,13 +274,11 @@ def _of_kind(before: DictConfig, after: DictConfig) -> DictConfig:
     return after
 
 
-def _pixels(network: str, what: str) -> Any:
-    from tdaf.model.backbones.library import preprocessing  # with torch and the library, for its networks alone
-
-    return preprocessing(network)[what]
-
-
-OmegaConf.register_new_resolver("pixels", _pixels, use_cache=False, replace=True)
+# torch and the library are imported for its networks alone
+LIBRARY = "tdaf.model.backbones.library"
+OmegaConf.register_new_resolver(
+    "pixels", lambda network, what: import_module(LIBRARY).preprocessing(network)[what], replace=True
+)
 
 
 def _resolved(config: DictConfig) -> Config:
