@@ -297,7 +297,7 @@ def _check_values(config: Config) -> None:
     for node in NODES:
         if not isinstance(config.get(node), dict):
             raise UserError(f"{node}: this cannot be left out; choose another file of it")
-    data, loader = config["data"], config["loader"]
+    data, loader, run_dir = config["data"], config["loader"], config["run_dir"]
     whole_or_auto = "give auto, or a whole number, 0 for"
     for key, value in flat(config).items():
         if TEXTS.fullmatch(key) and isinstance(value, str) and value != value.strip():
@@ -315,11 +315,7 @@ def _check_values(config: Config) -> None:
         ("dims", _whole(config["dims"]) and config["dims"] in (2, 3), "give 2 or 3"),
         ("stem", config["stem"] in ("imagenet", "small", "cifar"), "give imagenet, small or cifar"),
         ("seed", _whole(config["seed"]), "give a whole number, 0 or more"),
-        (
-            "run_dir",
-            config["run_dir"] is None or isinstance(config["run_dir"], str) and config["run_dir"],
-            "give a folder",
-        ),
+        ("run_dir", run_dir is None or isinstance(run_dir, str) and run_dir, "give a folder"),
         ("pretrained", isinstance(config["pretrained"], str | None), "give null, imagenet or a checkpoint"),
     )
     for key, right, hint in rules:
