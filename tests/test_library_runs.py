@@ -175,3 +175,12 @@ def test_the_page_says_what_is_refused_and_why() -> None:
 def test_the_page_runs() -> None:
     exec(pages.block("stages", PAGE), space := {})
     assert [x.shape[-1] for x in space["maps"]] == [32, 16, 8, 4] and space["body"].strides == [4, 8, 16, 32]
+
+
+def test_a_sweeps_check_builds_what_cannot_be_built_without_values() -> None:
+    """On the meta device; the constructor of torchvision's RegNet computes its widths with tensors."""
+    with torch.device("meta"):
+        staged = tdaf.stages("torchvision/regnet_y_400mf")
+        head = staged.classifier(staged.widths[-1], 5)
+    assert {p.device.type for part in (staged, head) for p in part.parameters()} == {"meta"}
+    assert staged.widths == [32, 48, 104, 208, 440]

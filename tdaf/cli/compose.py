@@ -7,7 +7,6 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tdaf.build import refuse_untrusted
+from tdaf.build import found, refuse_untrusted
 from tdaf.cli import FOLDER
 from tdaf.cli.overrides import TEXTS, did_you_mean, first_line, parse
 from tdaf.cli.ranges import check_ranges
@@ -43,6 +42,8 @@ NODES = ("task", "data", "backbone", "tdaf", "optim", "schedule", "trainer", "lo
 REMOVABLE = re.compile(
     r"(task|data|backbone|tdaf|schedule|optim\.factory)\.(?!root$|max_bad$|changed$)(.*\.)?(?!_target_$)[^.]+"
 )
+PIXELS = "tdaf.model.backbones.library.preprocessing"  # of configs/backbone/pixels; with torch, so looked up when asked
+OmegaConf.register_new_resolver("pixels", lambda network, what: found(PIXELS, "backbone")(network)[what], replace=True)
 KINDS = {bool: "true or false", (int, float): "a number", list: "a list, as [1,2]", dict: "its settings"}
 
 
@@ -270,13 +271,6 @@ def _of_kind(before: DictConfig, after: DictConfig) -> DictConfig:
                     OmegaConf.update(after, key, float(value))
                 break  # true and false are numbers to Python, and none to us
     return after
-
-
-# torch and the library are imported for its networks alone
-LIBRARY = "tdaf.model.backbones.library"
-OmegaConf.register_new_resolver(
-    "pixels", lambda network, what: import_module(LIBRARY).preprocessing(network)[what], replace=True
-)
 
 
 def _resolved(config: DictConfig) -> Config:

@@ -175,7 +175,7 @@ def _timm(name: str, pretrained: bool, options: dict[str, Any], out_indices: Seq
         arguments = {**freed, **options}
         create = functools.partial(timm.create_model, name, **arguments)
         try:
-            network = create(pretrained=pretrained)
+            network = _made(create, pretrained=pretrained)
         except TypeError as error:  # it has no such argument
             refusal = refusal or _not_built(name, error)
             continue
@@ -211,11 +211,24 @@ def _not_built(name: str, error: Exception) -> UserError:
     return UserError(f"{name} cannot be built with these options: {first_line(error)}")
 
 
+def _made(create: Callable[..., nn.Module], **arguments: Any) -> nn.Module:
+    """A network on the default device, also where that is the meta device and its constructor computes with values."""
+    try:
+        return create(**arguments)
+    except RuntimeError:
+        if torch.get_default_device().type != "meta":
+            raise
+        with torch.device("cpu"):
+            network = create(**arguments)
+        return network.to("meta")
+
+
 def _usual_maps(name: str, arguments: dict[str, Any]) -> list[int] | None:
     """Those of its maps that timm gives where nobody chooses: not always all."""
     try:
         with torch.device("meta"):
-            return list(_timm_module().create_model(name, features_only=True, **arguments).feature_info.out_indices)
+            network = _made(_timm_module().create_model, model_name=name, features_only=True, **arguments)
+        return list(network.feature_info.out_indices)
     except Exception:  # a network that timm reports maps of, and cannot be asked for them
         return None
 
@@ -225,7 +238,7 @@ def _torchvision(name: str, pretrained: bool, options: dict[str, Any], out_indic
 
     create = functools.partial(get_model, name, **options)
     try:
-        network = create(weights=get_model_weights(name).DEFAULT if pretrained else None)
+        network = _made(create, weights=get_model_weights(name).DEFAULT if pretrained else None)
     except (TypeError, ValueError, AssertionError, LookupError, AttributeError) as error:
         raise _not_built(name, error) from error
     if hasattr(network, "transform_input"):
@@ -247,7 +260,7 @@ class _Head:
             raise UserError(
                 f"head=published: the network's own takes {self.width} channels, not {width}; use head=linear"
             )
-        network = self.network if classes == self.classes else self.create(num_classes=classes)
+        network = self.network if classes == self.classes else _made(self.create, num_classes=classes)
         return copy.deepcopy(Operations(network, self.rest))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Head:
