@@ -52,7 +52,7 @@ MEASURED_BY = {
     "model": ("networks.gflops", "networks.forward", "networks.training"),
     "bridge": ("networks.bridge",),
     "fold": ("networks.folding",),
-    "memory": ("networks.memory",),
+    "memory": ("networks.memory", "networks.traffic"),
     "compile": ("networks.compiled",),
     "detection": ("networks.detection",),
     "pose": ("data.pose_crops", "data.pose_loader", "networks.pose_training"),
@@ -104,6 +104,8 @@ ROWS = {
     ],
     "memory": [
         network("saved", "MiB saved for backward, an image", high=1.30),
+        network("moved", "MiB that a step reads and writes, an image"),
+        network("moved_rest", "the same without convolutions"),
         network("peak", "peak GiB of a training step", device="gpu"),
     ],
     "compile": [

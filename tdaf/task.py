@@ -126,6 +126,9 @@ class PredictionTask(Task, Protocol):
     def to_json(self, found: list[tuple[Path, int | None, list[dict[str, Any]]]]) -> Any:
         """What predict writes as JSON: plain data, from (file, frame, answers) of every picture."""
 
+    def draw_targets(self, batch: Batch) -> list[Tensor]:
+        """Of a training batch each input with what is to be learnt of it: uint8 RGB (3, H, W), one a sample."""
+
     def deployed(self, network: nn.Module, onnx: bool) -> nn.Module:
         """What export writes to a file for others (onnx: to one of ONNX): `forward` takes entries of a batch, by their
         names and "input" first, and gives named tensors, (B, ...) each, that are complete answers.

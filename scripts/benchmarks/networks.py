@@ -10,11 +10,14 @@ import gc
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from benchmarks.data import photograph
 from benchmarks.report import BRIDGED
@@ -111,6 +114,39 @@ def memory(settings: Settings) -> Found:
     saved = {name: measure.saved_bytes(each.train(), x) / 2 / 2**20 for name, each in sides(settings).items()}
     peak = {name: _peak(settings, name) / 2**30 for name in saved} if settings.gpu else {}
     return {"saved": saved, "peak": peak}
+
+
+class _Traffic(TorchDispatchMode):
+    """Adds up the bytes of what each operation is given and gives, convolutions apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolutions = self.rest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
+            moved = sum(each.numel() * each.element_size() for each in tensors)
+            if "convolution" in func.name():
+                self.convolutions += moved
+            else:
+                self.rest += moved
+        return result
+
+
+def traffic(settings: Settings) -> Found:
+    """MiB an image that forward and backward read and write in float32, an operation at a time, counted."""
+    batch, counted = {key: value.to("meta") for key, value in labelled(settings).items()}, {}
+    for name, network in sides(settings).items():
+        own = configured(settings, 1)[1]
+        with _Traffic() as counted[name]:
+            sum(own.losses(network.to("meta").train()(batch["input"]), batch).values()).backward()
+    mib = settings.batch * 2**20
+    return {
+        "moved": {name: (each.convolutions + each.rest) / mib for name, each in counted.items()},
+        "moved_rest": {name: each.rest / mib for name, each in counted.items()},
+    }
 
 
 def detection(settings: Settings) -> Found:

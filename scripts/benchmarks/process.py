@@ -133,6 +133,9 @@ class Endless:
     def __len__(self) -> int:
         return self.size
 
+    def name(self, index: int) -> str:
+        return str(index)
+
 
 def fit(network: nn.Module, settings: Settings, feed: Feed, folder: Path) -> None:
     """Trains on what `feed` gives, for ever: no evaluation, no checkpoint."""

@@ -17,6 +17,7 @@ from scipy import stats
 from benchmarks.timing import interleaved, timed
 from results.runs import Run, composed, find
 from tdaf.cli import build
+from tdaf.cli.rehearsal import meta_network
 from tdaf.engine.data import TrainingOrder
 from tdaf.engine.precision import Precision, float32
 from tdaf.engine.summary import gflops
@@ -139,9 +140,7 @@ def at_equal_cost(groups: Sequence[Group], command: Callable[[Row], Sequence[str
 
 def _cost(config: dict[str, Any]) -> float:
     task = build.task(config)
-    with torch.device("meta"):
-        network = build.network(config, task)
-    return gflops(network.to("meta"), task.dataset("val"), torch.device("meta"))
+    return gflops(meta_network(config, task), task.dataset("val"), torch.device("meta"))
 
 
 def estimate(trials: Sequence[Trial], processes: int, rounds: int = 3) -> list[str]:

@@ -216,6 +216,17 @@ class Classification:
             rows += [{"file": str(path), **place, "top5": answer["top5"]} for answer in answers]
         return {"predictions": rows}
 
+    def draw_targets(self, batch: Batch) -> list[Tensor]:
+        """The class, and the one that it is mixed with, with their weights."""
+        texts = [self.classes[label] for label in batch["label"].tolist()]
+        if "mixed_label" in batch:
+            weights = torch.as_tensor(batch["mixed_weight"]).expand(len(texts)).tolist()
+            others = [self.classes[label] for label in batch["mixed_label"].tolist()]
+            texts = [
+                f"{a} {1 - share:.0%}, {b} {share:.0%}" for a, b, share in zip(texts, others, weights, strict=True)
+            ]
+        return [labelled(image, text) for image, text in zip(batch["input"], texts, strict=True)]
+
     def deployed(self, network: nn.Module, onnx: bool) -> nn.Module:
         return Probabilities(network)
 

@@ -231,6 +231,14 @@ class Pose:
         scores = np.array([answer["score"] for answer in answers])
         return [answers[index] for index in oks_nms(points, scores, areas, self.sigmas, self.nms)]
 
+    def draw_targets(self, batch: Batch) -> list[Tensor]:
+        """The labelled key points of each person on its crop, with their Gaussians (of heat maps of stride 4)."""
+        joints = batch["joints"]
+        size = [side // 4 for side in batch["input"].shape[-2:]]
+        maps, _ = encode(joints[..., :2], joints[..., 2], size, 4, self.sigma)
+        rows = zip(batch["input"], joints, maps, strict=True)
+        return [heat(crop, own) for crop, points, own in rows]
+
     def deployed(self, network: nn.Module, onnx: bool) -> nn.Module:
         return KeyPoints(network)
 

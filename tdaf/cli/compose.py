@@ -246,10 +246,8 @@ def _of_kind(before: DictConfig, after: DictConfig) -> DictConfig:
     """`after`, whole numbers made floats where floats stand in `before`. UserError for a value of another kind; null
     and ${...} are judged where the setting is used."""
     old, new = OmegaConf.to_container(before), OmegaConf.to_container(after)
-    known, groups = (
-        flat(old),
-        {name.rsplit(".", depth)[0] for name in flat(old) for depth in range(1, name.count(".") + 1)},
-    )
+    known = flat(old)
+    groups = {name.rsplit(".", depth)[0] for name in known for depth in range(1, name.count(".") + 1)}
     for key, value in flat(new).items():
         now = {} if key in groups else known.get(key)
         if now is None or value == now and type(value) is type(now) or (value is None and key not in NODES):
@@ -309,11 +307,7 @@ def _check_values(config: Config) -> None:
         ("dims", _whole(config["dims"]) and config["dims"] in (2, 3), "give 2 or 3"),
         ("stem", config["stem"] in ("imagenet", "small", "cifar"), "give imagenet, small or cifar"),
         ("seed", _whole(config["seed"]), "give a whole number, 0 or more"),
-        (
-            "run_dir",
-            config["run_dir"] is None or isinstance(config["run_dir"], str) and config["run_dir"],
-            "give a folder",
-        ),
+        ("run_dir", isinstance(config["run_dir"], str | None) and config["run_dir"] != "", "give a folder"),
         ("pretrained", isinstance(config["pretrained"], str | None), "give null, imagenet or a checkpoint"),
     )
     for key, right, hint in rules:

@@ -35,9 +35,18 @@ def _built(config: Config, task: Task) -> nn.Module:
     build.settings(config)
     build.make(config["schedule"], "schedule")(steps_per_epoch=1, steps=1)
     optimizer = build.optimizer(config)
-    with torch.device("meta"):
-        network = build.network(config, task)
+    network = meta_network(config, task)
     optimizer(network)
+    return network
+
+
+def meta_network(config: Config, task: Task) -> nn.Module:
+    """The task's network on the meta device, without weights."""
+    try:
+        with torch.device("meta"):
+            network = build.network(config, task)
+    except NotImplementedError:  # a library's network may read values while it is built (torchvision's RegNet)
+        network = build.network(config, task)
     return network.to("meta")
 
 

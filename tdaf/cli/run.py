@@ -21,28 +21,35 @@ from tdaf.model.maps import flow_statistics
 
 
 def train(config: Config, device: torch.device) -> None:
-    """Trains, or goes on with, the run in `run_dir`; a finished one is only reported."""
+    """Trains, or goes on with, the run in `run_dir`; a finished one is only reported. recipe=check: see `check`."""
     done = dist.broadcast(dist.run_on_all_ranks(lambda: finished(config)))
     if done:
         if dist.rank() == 0:
             print(done, flush=True)
         return
     task, network, notes = dist.run_on_all_ranks(lambda: _built(config))
+    how = {
+        "optimizer": build.optimizer(config),
+        "schedule": make(config["schedule"], "schedule"),
+        "loader": loader_settings(config),
+        "seed": config["seed"],
+        "device": device,
+        "about": {"config": config},
+        "name": config["name"],
+    }
+    if config.get("recipe") == "check":
+        from tdaf.cli import check
+
+        return check.run(config, task, network, **how)
     trainer = Trainer(
         task,
         network,
         build.settings(config),
         run_dir=config["run_dir"],
-        optimizer=build.optimizer(config),
-        schedule=make(config["schedule"], "schedule"),
-        loader=loader_settings(config),
-        seed=config["seed"],
-        device=device,
-        about={"config": config},
-        name=config["name"],
         files={"config.yaml": to_yaml(config)},
         notes=notes,
         changed_data=config["data"].get("changed", False),
+        **how,
     )
     dist.run_on_all_ranks(lambda: rehearsal.shapes(trainer))
     trainer.fit()

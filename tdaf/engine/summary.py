@@ -14,6 +14,7 @@ import tdaf
 from tdaf import measure
 from tdaf.engine import dist, optim
 from tdaf.engine.precision import to_device
+from tdaf.engine.visualize import targets
 from tdaf.env import commit
 from tdaf.errors import UnreadableSample
 from tdaf.task import Dataset
@@ -40,6 +41,10 @@ def introduce(trainer: Trainer) -> None:
         f"{trainer.steps} steps of {settings.batch} samples ({parts}), {trainer.steps_per_epoch} an epoch; "
         f"{optim.describe(trainer.optimizer)}; {trainer.precision.kind} on {trainer.device}{trainer.precision.note}"
     )
+    if settings.pictures and dist.rank() == 0 and hasattr(trainer.task, "draw_targets"):
+        indices = range(min(settings.pictures, len(trainer.train_set)))
+        for place, picture in enumerate(targets(trainer.task, trainer.train_set, indices, trainer.seed)):
+            trainer.folder.picture(f"target/{place}", picture, 0)
 
 
 def summarise(trainer: Trainer) -> None:

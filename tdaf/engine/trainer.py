@@ -167,7 +167,7 @@ class Trainer:
         return self.last
 
     def _one_step(self, batches: Generator[Batch, None, None]) -> None:
-        """One optimizer step over `accumulate` micro-batches. Nothing in here waits for the device."""
+        """One optimizer step over `accumulate` micro-batches. Of the device only fp16's GradScaler is waited for."""
         self.rate = optim.set_rate(self.optimizer, self.schedule.factor(self.step))
         count = self.settings.accumulate
         for number in range(1, count + 1):

@@ -204,6 +204,15 @@ def skeletons(
     return _tensor(image)
 
 
+def dots(picture: Tensor, points: Tensor, radii: Tensor, colours: Sequence[Colour]) -> Tensor:
+    """Filled circles in a picture of the same size. points (K, 2) x, y and radii (K,) in pixels."""
+    image = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
+    draw = ImageDraw.Draw(image)
+    for (x, y), radius, paint in zip(points.tolist(), radii.tolist(), colours, strict=True):
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=paint)
+    return _tensor(image)
+
+
 def heat(picture: Tensor, maps: Tensor) -> Tensor:
     """maps: (h, w) or (J, h, w) over the whole picture, of which the largest value counts: 0 leaves the picture as it
     is, and from there it glows red, yellow and, at 1 and above, white."""

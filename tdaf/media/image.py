@@ -129,6 +129,8 @@ def _with_pil(data: np.ndarray | None, path: Path, use: Callable[[Image.Image], 
             tiff = opened.read(4) in TIFF
         what = "a TIFF of a kind that PIL does not read; convert it to 8 or 16 bits" if tiff else "not an image"
         raise UnreadableSample(f"{what} ({path})") from error
+    except UnreadableSample:
+        raise
     # PIL's plug-ins let many kinds of exception out of a damaged file (OSError, SyntaxError, ValueError, struct.error).
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
