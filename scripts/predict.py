@@ -63,13 +63,18 @@ def predict(
     detector = options.get("boxes")
     if isinstance(detector, str):
         options["boxes"] = detector = os.path.expanduser(detector)
-    with writing(out):  # before a network has worked for nothing
-        out.mkdir(parents=True, exist_ok=True)
+    boxes = dataset = None
     if isinstance(detector, str) and (detector.endswith((".pt", ".onnx")) or os.path.isdir(detector)):
         boxes = Predictor(open_run(detector, trust=trust or ()), batch=batch)
-        options["boxes"] = boxes.document(paths, options.get("person") or "person")
+        boxes.check_knows(options.get("person") or "person")
+    else:
+        dataset = predictor.task.predict_dataset(paths, **options)
+    with writing(out):  # only once nothing is wrong with what was asked, and before a network has worked for nothing
+        out.mkdir(parents=True, exist_ok=True)
+    if boxes:
+        options["boxes"] = boxes.document(paths)
         write_text(out / "boxes.json", json.dumps(options["boxes"], indent=2) + "\n")
-    dataset = predictor.task.predict_dataset(paths, **options)
+        dataset = predictor.task.predict_dataset(paths, **options)
     predictions = predictor.predict(dataset)
     records, left_out = _draw(predictor.task, predictions, targets)
     files = {str(path) for path, _, _ in records}

@@ -20,7 +20,7 @@ from tdaf.errors import RunError, UserError
 SIDE = 320  # pixels of a cell's short side, at most
 
 
-def show(*, out: Path = Path("data.png"), samples: Positive = 8, draws: Positive = 3, rest: list[str]) -> None:
+def show_data(*, out: Path = Path("data.png"), samples: Positive = 8, draws: Positive = 3, rest: list[str]) -> None:
     from tdaf.cli.compose import compose
 
     config = compose(rest)
@@ -53,4 +53,4 @@ def show(*, out: Path = Path("data.png"), samples: Positive = 8, draws: Positive
 
 
 if __name__ == "__main__":
-    sys.exit(main(show, __doc__))
+    sys.exit(main(show_data, __doc__))

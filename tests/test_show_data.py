@@ -11,7 +11,7 @@ from commands import script
 from PIL import Image
 from tiny_run import DrawingTask, trainer
 
-from scripts.show_data import show
+from scripts.show_data import show_data
 from tasks.classification.task import Classification
 from tasks.detection.fcos import VARIANTS
 from tasks.detection.task import Fcos
@@ -41,13 +41,13 @@ def test_locations_that_answer_are_drawn_in_their_boxes() -> None:
 def test_the_sheet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.chdir(tmp_path)
     words = "recipe=check task.train_transform.size=40 task.mixup=0.5 samples=3 draws=2 out=deep/sheet.png"
-    assert script(show, ["task=imagenet", *words.split()]) == 0
+    assert script(show_data, ["task=imagenet", *words.split()]) == 0
     assert "3 of 20 training samples, 2 draws each" in capsys.readouterr().out
     with Image.open("deep/sheet.png") as sheet:
         assert sheet.size[1] == pytest.approx(sheet.size[0] * 3 / 2, abs=4)
     monkeypatch.delattr(Classification, "draw_targets")
     with pytest.raises(UserError, match="has no method draw_targets"):
-        script(show, ["task=imagenet", "recipe=check"])
+        script(show_data, ["task=imagenet", "recipe=check"])
 
 
 def test_a_training_shows_its_targets_and_is_the_same(tmp_path: Path) -> None:

@@ -120,12 +120,11 @@ class Predictor:
         with tempfile.TemporaryDirectory() as folder:
             given = inputs if several else [inputs]
             paths = [_file(one, Path(folder) / f"{place}.bmp") for place, one in enumerate(given)]
-            options, once = (
-                checked(self.task.predict_dataset, options, "predict", ("paths",)),
-                list(dict.fromkeys(paths)),
-            )
+            once = list(dict.fromkeys(paths))
+            options = checked(self.task.predict_dataset, options, "predict", ("paths",))
             if self.detector is not None:
-                options["boxes"] = self.detector.document(once, options.get("person") or "person")
+                self.detector.check_knows(options.get("person") or "person")
+                options["boxes"] = self.detector.document(once)
             found = self.predict(self.task.predict_dataset(once, **options))
         for picture, reason in found.unreadable.items():
             raise RunError(f"cannot read {found.name(picture)}: {reason}")
@@ -139,16 +138,15 @@ class Predictor:
             warnings.warn(f"{path}: {reason}", stacklevel=2)
         return [by_file[path] for path in paths] if several else by_file[paths[0]]
 
-    def document(self, paths: list[Path], needed: str | None = None, title: str = "detect") -> Any:
-        """What the task's `to_json` says of files: of a detector the boxes that `predict_dataset` of others takes.
-
-        Raises:
-            UserError: the network knows no class `needed`.
-        """
+    def check_knows(self, person: str) -> None:
+        """Raises UserError where this is no class of the network."""
         classes = list(self.task.classes)
-        if needed is not None and needed not in classes:
+        if person not in classes:
             known = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
-            raise UserError(f"boxes: {self.run.path} knows no {needed}; give person=NAME, one of {known}")
+            raise UserError(f"boxes: {self.run.path}: this run knows no {person}; give person=NAME, one of {known}")
+
+    def document(self, paths: list[Path], title: str = "detect") -> Any:
+        """What the task's `to_json` says of files: of a detector the boxes that `predict_dataset` of others takes."""
         found = self.predict(self.task.predict_dataset(paths), title)
         return self.task.to_json([found.of(picture) for picture in range(len(found.media))])
 
