@@ -309,7 +309,7 @@ def test_ranks_of_any_number_train_the_same_network(demo: Path, tmp_path: Path) 
     counts = [1, *itertools.takewhile(lambda count: count <= CARDS, (2, 4, 8))]
     how = ["trainer.sync_bn=true", "trainer.max_steps=1", "trainer.precision=fp32", "trainer.batch=8", "flows=3"]
     how += ["optim=sgd", "optim.lr=0.01", "optim.base_batch=8", "task.mixup=0", "task.cutmix=0", "demo.train=16"]
-    how += ["schedule=constant", "schedule.warmup_epochs=0"]
+    how += ["schedule=constant", "schedule.warmup_epochs=0", "trainer.deterministic=true"]
     config = tiny("imagenet", demo, *how, GPUS)
     weights = [ranked(config, tmp_path / str(count), count)["network"] for count in counts]
     for name, expected in weights[0].items():
