@@ -22,8 +22,7 @@ class Settings:
         channels_last: whether kernels lie channels last in memory.
         compile: whether torch.compile compiles the network.
         sync_bn: whether batch norm takes its statistics over all ranks.
-        deterministic: whether to use torch's deterministic algorithms where there are any, and to add the ranks'
-            gradients in one order, also when a run goes on.
+        deterministic: whether to use torch's deterministic algorithms where there are any.
         evaluate_every: epochs between evaluations; 0: only at the end.
         checkpoint_every, log_every: steps between checkpoints and between lines of the log.
         pictures: validation samples drawn into TensorBoard.
