@@ -4,7 +4,8 @@
                                 [size=224] [device=auto] [threads=N] [pairs=N] [images=160]
                                 [out=PATH]
 
-what: startup, loader, trainer, model, fold, memory, compile, detection, pose, clips, latency; all by default.
+what: startup, loader, archives, trainer, model, bridge, fold, memory, compile, detection, pose, clips, latency; all by
+    default.
 backbone: res50 by default, and for latency a table each of res50 and res101. batch: 8 by default, 128 on a GPU.
 device: auto, cpu or cuda. threads: of torch in this process.
 pairs: timed rounds of each measurement, instead of its own number. images: files for the loaders, a multiple of 32.
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tdaf.cli.ending  # noqa: F401  first: from here on Ctrl-C is a line
-from benchmarks.report import Row, filled, markdown, write
+from benchmarks.report import BRIDGED, Row, filled, markdown, write
 from tdaf.cli.script import Positive, main
 from tdaf.errors import UserError
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 Images = Annotated[int, "a multiple of 32, 64 or more", lambda value: value >= 64 and value % 32 == 0]
 network = partial(Row, of="TDAF", to="plain", reference=True)  # its bar is for one network and batch
 rate = partial(Row, of="ours", rate=True)
+listing = partial(Row, to="torchvision's ImageFolder", measured="archive_listing")
 startup = partial(Row, to="import torch", measured="startup")
 
 # A subject: the functions of scripts/benchmarks/ that measure it, and its table with the bars, which are this project's
@@ -45,8 +47,10 @@ startup = partial(Row, to="import torch", measured="startup")
 MEASURED_BY = {
     "startup": ("process.startup",),
     "loader": ("data.loader",),
+    "archives": ("archives.reading", "archives.listing"),
     "trainer": ("process.trainer",),
     "model": ("networks.gflops", "networks.forward", "networks.training"),
+    "bridge": ("networks.bridge",),
     "fold": ("networks.folding",),
     "memory": ("networks.memory", "networks.traffic"),
     "compile": ("networks.compiled",),
@@ -65,6 +69,17 @@ ROWS = {
         rate("loader", "image loader, images/s", to="PIL + torchvision v1 transforms", low=1.9),
         rate("loader_timm", "image loader, images/s", to="timm's create_loader", measured="loader", low=1.55),
     ],
+    "archives": [
+        *(
+            Row(f"archive_{kind}_{form.replace(' ', '_')}", what, form, "folder", f"archive_{kind}", low, rate=True)
+            for form, low in (("tar", 0.98), ("stored zip", 0.98), ("deflated zip", None))
+            for kind, what in (("reading", f"image loader, {form}"), ("work", f"the same, of a core's work, {form}"))
+        ),
+        listing("archive_first", "listing 1,281,167 files once", of="tar, first time"),
+        listing("archive_again", "listing them again", of="tar, its list kept"),
+        listing("archive_memory", "MB for that list", of="tar, its list kept", measured="archive_memory"),
+        listing("archive_memory_first", "MB for that list, at most", of="tar, first time", measured="archive_memory"),
+    ],
     "trainer": [
         Row("trainer", "Trainer's step, small network", "Trainer", "bare PyTorch loop", high=1.01),
         Row("trainer_large", "Trainer's step, this network", "Trainer", "bare PyTorch loop", device="gpu", high=1.01),
@@ -76,6 +91,11 @@ ROWS = {
         network("training", "training step", device="cpu", high=1.32),
         network("training", "training step", device="gpu", high=1.42),
         network("torchvision", "forward, plain", of="plain", to="torchvision's own network", measured="forward"),
+    ],
+    "bridge": [
+        Row(f"bridge_{kind}{name}", f"{what}, {name}", "ours", "timm's own network", high=1.02)
+        for name in BRIDGED
+        for kind, what in (("", "forward"), ("training_", "training step"))
     ],
     "fold": [
         network("folded", "forward, TDAF folded", of="TDAF folded", to="TDAF", high=0.90),

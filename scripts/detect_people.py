@@ -91,8 +91,9 @@ def _by_checkpoint(
 
     predictor = Predictor(open_run(checkpoint, overrides, trust), batch=batch)
     _check_class(name, list(predictor.task.classes))
-    paths = [Path(split.path) / file_name for file_name in split.annotations.file_names]
-    predictions = predictor.predict(predictor.task.predict_dataset(paths), "detect")
+    dataset = predictor.task.predict_dataset([Path(split.path(image)) for image in range(len(split))])
+    dataset.pictures.reading = split.reading  # as the boxes will be looked at
+    predictions = predictor.predict(dataset, "detect")
     boxes: Boxes = {}
     for image, answers in predictions.answers.items():
         if any("detections" not in answer for answer in answers):

@@ -48,7 +48,7 @@ def predict(
     rest: list[str],
 ) -> None:
     paths, base = media_files(input, out)
-    targets = {path: out / _target(path.relative_to(base)) for path in paths}
+    targets = {path: out / _target(path).relative_to(base) for path in paths}
     overwritten = {target.resolve() for target in targets.values()} & {path.resolve() for path in paths}
     if overwritten:
         raise UserError(f"out={out}: what is drawn would be written over {min(overwritten)}; give another folder")
@@ -63,12 +63,13 @@ def predict(
     detector = options.get("boxes")
     if isinstance(detector, str):
         options["boxes"] = detector = os.path.expanduser(detector)
-    if isinstance(detector, str) and (detector.endswith(".pt") or os.path.isdir(detector)):
-        person = options.get("person") or "person"
-        options["boxes"] = _detected(Path(detector), person, paths, out / "boxes.json", batch, trust or ())
-    dataset = predictor.task.predict_dataset(paths, **options)
-    with writing(out):  # only once nothing is wrong with what was asked, and before the network has worked for nothing
+    with writing(out):  # before a network has worked for nothing
         out.mkdir(parents=True, exist_ok=True)
+    if isinstance(detector, str) and (detector.endswith((".pt", ".onnx")) or os.path.isdir(detector)):
+        boxes = Predictor(open_run(detector, trust=trust or ()), batch=batch)
+        options["boxes"] = boxes.document(paths, options.get("person") or "person")
+        write_text(out / "boxes.json", json.dumps(options["boxes"], indent=2) + "\n")
+    dataset = predictor.task.predict_dataset(paths, **options)
     predictions = predictor.predict(dataset)
     records, left_out = _draw(predictor.task, predictions, targets)
     files = {str(path) for path, _, _ in records}
@@ -79,24 +80,6 @@ def predict(
     write_text(out / "predictions.json", json.dumps(predictor.task.to_json(records), indent=2) + "\n")
     _print(records, base)
     print(f"{out / 'predictions.json'}, and {len(files)} of {len(paths)} files drawn in {out}")
-
-
-def _detected(checkpoint: Path, person: str, paths: list[Path], target: Path, batch: int, trust: list[str]) -> str:
-    """Writes what a detector's run says of the same pictures, and returns the file's path."""
-    from tdaf.engine.predict import Predictor
-
-    predictor = Predictor(open_run(checkpoint, trust=trust), batch=batch)
-    classes = list(predictor.task.classes)
-    if person not in classes:
-        known = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
-        raise UserError(f"boxes={checkpoint}: this run knows no {person}; give person=NAME, one of {known}")
-    dataset = predictor.task.predict_dataset(paths)
-    with writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-    predictions = predictor.predict(dataset, "detect")
-    document = predictor.task.to_json([predictions.of(picture) for picture in range(len(predictions.media))])
-    write_text(target, json.dumps(document, indent=2) + "\n")
-    return str(target)
 
 
 def _draw(task: Task, predictions: Predictions, targets: dict[Path, Path]) -> tuple[Records, dict[str, str]]:
@@ -110,7 +93,7 @@ def _draw(task: Task, predictions: Predictions, targets: dict[Path, Path]) -> tu
     records: Records = []
     with progress("draw", len(media)) as bar:
 
-        def drawn(pictures: Iterable[int]) -> Iterator[Tensor]:
+        def drawn(pictures: Iterable[int]) -> Iterator[Tensor | tuple[Tensor, float | None]]:
             for picture in pictures:
                 bar.advance()
                 try:
@@ -120,7 +103,8 @@ def _draw(task: Task, predictions: Predictions, targets: dict[Path, Path]) -> tu
                     continue
                 if image is not None:
                     records.append(predictions.of(picture))
-                    yield task.draw(image, records[-1][2])
+                    painted = task.draw(image, records[-1][2])
+                    yield painted if media.frame(picture) is None else (painted, media.stamp(picture))
 
         for path, pictures in groupby(range(len(media)), media.file):
             write_pictures(targets[path], drawn(pictures), media.fps(path) if is_video(path) else None)

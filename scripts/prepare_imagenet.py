@@ -1,8 +1,13 @@
-"""Brings ImageNet (ILSVRC 2012) as it is delivered into train/<wnid>/ and val/<wnid>/.
+"""Brings ImageNet (ILSVRC 2012) as it is delivered into train/<wnid>/ and val/<wnid>/, or one plain tar for each.
+
+Training reads the official archives and Kaggle's zip as they are (docs/classification.md); this is for who wants files,
+and for Hugging Face's parquet files, which only this reads.
 
     python scripts/prepare_imagenet.py root=DIR train_tar=ILSVRC2012_img_train.tar
     python scripts/prepare_imagenet.py root=DIR val_tar=ILSVRC2012_img_val.tar devkit=ILSVRC2012_devkit_t12.tar.gz
     python scripts/prepare_imagenet.py root=DIR devkit=FOLDER             sorts the flat files of DIR/val
+    python scripts/prepare_imagenet.py root=DIR parquet=FOLDER            Hugging Face's (pip install 'tdaf[parquet]')
+    python scripts/prepare_imagenet.py root=DIR kaggle=FILE               imagenet-object-localization-challenge.zip
 
     root            the ImageNet folder, later data.root
     train_tar       ILSVRC2012_img_train.tar, unpacked into ROOT/train/<wnid>/
@@ -11,10 +16,12 @@
     link=true       leaves the flat images where they are and links to them
     devkit          ILSVRC2012_devkit_t12, the folder or its .tar.gz
     ground_truth    ILSVRC2012_validation_ground_truth.txt, if not from the devkit
-    synsets         text file, one wnid a line in the order of ILSVRC2012_ID, if not from the devkit, whose meta.mat
-                    takes scipy to read
+    synsets         text file, one wnid a line in the order of ILSVRC2012_ID, if not from the devkit's meta.mat
+    parquet         folder with train-*.parquet and validation-*.parquet
+    kaggle          Kaggle's zip
+    tar=true        with parquet or kaggle: ROOT/train.tar and ROOT/val.tar instead of folders
 
-It may be stopped at any moment: run again, it goes on, and a finished folder is left as it is.
+It may be stopped at any moment: run again, it goes on, and a finished folder or tar is left as it is.
 """
 
 from __future__ import annotations
@@ -26,15 +33,17 @@ import re
 import shutil
 import sys
 import tarfile
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 import tdaf.cli.ending  # noqa: F401  first: from here on Ctrl-C is a line
+from tasks.classification.ilsvrc import INSIDE, KAGGLE, SOLUTION, WNID, solution, validation_wnids
 from tdaf.cli.script import main
-from tdaf.errors import RunError, UserError
-
-TRUTH = "ILSVRC2012_validation_ground_truth.txt"
-WNID = re.compile(r"n\d{8}")
+from tdaf.errors import RunError, UnreadableSample, UserError
+from tdaf.media import archive
+from tdaf.media.tar import Writer
 
 
 def prepare_imagenet(
@@ -47,6 +56,9 @@ def prepare_imagenet(
     devkit: Path | None = None,
     ground_truth: Path | None = None,
     synsets: Path | None = None,
+    parquet: Path | None = None,
+    kaggle: Path | None = None,
+    tar: bool = False,
 ) -> None:
     """Does what the arguments ask for (see above) and prints a line a step.
 
@@ -55,14 +67,22 @@ def prepare_imagenet(
         RunError: a fault while reading or writing.
     """
     labelled = devkit or ground_truth
-    if not (train_tar or labelled):
-        raise UserError("nothing to do: give train_tar=, or devkit= (or ground_truth= and synsets=) for val/")
-    for path in (train_tar, val_tar, ground_truth, synsets):
+    if not (train_tar or labelled or parquet or kaggle):
+        raise UserError("nothing to do: give train_tar=, parquet=, kaggle=, or devkit= (or ground_truth= and synsets=)")
+    if tar and not (parquet or kaggle):
+        raise UserError("tar=true: this is for parquet= and kaggle=; the official tars are trained from as they are")
+    for path in (train_tar, val_tar, ground_truth, synsets, kaggle):
         if path and not path.is_file():
             raise UserError(f"{path}: no such file")
     if val_tar and not labelled:
         raise UserError("val_tar holds no labels: give devkit= too")
     try:
+        if parquet or kaggle:
+            for split in ("train", "val"):
+                write_split(
+                    root, split, parquet_images(parquet, split) if parquet else kaggle_images(kaggle, split), tar
+                )
+            return
         wnids = validation_wnids(devkit, ground_truth, synsets) if labelled else []
         if train_tar:
             unpack_train(train_tar, root)
@@ -73,26 +93,8 @@ def prepare_imagenet(
     except tarfile.TarError as error:
         archives = " or ".join(str(path) for path in (train_tar, val_tar, devkit) if path)
         raise RunError(f"{archives} is damaged or no archive; bring it again, then run the same command") from error
-    except OSError as error:
+    except (OSError, UnreadableSample) as error:
         raise RunError(f"{error}; run the same command again to go on") from error
-
-
-def validation_wnids(devkit: Path | None, ground_truth: Path | None, synsets: Path | None) -> list[str]:
-    """The wnid of each validation image, in the order of their numbers."""
-    labels = _words(ground_truth.read_bytes() if ground_truth else _from_devkit(devkit, TRUTH, "ground_truth"))
-    wnids = _words(synsets.read_bytes()) if synsets else _meta_wnids(_from_devkit(devkit, "meta.mat", "synsets"))
-    source = synsets or "meta.mat"
-    if not wnids or not all(map(WNID.fullmatch, wnids)):
-        raise UserError(f"{source}: expected one wnid (n01440764) a line and nothing else")
-    if len(wnids) == 1000 and wnids == sorted(wnids):
-        raise UserError(
-            f"{source} is sorted by wnid, but the ground truth counts in the order of ILSVRC2012_ID (its first is "
-            "n02119789): all labels would be wrong; take the order from the devkit's meta.mat"
-        )
-    bad = [label for label in labels if not (label.isdecimal() and 1 <= int(label) <= len(wnids))]
-    if bad or not labels:
-        raise UserError(f"the ground truth must be one label 1..{len(wnids)} a line, found '{bad[0] if bad else ''}'")
-    return [wnids[int(label) - 1] for label in labels]
 
 
 def sort_val(flat: Path, val: Path, wnids: list[str], link: bool) -> str:
@@ -162,6 +164,75 @@ def unpack_train(archive: Path, root: Path) -> None:
     print(f"train/: {done} classes unpacked, {kept} were in place", flush=True)
 
 
+def parquet_images(folder: Path, split: str) -> Iterator[tuple[str, bytes]]:
+    """<wnid>/<file> and content of each image of a split. Hugging Face puts the wnid behind the official file name."""
+    try:
+        import pyarrow
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise UserError("parquet files are read with pyarrow: pip install 'tdaf[parquet]'") from error
+    split = "train" if split == "train" else "validation"
+    files = sorted(folder.rglob(f"{split}-*.parquet"))
+    if not files:
+        raise UserError(
+            f"parquet={folder}: no {split}-*.parquet there; expected the files of imagenet-1k's data/ folder"
+        )
+    of = re.search(r"-of-(\d+)\.", files[0].name)
+    if of and int(of[1]) != len(files):
+        raise UserError(f"parquet={folder}: {len(files)} files of {split}, which has {int(of[1])}; bring the others")
+    wnids: dict[int, str] = {}
+    for file in files:
+        try:
+            for batch in ParquetFile(file).iter_batches(64, columns=["image", "label"]):
+                for row in batch.to_pylist():
+                    stem, ending = os.path.splitext(PurePosixPath(row["image"]["path"] or "").name)
+                    name, _, wnid = stem.rpartition("_")
+                    if not WNID.fullmatch(wnid):
+                        name, wnid = stem, stem.partition("_")[0]
+                    if not WNID.fullmatch(wnid) or wnids.setdefault(row["label"], wnid) != wnid:
+                        raise UserError(f"{file}: {stem}{ending} does not say its class as imagenet-1k's files do")
+                    yield f"{wnid}/{name}{ending}", row["image"]["bytes"]
+        except (pyarrow.ArrowException, KeyError, TypeError) as error:
+            said = str(error).partition("\n")[0]
+            raise RunError(f"{file} is damaged or has not imagenet-1k's columns ({said}); bring it again") from error
+
+
+def kaggle_images(file: Path, split: str) -> Iterator[tuple[str, bytes]]:
+    """<wnid>/<file> and content of each image of a split."""
+    base = f"{file}/{INSIDE}/{split}"
+    folders, flat = archive.inside(base)
+    labels = solution(file / SOLUTION) if split == "val" else {}
+    names = {
+        f"{folder}/{name}": f"{folder}/{name}" for folder in folders for name in archive.inside(f"{base}/{folder}")[1]
+    }
+    names |= {f"{labels[os.path.splitext(name)[0]]}/{name}": name for name in flat if labels}
+    if not names:
+        raise UserError(f"kaggle={file}: no {INSIDE}/{split} in it; is it {KAGGLE}?")
+    for target, name in names.items():
+        yield target, archive.read(f"{base}/{name}").tobytes()
+
+
+def write_split(root: Path, split: str, images: Iterator[tuple[str, bytes]], tar: bool) -> None:
+    """Writes root/split/<wnid>/<file>, or root/split.tar; what is there already stays."""
+    written = kept = 0
+    if tar and (root / f"{split}.tar").exists():
+        print(f"{split}.tar was in place")
+        return
+    with Writer(root / f"{split}.tar") if tar else nullcontext() as target:
+        for name, content in images:
+            if tar:
+                target.add(name, io.BytesIO(content), len(content))
+            elif (root / split / name).exists():
+                kept += 1
+                continue
+            else:
+                _write(io.BytesIO(content), root / split / name)
+            written += 1
+            if written % 50_000 == 0:
+                print(f"{split}: {written} images", flush=True)
+    print(f"{split}{'.tar' if tar else '/'}: {written} images written, {kept} were in place", flush=True)
+
+
 def _targets(val: Path, wnids: list[str]) -> dict[str, Path]:
     """Where each flat validation image belongs, by its name."""
     names = {f"ILSVRC2012_val_{number:08d}.JPEG": wnid for number, wnid in enumerate(wnids, 1)}
@@ -186,40 +257,6 @@ def _write(source: IO[bytes], target: Path) -> None:
     with part.open("wb") as file:
         shutil.copyfileobj(source, file)
     part.replace(target)
-
-
-def _words(content: bytes) -> list[str]:
-    return content.decode("utf-8-sig", "replace").split()
-
-
-def _from_devkit(devkit: Path | None, name: str, setting: str) -> bytes:
-    """The devkit's file of this name, be it a folder or an archive. setting: which gives such a file instead."""
-    if devkit and devkit.is_dir():
-        found = next(devkit.rglob(name), None)
-        if found:
-            return found.read_bytes()
-    elif devkit and devkit.is_file():
-        with tarfile.open(devkit) as archive:
-            for member in archive:
-                if member.isfile() and Path(member.name).name == name:
-                    return archive.extractfile(member).read()
-    raise UserError(f"no {name} in {devkit or 'any devkit'}; give devkit=PATH or {setting}=FILE")
-
-
-def _meta_wnids(content: bytes) -> list[str]:
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise UserError(
-            "meta.mat can only be read with scipy: pip install scipy, or give synsets=FILE, "
-            "a text file with the 1000 wnids in the order of ILSVRC2012_ID"
-        ) from error
-    try:
-        synsets = loadmat(io.BytesIO(content), squeeze_me=True)["synsets"]
-        leaves = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets if int(row["num_children"]) == 0}
-    except (ValueError, TypeError, KeyError, IndexError) as error:
-        raise UserError(f"the devkit's meta.mat cannot be read ({error}); unpack the devkit again") from error
-    return [leaves[number] for number in sorted(leaves)]
 
 
 if __name__ == "__main__":

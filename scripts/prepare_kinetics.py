@@ -3,10 +3,13 @@
     python scripts/prepare_kinetics.py root=DIR out=DIR [short_side=256] [gop=12] [crf=20] [workers=N]
 
 Every video below ROOT becomes an h264 mp4 at the same place below OUT, without sound, with its own times; what is
-smaller already is not enlarged, and a turn that the file asks for is made. Annotation files (csv, txt) are copied. A
-video that is damaged or cut off is named and left out. It may be stopped at any moment: run again, it goes on, and
-what is finished is left as it is. short_side: pixels. gop: frames from one key frame to the next. crf: x264's quality,
-0 to 51, less is better. workers: processes, as many as cores. Exit codes: 0 all done; 1 some could not be; 2 a mistake.
+smaller already is not enlarged, and turns and mirroring that the file asks for are made. Annotation files (csv, txt)
+are copied. Archives (part_0.tar.gz, as Kinetics is delivered, also .tgz, .tar and .zip) count as what is in them at the
+place where they lie, and are never unpacked: a few videos at a time are in OUT, or none, where they can be read in
+place. A video that is damaged or cut off is named and left out. It may be stopped at any moment: run again, it
+goes on, and what is finished is left as it is. short_side: pixels. gop: frames from one key frame to the next. crf:
+x264's quality, 0 to 51, less is better. workers: processes, as many as cores. Exit codes: 0 all done; 1 some could not
+be; 2 a mistake.
 """
 
 from __future__ import annotations
@@ -14,11 +17,14 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from fractions import Fraction
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -30,12 +36,16 @@ from av.video.reformatter import VideoReformatter
 import tdaf.cli.ending  # noqa: F401  first: from here on Ctrl-C is a line
 from tdaf.cli.script import Positive, main
 from tdaf.errors import RunError, UnreadableSample, UserError
-from tdaf.media.files import VIDEOS
-from tdaf.media.video import USUAL_FPS, check_whole, decode, opened, quarter_turns, upright
+from tdaf.media import archive
+from tdaf.media.files import MOVING, files_below, left_out
+from tdaf.media.tar import clean
+from tdaf.media.video import AS_IT_LIES, decode, frame_rate, opened, orientation, promised_frames, upright
 
 Side = Annotated[int, "a whole number, 16 or more", lambda value: value >= 16]
 Quality = Annotated[int, "a whole number from 0 to 51", lambda value: 0 <= value <= 51]
 NOTES = (".csv", ".txt")
+PACKED, COMPRESSED = (".tar", ".zip"), (".tar.gz", ".tgz")
+COPIES = ".copies"  # folder in OUT of what is being read of compressed archives
 _CONVERTER = VideoReformatter()
 
 
@@ -47,6 +57,11 @@ class Job(NamedTuple):
     short_side: int
     gop: int
     crf: int
+    member_of: Path | None = None  # the compressed archive that the source was copied out of, to be deleted when done
+
+    @property
+    def shown(self) -> str:
+        return f"{self.member_of}: {self.target.stem}" if self.member_of else str(self.source)
 
 
 def prepare(
@@ -64,21 +79,30 @@ def prepare(
     if out.resolve().is_relative_to(root.resolve()) or root.resolve().is_relative_to(out.resolve()):
         raise UserError(f"out={out} lies in root, or root in it: give a folder of its own")
     try:
-        jobs = [Job(source, target, short_side, gop, crf) for target, source in _targets(root, out).items()]
+        how = short_side, gop, crf
+        targets, compressed = _targets(root, out)
+        jobs = [Job(source, target, *how) for target, source in targets.items()]
         todo = [job for job in jobs if not job.target.exists()]
         print(f"{len(jobs)} videos, {len(jobs) - len(todo)} of them done before", flush=True)
-        bad: list[Path] = []
-        for number, (job, fault) in enumerate(_done(todo, workers or len(os.sched_getaffinity(0))), 1):
+        streams = (_streamed(path, out / path.parent.relative_to(root), out, how) for path in compressed)
+        bad: list[Job] = []
+        number, total = 0, "" if compressed else f" of {len(todo)}"
+        todo_and_streams = chain(todo, chain.from_iterable(streams))
+        for number, (job, fault) in enumerate(_done(todo_and_streams, workers or len(os.sched_getaffinity(0))), 1):
+            if job.member_of:
+                job.source.unlink(missing_ok=True)
             if fault is not None:
-                bad.append(job.source)
-                print(f"left out: {job.source}: {fault}", flush=True)
+                bad.append(job)
+                print(f"left out: {job.shown}: {fault}", flush=True)
             if number % 100 == 0 or number == len(todo):
-                print(f"{number} of {len(todo)} videos", flush=True)
+                print(f"{number}{total} videos", flush=True)
     except OSError as error:
         raise RunError(f"{error}; run the same command again to go on") from error
-    for folder, count in Counter(path.parent for path in bad).most_common():
+    finally:
+        shutil.rmtree(out / COPIES, ignore_errors=True)
+    for folder, count in Counter(job.member_of or job.source.parent for job in bad).most_common():
         print(f"{count:6d} left out in {folder}")
-    print(f"{len(jobs) - len(bad)} videos in {out}, {len(bad)} left out")
+    print(f"{len(jobs) - len(todo) + number - len(bad)} videos in {out}, {len(bad)} left out")
     return 1 if bad else 0
 
 
@@ -87,9 +111,9 @@ def encode(job: Job) -> str | None:
     job.target.parent.mkdir(parents=True, exist_ok=True)
     part = job.target.with_name(f".{job.target.name}.part")
     try:
+        promised = promised_frames(job.source)
         with opened(job.source) as (source, stream):
-            check_whole(job.source, stream)
-            _write(job, source, stream, part)
+            _write(job, source, stream, promised, part)
         part.replace(job.target)
     except UnreadableSample as error:
         return str(error).removesuffix(f" ({job.source})")
@@ -100,39 +124,68 @@ def encode(job: Job) -> str | None:
     return None
 
 
-def _targets(root: Path, out: Path) -> dict[Path, Path]:
-    """Each video's source by its target, in the order of their paths; annotation files are copied on the way."""
+def _targets(root: Path, out: Path) -> tuple[dict[Path, Path], list[Path]]:
+    """Each video's source by its target, in the order of their paths, and the compressed archives; annotation files are
+    copied on the way."""
     sources: dict[Path, Path] = {}
-    for folder, inside, files in os.walk(root):
-        inside.sort()
-        for name in sorted(files):
-            source = Path(folder, name)
-            target = out / source.relative_to(root)
-            if name.lower().endswith(VIDEOS):
-                target = target.with_suffix(".mp4")
-                if target in sources:
-                    raise UserError(f"{sources[target]} and {source} would both become {target}; rename one")
-                sources[target] = source
-            elif name.lower().endswith(NOTES) and not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, target)
-    if not sources:
-        raise UserError(f"root={root}: there is no video below it ({', '.join(VIDEOS)})")
-    return sources
+    names, others = files_below(root, (*MOVING, *NOTES, *PACKED, *COMPRESSED))
+    places = {root / name: Path(name) for name in names if not name.lower().endswith(PACKED)}
+    for path in (root / name for name in names if name.lower().endswith(PACKED)):
+        archive.check_whole(path, 0)
+        members, more = files_below(path, (*MOVING, *NOTES))
+        places |= {path / member: path.parent.relative_to(root) / member for member in members}
+        others += more
+    for source, place in places.items():
+        name, target = place.name.lower(), out / place
+        if name.endswith(MOVING):
+            target = target.with_suffix(".mp4")
+            if target in sources:
+                raise UserError(f"{sources[target]} and {source} would both become {target}; rename one")
+            sources[target] = source
+        elif name.endswith(NOTES) and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(archive.read(source).tobytes())
+    for note, count in left_out(others, "videos").items():
+        print(f"{count} {note}")
+    compressed = [source for source in places if source.name.lower().endswith(COMPRESSED)]
+    if not sources and not compressed:
+        raise UserError(f"root={root}: there is no video below it ({', '.join(MOVING)})")
+    return sources, compressed
 
 
-def _done(jobs: list[Job], workers: int) -> Iterator[tuple[Job, str | None]]:
+def _streamed(path: Path, place: Path, out: Path, how: tuple[int, int, int]) -> Iterator[Job]:
+    """The videos of a compressed tar that are not done, one after the other, each copied out of it."""
+    (out / COPIES).mkdir(parents=True, exist_ok=True)
+    try:
+        with tarfile.open(path, "r|gz") as members:
+            for number, member in enumerate(members):
+                if not (member.isfile() and member.name.lower().endswith(MOVING)):
+                    continue
+                target = (place / os.fsdecode(clean(os.fsencode(member.name)))).with_suffix(".mp4")
+                if target.exists():
+                    continue
+                copy = out / COPIES / f"{path.name}-{number}{Path(member.name).suffix}"
+                with copy.open("wb") as file:
+                    shutil.copyfileobj(members.extractfile(member), file)
+                yield Job(copy, target, *how, path)
+    except (tarfile.TarError, EOFError, zlib.error, ValueError) as error:
+        raise RunError(f"{path} is damaged, cut off or no archive ({error}); bring it again, then go on") from error
+
+
+def _done(jobs: Iterator[Job], workers: int) -> Iterator[tuple[Job, str | None]]:
     """Each job when it is done, with what was wrong. A file on which a process dies is named too."""
-    left = list(jobs)
-    while left:
+    more = True
+    while more:
         # spawn: a process forked beside threads may hang
-        with ProcessPoolExecutor(min(workers, len(left)), get_context("spawn")) as pool:
+        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
             running: dict[Future, Job] = {}
             try:
-                while left or running:
-                    while left and len(running) < 2 * workers:
-                        job = left.pop(0)
-                        running[pool.submit(encode, job)] = job
+                while more or running:
+                    while more and len(running) < 2 * workers:
+                        job = next(jobs, None)
+                        more = job is not None
+                        if job is not None:
+                            running[pool.submit(encode, job)] = job
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         fault = future.result()
                         yield running.pop(future), fault
@@ -142,18 +195,20 @@ def _done(jobs: list[Job], workers: int) -> Iterator[tuple[Job, str | None]]:
                 else:
                     # one by one, to find out which of them it was
                     for job in running.values():
-                        yield from _done([job], 1)
+                        yield from _done(iter([job]), 1)
 
 
-def _write(job: Job, source: av.container.InputContainer, stream: av.VideoStream, part: Path) -> None:
+def _write(
+    job: Job, source: av.container.InputContainer, stream: av.VideoStream, promised: int | None, part: Path
+) -> None:
     """Raises UnreadableSample for a damaged source, av.FFmpegError for a full disk."""
-    rate = stream.average_rate or stream.guessed_rate or USUAL_FPS
+    rate = frame_rate(stream)
     settings = {"preset": "medium", "crf": str(job.crf), "g": str(job.gop), "threads": "1"}
     with av.open(f"file:{part}", "w", format="mp4", options={"movflags": "faststart"}) as sink:
         video = sink.add_stream("libx264", rate=rate, options=settings)
         video.pix_fmt = "yuv420p"
         last = None
-        for frame in decode(job.source, source, stream):
+        for frame in decode(job.source, source, stream, promised):
             frame = _turned(frame)
             if last is None:
                 video.width, video.height = _size(frame, job.short_side)
@@ -172,7 +227,7 @@ def _write(job: Job, source: av.container.InputContainer, stream: av.VideoStream
 
 def _turned(frame: av.VideoFrame) -> av.VideoFrame:
     """As it is to be shown."""
-    if not quarter_turns(frame):
+    if orientation(frame) == AS_IT_LIES:
         return frame
     turned = av.VideoFrame.from_ndarray(upright(frame, frame.width, frame.height), "rgb24")
     turned.pts, turned.time_base = frame.pts, frame.time_base

@@ -2,10 +2,16 @@
 
     python scripts/study.py [quick=true] [groups=comparison,ablations] [seeds=0,1,2] [processes=N] [threads=1]
                             [runs=runs/study] [out=docs/study.md] [key=value ...]
+    python scripts/study.py plan=paper|mechanisms|ablations|design|night|FILE task=... data.root=... [recipe=...]
+                            [estimate=true] [difference=1] [hydra/launcher=...] [as above]
 
-Several single-threaded runs at a time (processes: the machine's cores). What is finished is not trained again, what was
-stopped goes on, so the same command, started again, ends where it would have; the page is written from all runs that
-are finished. quick=true: a few rows, few steps, in minutes, into runs/study-quick/study.md. Other settings
+plan: rows of networks (configs/study/, or a YAML file of yours like these) on a task and data of yours, into
+runs/study-PLAN/. estimate=true times the steps, says what the plan will cost, and ends. After each seed it says what
+can be said of the differences so far, and how many seeds a difference of so many points (1) would take.
+
+Several single-threaded runs at a time (processes: the machine's cores), or one a GPU. What is finished is not trained
+again, what was stopped goes on, so the same command, started again, ends where it would have; the page is written from
+all finished runs. quick=true: a few rows, few steps, in minutes, into runs/study-quick/study.md. Other settings
 (trainer.epochs=3, gpus=1) go to every run; give them another runs=FOLDER. Of a page that exists only the measured part
 is written anew. Needs pip install -e '.[study]'. Exit codes as train.py's.
 """
@@ -14,15 +20,18 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import queue
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import yaml
 
@@ -31,17 +40,21 @@ from tdaf.cli.script import Natural, Positive, main
 from tdaf.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
+GROUPS = {"mechanisms": "comparison", "ablations": "ablations"}  # plans that are groups of configs/study.yaml
 
 
 @dataclass(frozen=True)
 class Row:
-    """A network under comparison. settings: what train.py is told. against: names of the rows it is tested against."""
+    """A network under comparison. settings: what train.py is told. against: names of the rows it is tested against.
+    cost_of: the row whose multiply-adds in training it is to have, by settings that train it longer, `longer`."""
 
     name: str
     settings: tuple[str, ...]
     against: tuple[str, ...]
     seeds: tuple[int, ...]
     note: str = ""
+    cost_of: str = ""
+    longer: tuple[str, ...] = ()
 
     @property
     def slug(self) -> str:
@@ -76,6 +89,9 @@ class Trial:
 
 def study(
     *,
+    plan: str | None = None,
+    estimate: bool = False,
+    difference: float = 1.0,
     quick: bool = False,
     groups: list[str] | None = None,
     seeds: list[Natural] | None = None,
@@ -88,36 +104,117 @@ def study(
     absent = [name for name in ("scipy", "matplotlib") if importlib.util.find_spec(name) is None]
     if absent:
         raise UserError(f"the study needs {' and '.join(absent)}: pip install -e '.[study]'")
-    runs = runs or Path("runs/study-quick" if quick else "runs/study")
-    out = out or (runs / "study.md" if quick else Path("docs/study.md"))
-    plan = read(quick)
+    if difference <= 0:
+        raise UserError(f"difference={difference:g}: give points, above 0")
+    runs = runs or Path(f"runs/study-{Path(plan).stem}" if plan else "runs/study-quick" if quick else "runs/study")
+    out = out or (runs / "study.md" if quick or plan else Path("docs/study.md"))
+    whole = read(quick, plan)
     for name in groups or []:
-        if name not in [group.name for group in plan]:
-            raise UserError(f"groups={name}: the study has {', '.join(group.name for group in plan)}")
-    processes = processes or os.cpu_count() or 1
-    planned = trials([group for group in plan if not groups or group.name in groups], runs, rest, seeds)
+        if name not in [group.name for group in whole]:
+            raise UserError(f"groups={name}: the study has {', '.join(group.name for group in whole)}")
+    hydra = [text for text in rest if text.startswith(("hydra.", "hydra/"))]
+    rest = [text for text in rest if text not in hydra]
+    check_rest(whole, rest)
+    devices = gpus() if plan else []
+    processes = processes or len(devices) or os.cpu_count() or 1
+
+    from results import comparison, evidence
+
+    whole = comparison.at_equal_cost(whole, lambda row: merged(row, rest))
+    planned = trials([group for group in whole if not groups or group.name in groups], runs, rest, seeds)
     unfinished = missing(planned)
-
-    from results import evidence
-
     print(f"{len(planned)} runs, {len(unfinished)} of them to train, {processes} at a time; {runs}", flush=True)
+    if estimate:
+        print("\n".join(comparison.estimate(unfinished, processes)))
+        return 0
+
+    def after_seed() -> None:
+        lines = comparison.said(whole, runs, difference) or ["one seed says nothing of differences"]
+        print("\n".join(f"  {line}" for line in lines), flush=True)
+
     try:
-        failed = run(unfinished, processes, threads)
+        failed = run(unfinished, processes, threads, devices, hydra, after_seed if plan else None)
     except Stopped as stopped:
         print("stopped: the same command goes on", file=sys.stderr)
         return stopped.code
     command = " ".join(["python scripts/study.py", *sys.argv[1:]])
-    evidence.write_page(out, plan, rest, runs, command, **({"rounds": 1} if quick else {}))
+    how = {"rounds": 1} if quick else {"difference": difference} if plan else {}
+    evidence.write_page(out, whole, rest, runs, command, **how)
     print(out)
     for trial, reason in failed.items():
         print(f"error: {trial.row.name}, seed {trial.seed}: {reason}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def read(quick: bool = False) -> list[Group]:
-    """The groups of configs/study.yaml. quick: its miniature."""
-    plan = yaml.safe_load((ROOT / "configs" / "study.yaml").read_text(encoding="utf-8"))
-    small = plan["quick"] if quick else {}
+def gpus() -> list[str]:
+    """The GPUs that one may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    numbers = map(str, range(torch.cuda.device_count()))
+    return [*filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(numbers)).split(","))][
+        : torch.cuda.device_count()
+    ]
+
+
+def check_rest(groups: Sequence[Group], rest: Sequence[str]) -> None:
+    """Raises UserError for a setting in which the rows of a group differ: it would make them one."""
+    for group in groups:
+        rows = [dict(text.lstrip("+").split("=", 1) for text in row.settings) for row in group.rows]
+        for text in rest:
+            key = text.lstrip("+~").partition("=")[0]
+            if len({row.get(key) for row in rows}) > 1:
+                raise UserError(f"{text}: the rows of {group.name} differ in {key}; leave it out, or write a plan=FILE")
+
+
+def read(quick: bool = False, plan: str | None = None) -> list[Group]:
+    """The groups of configs/study.yaml, or of a plan. quick: the former's miniature. Raises UserError for a plan that
+    is none."""
+    if plan:
+        return _groups(_plan(plan))
+    content = yaml.safe_load((ROOT / "configs" / "study.yaml").read_text(encoding="utf-8"))
+    return _groups(content, content["quick"] if quick else {})
+
+
+def _plan(name: str) -> dict[str, Any]:
+    """A plan's content as that of configs/study.yaml, where two of them stand as groups."""
+    folder = ROOT / "configs" / "study"
+    if name in GROUPS:
+        content = yaml.safe_load((ROOT / "configs" / "study.yaml").read_text(encoding="utf-8"))
+        (group,) = (group for group in content["groups"] if group["name"] == GROUPS[name])
+        absent = {*group["against"]} - {row["name"] for row in group["rows"]}
+        other = [row for one in content["groups"] for row in one["rows"] if row["name"] in absent]
+        group = {**group, "rows": [*other, *group["rows"]], "timed": False}
+        return {"settings": ["anar=3", "flows=3"], "seeds": [0, 1, 2], "groups": [group]}
+    path = folder / f"{name}.yaml"
+    path = path if path.is_file() else Path(name).expanduser()
+    known = ", ".join(sorted([*GROUPS, *(file.stem for file in folder.glob("*.yaml"))]))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        rows, names = content["rows"], [row["name"] for row in content["rows"]]
+        texts = [
+            *names,
+            content["title"],
+            *content["settings"],
+            *content["against"],
+            *(s for r in rows for s in r["settings"]),
+        ]
+        texts += [row.get(key, "") for row in rows for key in ("note", "cost_of")]
+        if not all(isinstance(text, str) for text in texts) or not all(type(seed) is int for seed in content["seeds"]):
+            raise TypeError("a name, a setting or a seed is of another kind")
+        if unknown := {*content["against"], *(row["cost_of"] for row in rows if "cost_of" in row)} - {*names}:
+            raise ValueError(f"there is no row {', '.join(sorted(unknown))}")
+    except OSError as error:
+        raise UserError(f"plan={name}: {error.strerror}; give a file, or one of {known}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
+        why = f"it has no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+        raise UserError(f"plan={name}: {path} is no plan like those in configs/study/: {why}") from error
+    group = {"name": path.stem, "timed": False, **{key: content[key] for key in ("title", "against", "rows")}}
+    return {"settings": content["settings"], "seeds": content["seeds"], "groups": [group]}
+
+
+def _groups(plan: dict[str, Any], small: dict[str, Any] | None = None) -> list[Group]:
+    """small: what a miniature has instead."""
+    quick, small = bool(small), small or {}
     groups = []
     for group in plan["groups"]:
         rows = []
@@ -128,7 +225,8 @@ def read(quick: bool = False) -> list[Group]:
             settings = {setting.partition("=")[0]: setting for setting in given}  # the later one counts
             against = tuple(name for name in row.get("against", group["against"]) if name != row["name"])
             seeds = tuple(next(part["seeds"] for part in (small, row, group, plan) if "seeds" in part))
-            rows.append(Row(row["name"], tuple(settings.values()), against, seeds, row.get("note", "")))
+            words = (row.get("note", ""), row.get("cost_of", ""))
+            rows.append(Row(row["name"], tuple(settings.values()), against, seeds, *words))
         if rows:
             groups.append(Group(group["name"], group["title"], tuple(rows), group.get("timed", True)))
     return groups
@@ -141,9 +239,14 @@ def trials(groups: Sequence[Group], runs: Path, more: Sequence[str], seeds: Sequ
     """
     pairs = [(seed, row) for group in groups for row in group.rows for seed in seeds or row.seeds]
     return [
-        Trial(row, seed, (*row.settings, *more, f"seed={seed}", f"run_dir={runs / f'{row.slug}-seed{seed}'}"))
+        Trial(row, seed, (*merged(row, more), f"seed={seed}", f"run_dir={runs / f'{row.slug}-seed{seed}'}"))
         for seed, row in sorted(pairs, key=lambda pair: pair[0])
     ]
+
+
+def merged(row: Row, more: Sequence[str]) -> tuple[str, ...]:
+    """A row's settings with more; of one that is given twice the later one counts."""
+    return tuple({text.partition("=")[0]: text for text in (*row.settings, *more, *row.longer)}.values())
 
 
 def missing(trials: Sequence[Trial]) -> list[Trial]:
@@ -164,24 +267,39 @@ class Stopped(Exception):
     code = 75
 
 
-def run(trials: Sequence[Trial], processes: int, threads: int) -> dict[Trial, str]:
-    """Runs train.py, `processes` at a time with `threads` each; each can be stopped and goes on. Returns why the failed
-    ones failed. Raises Stopped when told to stop."""
+def run(
+    trials: Sequence[Trial],
+    processes: int,
+    threads: int,
+    devices: Sequence[str] = (),
+    hydra: Sequence[str] = (),
+    after_seed: Callable[[], None] | None = None,
+) -> dict[Trial, str]:
+    """Runs train.py, `processes` at a time with `threads` each, in turns on `devices`; each can be stopped and goes on.
+    With Hydra's own settings its launcher runs them. after_seed: called when the last run of a seed has ended. Returns
+    why the failed ones failed. Raises Stopped when told to stop."""
+    if hydra:
+        return launched(trials, hydra)
     running: set[subprocess.Popen] = set()
     stop = threading.Event()
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    places = queue.SimpleQueue()
+    for number in range(processes):
+        visible = {"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if devices else {}
+        places.put({**os.environ, "OMP_NUM_THREADS": str(threads), **visible})
 
     def one(trial: Trial) -> str:
         if stop.is_set():
             return ""
         command = [sys.executable, str(ROOT / "train.py"), *trial.command]
         pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        environment = places.get()
         with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
             running.add(process)
             if stop.is_set():
                 process.terminate()
             errors = process.communicate()[1].strip().splitlines()
             running.discard(process)
+        places.put(environment)
         return "" if process.returncode in (0, Stopped.code) else [f"exit code {process.returncode}", *errors][-1]
 
     def halt(number: int, frame: FrameType | None) -> None:
@@ -191,6 +309,7 @@ def run(trials: Sequence[Trial], processes: int, threads: int) -> dict[Trial, st
 
     before = {number: signal.signal(number, halt) for number in (signal.SIGTERM, signal.SIGINT)}
     failed: dict[Trial, str] = {}
+    waiting = Counter(trial.seed for trial in trials)
     try:
         with ThreadPoolExecutor(processes) as pool:
             futures = {pool.submit(one, trial): trial for trial in trials}
@@ -200,12 +319,25 @@ def run(trials: Sequence[Trial], processes: int, threads: int) -> dict[Trial, st
                 if not stop.is_set():
                     outcome = f"failed: {reason}" if reason else "done"
                     print(f"{number} of {len(trials)}: {trial.row.name}, seed {trial.seed}: {outcome}", flush=True)
+                    waiting[trial.seed] -= 1
+                    if after_seed and not waiting[trial.seed]:
+                        after_seed()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     if stop.is_set():
         raise Stopped
     return failed
+
+
+def launched(trials: Sequence[Trial], hydra: Sequence[str]) -> dict[Trial, str]:
+    """The same through Hydra's launcher, SLURM's say."""
+    from results.runs import composed
+    from tdaf.cli.main import Job, launch
+
+    jobs = [Job(composed(*trial.command), " ".join(trial.command)) for trial in trials]
+    codes = launch(jobs, list(hydra))
+    return {trial: f"exit code {code}" for trial, code in zip(trials, codes, strict=True) if code}
 
 
 if __name__ == "__main__":

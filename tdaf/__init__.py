@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tdaf.engine.trainer import Trainer
     from tdaf.errors import RunError, UnreadableSample, UserError
     from tdaf.model.anar import ANAR
+    from tdaf.model.backbones.library import stages
     from tdaf.model.flows import TDAF, MultiScale
     from tdaf.model.fold import fold
     from tdaf.model.maps import attention_maps
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "tdaf.model.flows": ("TDAF", "MultiScale"),
     "tdaf.model.anar": ("ANAR",),
+    "tdaf.model.backbones.library": ("stages",),
     "tdaf.model.staged": ("Staged",),
     "tdaf.model.fold": ("fold",),
     "tdaf.model.maps": ("attention_maps",),

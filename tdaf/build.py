@@ -42,6 +42,11 @@ def make(node: Any, where: str, **extra: Any) -> Any:
     return _built(checked_tree(node, where, tuple(extra)), where, extra)
 
 
+def takes(node: Mapping[str, Any], argument: str, where: str) -> bool:
+    """Whether what a node's `_target_` names has such an argument."""
+    return "_target_" in node and argument in _parameters(found(str(node["_target_"]), where))
+
+
 def refuse_untrusted(settings: Any, where: str, trust: Sequence[str] = ()) -> None:
     """Imports nothing and raises UserError where settings that were read from a file name anything but tdaf's own
     parts, torch's optimisers, or modules that begin with a name of `trust`."""

@@ -37,10 +37,28 @@ def _attention_as_node(settings: Settings) -> None:
 def _new_settings(settings: Settings) -> None:
     """Settings that came later, so that a run's own can be given another value."""
     settings["data"].setdefault("changed", False)
+    if settings["data"].get("_target_") == "tasks.classification.folder.ImageFolder":
+        settings["data"].setdefault("every", 1)
     if settings["task"].get("_target_") == "tasks.pose.task.Pose":
         settings["task"].setdefault("flip_pairs", None)
+    exif = _EXIF.get(str(settings["data"].get("_target_")))
+    if exif is not None:
+        settings["data"] = {"exif": exif, "background": None, **settings["data"]}
+    if settings["tdaf"].get("_target_") == "tdaf.model.flows.TDAF":
+        settings["tdaf"] = {
+            "upsample": "deconv",
+            "mask": "one",
+            "learn_eta": False,
+            "detach": False,
+            **settings["tdaf"],
+        }
 
 
+_EXIF = {  # sources of images, and whether EXIF tags count
+    "tasks.classification.folder.ImageFolder": False,
+    "tasks.coco.source.CocoFiles": True,
+    "tasks.pose.source.CocoKeypoints": True,
+}
 UPGRADES: list[Callable[[Settings], None]] = [_attention_as_node, _new_settings]
 _BLOCKS, _SELF = "tdaf.model.attention.nonlocal_blocks", "tdaf.model.attention.self_attention"
 _MECHANISMS: dict[str, Any] = {

@@ -1,4 +1,5 @@
-"""Standard output and error that may go away under a run: a closed pipe, a terminal that is gone, a full device."""
+"""Standard output and error, which may go away under a run (a closed pipe, a terminal that is gone, a full device), and
+progress on them."""
 
 from __future__ import annotations
 
@@ -76,3 +77,34 @@ def open_closed_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w" if descriptor else "r"))
+
+
+class Bar:
+    """Progress on a terminal; nothing where standard error is a file or a pipe (log lines serve there)."""
+
+    def __init__(self, title: str, total: int, start: int = 0, quiet: bool = False) -> None:
+        self._bar = None
+        if quiet or not sys.stderr.isatty():
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        note = TextColumn("{task.fields[note]}")
+        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note)
+        self._bar = Progress(*columns, console=Console(stderr=True), redirect_stdout=True)
+        self._task = self._bar.add_task(title, total=total, completed=start, note="")
+        self._bar.start()
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def advance(self, note: str | None = None, steps: int = 1) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, advance=steps, **({"note": note} if note else {}))
+
+    def stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()

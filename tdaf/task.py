@@ -28,6 +28,9 @@ class Dataset(Protocol):
         skipped: samples left out by a skip list; printed beside the metric.
         notes: what was found wrong in the annotations and handled, and how often; printed at the start.
         groups: a number for each sample; a training batch takes samples of one. None: of any.
+        files: what scripts/check_data.py reads instead of the samples, where it is there: with `len`, `name(index)`,
+            `path(index)`, `scans` and `check(index, scan)`, which raises UnreadableSample and returns what is to be
+            noted of a file. The scans are "full" and others.
     """
 
     skipped: int = 0
@@ -122,6 +125,18 @@ class PredictionTask(Task, Protocol):
 
     def to_json(self, found: list[tuple[Path, int | None, list[dict[str, Any]]]]) -> Any:
         """What predict writes as JSON: plain data, from (file, frame, answers) of every picture."""
+
+    def draw_targets(self, batch: Batch) -> list[Tensor]:
+        """Of a training batch each input with what is to be learnt of it: uint8 RGB (3, H, W), one a sample."""
+
+    def deployed(self, network: nn.Module, onnx: bool) -> nn.Module:
+        """What export writes to a file for others (onnx: to one of ONNX): `forward` takes entries of a batch, by their
+        names and "input" first, and gives named tensors, (B, ...) each, that are complete answers.
+
+        Its attributes: "dynamic", whether height and width may be any; "raw", the one of these tensors that is the
+        network's own output, or None: then evaluator and `postprocess` take them all for the network's output.
+        Where it has a method "differences", that says by name how far apart (expected, found) outputs are, in shares of
+        the largest value; "translations()" are operations of ONNX for its own ones (torch.onnx.export)."""
 
 
 class Media(Protocol):

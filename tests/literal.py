@@ -29,7 +29,17 @@ def shrink_axis(x: Tensor, axis: int, how: str) -> Tensor:
     return torch.stack(pixels, axis)
 
 
-def literal(plain: nn.Module, tdaf: TDAF, x: Tensor, n_flows: int, how: str, gated: list[int], eta: float, mfbn: bool):
+def literal(
+    plain: nn.Module,
+    tdaf: TDAF,
+    x: Tensor,
+    n_flows: int,
+    how: str,
+    gated: list[int],
+    eta: float,
+    mfbn: bool,
+    detach=False,
+):
     """Eqs. 1-5 with plain loops. Returns the last flow's maps, all masks, and the modules used by flow."""
     n_stages = len(plain.stages)
     inputs = {n_flows: x}
@@ -48,8 +58,10 @@ def literal(plain: nn.Module, tdaf: TDAF, x: Tensor, n_flows: int, how: str, gat
                 above = maps[n - 1, number]
                 for axis in range(2, x.dim()):  # of deconvolutions, whose maps may be larger than half
                     above = above.narrow(axis, 0, min(above.shape[axis], math.ceil(value.shape[axis] / 2)))
-                masks[n, number] = used[n][1][str(number)](above, value.shape[2:])
-                value = value * (masks[n, number] + eta)
+                gate = used[n][1][str(number)]
+                masks[n, number] = gate(above.detach() if detach else above, value.shape[2:])
+                raised = eta if gate.logit is None else 1 / (1 + torch.exp(-gate.logit))
+                value = value * (masks[n, number] + raised)
             maps[n, number] = value
     return [maps[n_flows, number] for number in range(1, n_stages + 1)], masks, used
 

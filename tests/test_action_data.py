@@ -45,7 +45,8 @@ def test_class_folders_alone(tmp_path: Path) -> None:
     names = ["val/abseiling/c.MKV", "val/air_drumming/a.webm", "val/air_drumming/b.mp4"]
     assert listed(found) == list(zip(names, ["abseiling", "air drumming", "air drumming"], strict=True))
     assert len(found.split("train")) == 2 and found.split("train").skipped == 1
-    assert found.split("val").notes == {} and found.split("val").skipped == 0
+    assert found.split("val").notes == {"files that are no videos by their endings, left out (1 .txt)": 1}
+    assert found.split("val").skipped == 0
     assert found.split("val").path(0) == tmp_path / "val/abseiling/c.MKV"
 
 
@@ -305,7 +306,7 @@ def test_check_data_lists_videos(films: Path, tmp_path: Path, monkeypatch: pytes
         assert check(f"scan={scan}", f"out={out}") == 1
         assert out.read_text().split() == [f"{split}/b/{name}.mp4" for split in ("train", "val") for name in bad]
         said = capsys.readouterr().out
-        assert f"val: 4 samples read, {len(bad)} cannot be" in said and f"{len(bad)} in val/b, of 2" in said
+        assert f"{len(bad):8d}{len(bad):8d}  refused, of which" in said and f"{len(bad)} in val/b, of 2" in said
     skipping = ActionVideos(str(films), skip_list=str(tmp_path / "full.txt")).split("val")
     assert len(skipping) == 2 and skipping.skipped == 2
     assert check("scan=fast") == 2 and "scan=fast: give full" in capsys.readouterr().err

@@ -92,7 +92,7 @@ def test_the_skip_list_leaves_them_out(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, run = tmp_path / "skip.txt", tmp_path / "run"
-    (_, *check), (_, *train) = pages.commands("own videos", **{"PATH": folder, "skip.txt": out})
+    (_, *check), (_, *train), _ = pages.commands("own videos", **{"PATH": folder, "skip.txt": out})
     script = lambda: runpy.run_path("scripts/check_data.py", run_name="__main__")  # noqa: E731
     assert call(monkeypatch, [*check, "loader.workers=0"], script) == 1
     assert sorted(out.read_text().splitlines()) == sorted(DAMAGED)
@@ -100,7 +100,7 @@ def test_the_skip_list_leaves_them_out(
     sizes = Counter(name.rpartition("/")[0] for name in [*WHOLE, *DAMAGED])
     for place, bad in Counter(name.rpartition("/")[0] for name in DAMAGED).items():
         assert f"{bad:6d} in {place}, of {sizes[place]}\n" in said
-    assert call(monkeypatch, [*train, *RUN[1:], f"run_dir={run}", "trainer.max_steps=2"]) == 0
+    assert call(monkeypatch, [*train, *RUN[2:], f"run_dir={run}", "trainer.max_steps=2"]) == 0
     assert "6 on the skip list" in (run / "log.txt").read_text()
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["metrics"]["videos"], summary["samples"], summary["skipped"]) == (6, 18, 2)

@@ -32,8 +32,8 @@ def test_width_null_is_the_stage_width():
 class Table1:
     """Table 1 with functional calls only; parameters are taken in the order in which the table uses them."""
 
-    def __init__(self, module: ANAR, c: int, depthwise: bool) -> None:
-        self.module, self.c, self.depthwise = module, c, depthwise
+    def __init__(self, module: ANAR, c: int, depthwise: bool, resized: bool = False) -> None:
+        self.module, self.c, self.depthwise, self.resized = module, c, depthwise, resized
         self.conv = F.conv2d if module.dims == 2 else F.conv3d
         self.deconv = F.conv_transpose2d if module.dims == 2 else F.conv_transpose3d
 
@@ -50,9 +50,11 @@ class Table1:
         assert all(m.bias is None for m in convs)
         split = self.depthwise and kernel > 1
         assert len(convs) == len(norms) == (2 if split else 1)
-        assert set(convs[0].kernel_size) == {kernel}
+        assert set(convs[0].kernel_size) == {3 if kernel == 4 and self.resized else kernel}
         groups = x.shape[1] if split else 1
-        if kernel == 4:
+        if kernel == 4 and self.resized:
+            x = self.conv(self.resize(x, [2 * s for s in x.shape[2:]]), convs[0].weight, padding=1, groups=groups)
+        elif kernel == 4:
             x = self.deconv(x, convs[0].weight, stride=2, padding=1, groups=groups)
         elif kernel == 3:
             x = self.conv(x, convs[0].weight, stride=2, padding=1, groups=groups)
@@ -95,18 +97,34 @@ class Table1:
 @pytest.mark.parametrize("depthwise", [False, True])
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("layers", [2, 3, 5, 7])
-def test_equals_table_1(layers, dims, depthwise):
+@pytest.mark.parametrize("upsample", ["deconv", "resize"])
+def test_equals_table_1(layers, dims, depthwise, upsample):
     torch.manual_seed(0)
-    anar = ANAR(48, layers, 64, dims, depthwise).double()
+    anar = ANAR(48, layers, 64, dims, depthwise, upsample=upsample).double()
     for parameter in anar.parameters():
         nn.init.uniform_(parameter, -0.5, 0.8)
     for size, asked in (((5, 7, 6), (9, 13, 12)), ((4, 8, 4), (8, 16, 8)), ((1, 1, 3), (2, 1, 5))):
         x = torch.randn(3, 48, *size[:dims], dtype=torch.float64)
         ours = anar(x, asked[:dims])
-        theirs = Table1(anar, 64, depthwise)(x, asked[:dims])
+        theirs = Table1(anar, 64, depthwise, upsample == "resize")(x, asked[:dims])
         assert ours.shape == (3, 1, *asked[:dims])
         assert (ours - theirs).abs().max() < 1e-9
         assert ours.min() > 0 and ours.max() < 1 and ours.std() > 1e-3
+
+
+@pytest.mark.parametrize("layers", [3, 5, 7])
+def test_only_a_deconvolution_lays_a_checkerboard_over_an_even_map(layers):
+    torch.manual_seed(0)
+    even = torch.randn(1, 64, 1, 1).expand(1, 64, 24, 24)
+    for upsample, checkered in (("deconv", True), ("resize", False)):
+        inside = ANAR(64, layers, 64, upsample=upsample).eval()(even, (48, 48))[..., 16:-16, 16:-16]
+        assert (inside.std() > 1e-3) == checkered and (checkered or inside.std() < 1e-6)
+
+
+def test_a_mask_a_channel():
+    anar = ANAR(64, 3, 64, mask="channel", init="identity", eta=0.25)
+    assert torch.allclose(anar(torch.randn(2, 64, 6, 6), (12, 12)), torch.full((2, 64, 12, 12), 0.75))
+    assert count(anar) - count(ANAR(64, 3, 64)) == 63 * 3
 
 
 def test_depthwise_is_smaller_and_grouped():

@@ -28,7 +28,7 @@ from tdaf.engine.trained import build_network
 from tdaf.engine.visualize import attention_panels, log_samples
 from tdaf.errors import UserError
 from tdaf.media.attention_sheet import OPACITY, Panel, coloured, sheet, spread
-from tdaf.media.video import Video
+from tdaf.media.clip import Video
 from tdaf.model import maps as statistics
 from tdaf.model.flows import TDAF, MultiScale
 from tdaf.model.maps import attention_maps, mask_eta, mask_strides
@@ -209,7 +209,7 @@ CLASSES = {"coco_pose": list(COCO)}
 def run_folder(folder: Path, task: str, *more: str, classes: int = 4) -> Path:
     """A run's folder with the checkpoint of an untrained network."""
     config = compose([f"task={task}", *SETTINGS, *more])
-    names = CLASSES.get(task, [f"class {place}" for place in range(classes)])
+    names = CLASSES.get(task, [*"abcdefghij"][:classes])
     made = make(config["task"], "task", data=SimpleNamespace(classes=names))
     torch.manual_seed(0)
     about = {"config": config, "classes": names}

@@ -118,10 +118,10 @@ def test_own_images(
     assert ImageFolder(str(own_folder)).classes == ["cats", "dogs"]
     skip, run = tmp_path / "skip.txt", tmp_path / "run"
     words = {"PATH": own_folder, "skip.txt": skip, "RUN_FOLDER": run, "PICTURE_OR_FOLDER": own_folder / "val"}
-    check, train, look = pages.commands("own images", **words)
+    check, first, _, look = pages.commands("own images", **words)
     assert script(check_data.check, [*check[1:], "loader.workers=0"]) == 0
-    small = [*SMALL, "flows=2", "trainer.epochs=1", "pretrained=null", f"run_dir={run}"]
-    assert call(monkeypatch, [*train[1:], *small]) == 0
+    assert "recipe=demo" in first and SMALL[0] == "recipe=demo"
+    assert call(monkeypatch, [*first[1:], *SMALL[1:], "flows=2", "trainer.epochs=1", f"run_dir={run}"]) == 0
     assert torch.load(run / "checkpoints/best.pt", weights_only=True)["about"]["classes"] == ["cats", "dogs"]
     assert script(predict.predict, [*look[1:], f"out={tmp_path / 'drawn'}"]) == 0
     assert "cats" in capsys.readouterr().out

@@ -16,9 +16,9 @@ import videos
 from torch import Tensor
 
 from tdaf.errors import UnreadableSample
-from tdaf.media import clip
-from tdaf.media.clip import FrameIndex, IndexMismatch, count_frames, decode_whole, read_clip
-from tdaf.media.video import opened
+from tdaf.media import clip, video
+from tdaf.media.clip import IndexMismatch, read_clip
+from tdaf.media.video import FrameIndex, count_frames, decode_whole, opened
 
 CLIPS = 200
 
@@ -129,12 +129,12 @@ def test_frames_that_nothing_needs_are_not_decoded(films: dict[str, Path], plain
 def test_an_index_that_is_wrong_costs_time_and_not_frames(
     films: dict[str, Path], plain: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    true = clip.frame_index
+    true = video.frame_index
     for wrong in ({"stamps": [7, 8, 9, 10, 11, 12]}, {"before": [], "stamps": []}):
-        monkeypatch.setattr(clip, "frame_index", lambda *a, wrong=wrong: FrameIndex(**{**vars(true(*a)), **wrong}))
+        monkeypatch.setattr(video, "frame_index", lambda *a, wrong=wrong: FrameIndex(**{**vars(true(*a)), **wrong}))
         for name in ("no_b.mp4", "open_gop.mp4", "vp9.webm"):
             with opened(films[name]) as (container, stream), pytest.raises(IndexMismatch):
-                list(clip._from_key_frame(container, stream, clip.frame_index(container, stream), [30, 31]))
+                list(clip._from_key_frame(container, stream, video.frame_index(container, stream), [30, 31]))
             assert torch.equal(read_clip(films[name], [30, 31]), plain[name][[30, 31]]), name
 
 
@@ -233,7 +233,7 @@ def test_damage_within_is_found(films: dict[str, Path], plain: dict[str, Tensor]
 
 def test_a_stream_that_pyav_loses_is_no_crash(films: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Damage in a transport stream can bring another stream into being, at which PyAV raises an IndexError."""
-    monkeypatch.setattr(clip, "frame_index", Mock(side_effect=IndexError("list index out of range")))
+    monkeypatch.setattr(video, "frame_index", Mock(side_effect=IndexError("list index out of range")))
     for read in (lambda path: read_clip(path, [0]), count_frames, decode_whole):
         with pytest.raises(UnreadableSample, match="damaged: list index out of range"):
             read(films["ts.ts"])

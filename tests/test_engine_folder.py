@@ -10,8 +10,9 @@ import pytest
 
 from tdaf import env
 from tdaf.engine.health import Preempted
-from tdaf.engine.log import Bar, RunFolder, Throughput
+from tdaf.engine.log import RunFolder, Throughput
 from tdaf.errors import RunError
+from tdaf.streams import Bar
 
 
 def fill(folder: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from tiny_run import ROOT, run, same, start, trained, trainer, until
 from torch import nn
 
 from tdaf.engine import checkpoint
-from tdaf.engine.dist import synchronise
+from tdaf.engine.dist import settle_threads, synchronise
 from tdaf.model.backbones.resnet import resnet
 from tdaf.model.flows import TDAF
 
@@ -128,6 +130,16 @@ def test_synchronising_keeps_what_flows_share() -> None:
         assert changed.state_dict().keys() == keys
         norms = [m for m in changed.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         assert norms and not any(type(m) in (nn.BatchNorm2d, nn.BatchNorm3d) for m in norms)
+
+
+def test_no_worker_is_forked_while_a_native_thread_computes() -> None:
+    """python/cpython#112275: where such a thread enters Python at that moment, the worker waits for ever."""
+    thread = threading.Thread(target=hashlib.pbkdf2_hmac, args=("sha256", b"", b"", 1_000_000))
+    thread.start()
+    assert thread.is_alive()
+    settle_threads(60)
+    thread.join(1)
+    assert not thread.is_alive()
 
 
 def test_a_mistake_that_one_rank_finds_is_said_once(two: Two) -> None:

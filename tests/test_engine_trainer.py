@@ -12,8 +12,9 @@ import torch
 from tiny_run import ColourTask, DrawingTask, Pictures, little, numbers, run, same, trained, trainer
 from torch import Tensor, nn
 
-from tdaf.engine import checkpoint, data
+from tdaf.engine import checkpoint, data, optim
 from tdaf.engine.data import Loader, TrainingOrder
+from tdaf.engine.evaluate import evaluate
 from tdaf.engine.precision import Precision, float32
 from tdaf.engine.schedule import Schedule, cosine
 from tdaf.engine.settings import LoaderSettings, Settings
@@ -46,7 +47,8 @@ def test_a_run_equals_a_loop_written_by_hand(tmp_path: Path) -> None:
         optimizer.step()
         losses.append(loss.item())
         own = {k: v.clone() for k, v in network.state_dict().items() if v.is_floating_point()}
-        averaged = {k: averaged[k] * 0.8 + v * 0.2 if averaged else v for k, v in own.items()}
+        kept = min(0.8, (1 + step) / (10 + step))
+        averaged = {k: averaged[k] * kept + v * (1 - kept) if averaged else v for k, v in own.items()}
     assert same(weights(made.network), weights(network))
     assert made.ema is not None
     state = weights(made.ema.module)
@@ -68,6 +70,27 @@ def test_what_is_evaluated_is_the_average(tmp_path: Path) -> None:
         assert same(best["network"], weights(made.ema.module))
     assert not same(weights(made.ema.module), weights(made.network))
     assert made.last is not None and made.last.samples == 21 and made.last.values["places"] == 210
+
+
+def test_an_average_of_few_steps_is_not_their_beginning(tmp_path: Path) -> None:
+    """With a decay that is constant 20 steps would leave 0.998 of the first weights in it."""
+    quick = {"train": Pictures(44, noise=0.1), "val": Pictures(21, noise=0.1), "max_steps": 20, "lr": 0.2}
+    made = run(trainer(tmp_path / "a", ema=0.9999, **quick))
+    live = evaluate(made.network, made.task, made.val_set, batch=8).values["accuracy"]
+    assert live > 0.5 and made.last is not None and made.last.values["accuracy"] > 0.8 * live
+    assert "not averaged" not in (tmp_path / "a/log.txt").read_text()
+
+
+def test_a_run_says_where_its_average_is_far_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its first evaluations, and again without another step of training."""
+    monkeypatch.setattr(optim.Average, "update", lambda self, network: None)  # it stays where it began
+    quick = {"train": Pictures(44, noise=0.1), "val": Pictures(21, noise=0.1), "lr": 0.2}
+    averaging = run(trainer(tmp_path / "a", ema=0.9, max_steps=25, **quick))
+    lines = [line for line in (tmp_path / "a/log.txt").read_text().splitlines() if " val: " in line]
+    told = ["weights that are not averaged have accuracy" in line for line in lines]
+    assert len(told) == 5 and told[2] and not any(told[3:]), lines
+    plain = run(trainer(tmp_path / "b", max_steps=25, **quick))
+    assert same(weights(averaging.network), weights(plain.network))
 
 
 def test_two_parts_give_the_step_of_one(tmp_path: Path) -> None:
@@ -331,3 +354,30 @@ def test_without_a_word_it_is_the_papers_sgd_and_a_cosine(tmp_path: Path) -> Non
 def test_the_best_evaluations_files_are_kept(tmp_path: Path) -> None:
     run(trainer(tmp_path))
     assert (tmp_path / "results" / "right.txt").exists()
+
+
+def test_it_stops_where_nothing_gets_better_and_is_then_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = [0.1, 0.5, 0.2, 0.5, 0.4, 0.9]
+    made = run(trainer(tmp_path, task=Scored(values), max_steps=30, stop_after=3))
+    assert made.step == 25 and made.best["step"] == 10  # evaluated every 5 steps
+    assert "stopped: 3 evaluations without a better one" in capsys.readouterr().out
+    again = trainer(tmp_path, task=Scored(values), max_steps=30, stop_after=3)
+    assert again.fit() == made.last and again.step == 25 and "is finished" in capsys.readouterr().out
+
+
+def test_a_stopped_run_that_was_cut_before_its_summary_only_writes_that(tmp_path: Path) -> None:
+    run(trainer(tmp_path, task=Scored([0.5, 0.4, 0.3]), max_steps=30, stop_after=2))
+    before = (tmp_path / "metrics.jsonl").read_text()
+    (tmp_path / "summary.json").unlink()
+    assert run(trainer(tmp_path, task=Scored([]), max_steps=30, stop_after=2)).step == 15
+    assert (tmp_path / "summary.json").exists() and (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_the_best_few_checkpoints_are_kept(tmp_path: Path) -> None:
+    run(trainer(tmp_path, task=Scored([0.1, 0.5, -1, 0.3, 0.4, math.nan]), max_steps=30, keep=2))
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("step*"))
+    assert kept == ["step10-0.5.pt", "step25-0.4.pt"]
+    best, other = (checkpoint.load(tmp_path / "checkpoints" / name) for name in ("best.pt", kept[0]))
+    assert best["step"] == other["step"] == 10 and same(best["network"], other["network"])

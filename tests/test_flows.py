@@ -16,7 +16,7 @@ from tdaf.model.backbones.resnet import resnet
 from tdaf.model.backbones.vgg import vgg
 from tdaf.model.flows import TDAF, MultiScale, halve, relu_gate
 from tdaf.model.fold import fold
-from tdaf.model.maps import attention_maps
+from tdaf.model.maps import attention_maps, mask_eta
 from tdaf.model.staged import Staged
 
 torch.set_num_threads(1)
@@ -29,17 +29,21 @@ CASES += [(2, 4, "area", gated, 0.5, "mfbn", 3) for gated in ([1], [2, 3], [3], 
 CASES += [(2, 3, "area", "all", eta, "mfbn", 3) for eta in (0.0, 1.0)]
 CASES += [(dims, 3, "area", "all", 0.5, "shared", 3) for dims in (2, 3)]
 CASES += [(2, 3, "area", "all", 0.5, "mfbn", anar) for anar in (2, 5, 7)]
+CASES = [(*case, {}) for case in CASES]
+DESIGNS = [{"upsample": "resize"}, {"mask": "channel"}, {"learn_eta": True}, {"detach": True}]
+CASES += [(2, 3, "area", "all", 0.3, "mfbn", 5, design) for design in DESIGNS]
+CASES += [(3, 2, "area", "all", 0.5, "mfbn", 3, {key: value for design in DESIGNS for key, value in design.items()})]
 
 
-@pytest.mark.parametrize(("dims", "flows", "how", "gated", "eta", "norm", "anar"), CASES)
-def test_equals_the_equations(dims, flows, how, gated, eta, norm, anar):
+@pytest.mark.parametrize(("dims", "flows", "how", "gated", "eta", "norm", "anar", "design"), CASES)
+def test_equals_the_equations(dims, flows, how, gated, eta, norm, anar, design):
     torch.manual_seed(0)
     plain = tiny(dims).double()
-    settings = dict(flows=flows, eta=eta, downsample=how, gated=gated, norm=norm, anar=anar, anar_width=32)
+    settings = dict(flows=flows, eta=eta, downsample=how, gated=gated, norm=norm, anar=anar, anar_width=32, **design)
     tdaf = TDAF(copy.deepcopy(plain), **settings).double()
     x = torch.randn(3, 3, *SIZES[dims], dtype=torch.float64)
     stages = [1, 2, 3] if gated == "all" else gated
-    expected, masks, used = literal(plain, tdaf, x, flows, how, stages, eta, norm == "mfbn")
+    expected, masks, used = literal(plain, tdaf, x, flows, how, stages, eta, norm == "mfbn", design.get("detach"))
     assert len(masks) == sum(1 for n in range(2, flows + 1) for s in stages if s < 4 - (flows - n))
     maps = tdaf(x)
     assert len(maps) == 4
@@ -158,6 +162,9 @@ def test_multi_scale_sees_every_flow(norm):
         ({"norm": "batch"}, "norm=batch: must be one of mfbn, shared"),
         ({"gate_init": "zero"}, "gate_init=zero: must be one of kaiming, identity"),
         ({"gate_init": "identity", "eta": 1}, "0 < eta < 1; eta is 1"),
+        ({"upsample": "nearest"}, "upsample=nearest: must be one of deconv, resize"),
+        ({"mask": "all"}, "mask=all: must be one of one, channel"),
+        ({"learn_eta": True, "eta": 0}, "0 < eta < 1; eta is 0"),
         ({"anar_width": 100}, "anar_width=100: must be null or a positive multiple of 32"),
     ],
 )
@@ -167,11 +174,45 @@ def test_wrong_settings_say_so_in_one_line(settings, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("inplace", [False, True])
-def test_fused_gate_gradients(inplace):
+def test_the_defaults_are_the_papers_and_each_design_is_a_switch():
+    """Nothing but what a design says changes: names, first weights and, where it starts so, the maps."""
+    x = torch.randn(2, 3, 40, 40)
+
+    def built(**design):
+        torch.manual_seed(0)
+        network = TDAF(tiny(), flows=3, anar=5, anar_width=64, **design)
+        return network.state_dict(), network(x)[-1]
+
+    state, maps = built()
+    same = built(upsample="deconv", mask="one", learn_eta=False, detach=False)
+    assert all(torch.equal(state[key], same[0][key]) for key in state) and torch.equal(maps, same[1])
+    detached, learnt = built(detach=True), built(learn_eta=True)
+    assert detached[0].keys() == state.keys() and torch.equal(detached[1], maps)
+    assert learnt[0].keys() - state.keys() == {f"gates.{stage}.logit" for stage in (1, 2, 3)}
+    torch.testing.assert_close(learnt[1], maps)
+    channel, resized = built(mask="channel")[0], built(upsample="resize")[0]
+    assert channel["gates.2.mask.weight"].shape[0] == tiny().widths[1] and state["gates.2.mask.weight"].shape[0] == 1
+    assert resized["gates.1.last.1.weight"].shape[2:] == (3, 3) and state["gates.1.last.0.weight"].shape[2:] == (4, 4)
+
+
+def test_a_learnt_eta_is_one_number_a_stage_shared_by_all_flows():
+    network = TDAF(tiny(), flows=4, anar=3, anar_width=32, learn_eta=True)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    network(torch.randn(2, 3, 48, 48))[-1].square().mean().backward()
+    optimizer.step()
+    numbers = [gate.logit.item() for gate in network.gates.values()]
+    assert len(set(numbers)) == 3 and 0.0 not in numbers
+    assert all(
+        flow["gates"][key].logit is network.gates[key].logit for flow in network.earlier for key in flow["gates"]
+    )
+    assert 0 < mask_eta(network) < 1 and mask_eta(network) != 0.5
+
+
+@pytest.mark.parametrize(("inplace", "masks"), [(False, 1), (True, 1), (True, 5)])
+def test_fused_gate_gradients(inplace, masks):
     torch.manual_seed(0)
     h = torch.randn(2, 5, 4, 3, dtype=torch.float64, requires_grad=True)
-    m = torch.rand(2, 1, 4, 3, dtype=torch.float64).mul(1.4).add(0.05).requires_grad_()
+    m = torch.rand(2, masks, 4, 3, dtype=torch.float64).mul(1.4).add(0.05).requires_grad_()
     assert torch.autograd.gradcheck(lambda h, m: relu_gate(h * 1, m, inplace), (h, m))
     weight = torch.randn_like(h)
     ours = torch.autograd.grad((relu_gate(h * 1, m, inplace) * weight).sum(), (h, m))

@@ -149,10 +149,12 @@ def test_what_must_stay():
         assert torch.equal(folded(x), network.eval()(x))
 
 
-@pytest.mark.parametrize("layers", [2, 3, 5, 7])
-def test_anar_alone(layers):
+@pytest.mark.parametrize(
+    ("layers", "upsample"), [(2, "deconv"), (3, "resize"), (3, "deconv"), (5, "resize"), (7, "deconv")]
+)
+def test_anar_alone(layers, upsample):
     torch.manual_seed(0)
-    anar = ANAR(32, layers, 64, depthwise=layers == 7)
+    anar = ANAR(32, layers, 64, depthwise=layers == 7, upsample=upsample)
     for _ in range(3):
         anar(torch.randn(4, 32, 9, 9), (17, 17))
     folded, x = fold(anar), torch.randn(2, 32, 9, 9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import pickle
 from pathlib import Path
@@ -67,7 +68,6 @@ KINDS = {
     "transparent palette png": lambda: encoded(picture().convert("P"), "PNG", transparency=3),
     "alpha png": lambda: encoded(with_alpha(), "PNG"),
     "grey alpha png": lambda: encoded(with_alpha().convert("LA"), "PNG"),
-    "16 bit png": lambda: encoded(Image.fromarray(np.arange(60, dtype=np.uint16).reshape(6, 10) * 1000), "PNG"),
     "1 bit png": lambda: encoded(picture().convert("1"), "PNG"),
     "bmp": lambda: encoded(picture(), "BMP"),
     "gif of two frames": lambda: encoded(picture(), "GIF", save_all=True, append_images=[picture(seed=2)]),
@@ -144,6 +144,19 @@ def test_folder_equals_torchvisions_with_sub_folders_too(tmp_path: Path) -> None
         assert ours_label == label
         assert torch.equal(pixels, torch.from_numpy(np.array(image)).permute(2, 0, 1))
     assert [ours.split("val").name(i) for i in range(3)] == ["val/a/a_0.JPEG", "val/a/a_1.jpg", "val/b/b_0.JPEG"]
+
+
+def test_a_part_of_the_classes(tmp_path: Path) -> None:
+    for split, number in itertools.product(("train", "val"), range(7)):
+        folder = tmp_path / split / f"class{number}"
+        folder.mkdir(parents=True)
+        picture().save(folder / "a.jpg")
+    (tmp_path / "classes.txt").write_text("class3 the third\n")
+    some = ImageFolder(str(tmp_path), every=3, num_classes=3)
+    assert some.classes == ["class0", "the third", "class6"]
+    assert [some.split("train").name(i) for i in range(3)] == [f"train/class{n}/a.jpg" for n in (0, 3, 6)]
+    with pytest.raises(UserError, match="every=0: give a whole number, 1 or more"):
+        ImageFolder(str(tmp_path), every=0)
 
 
 def test_what_systems_and_notebooks_leave_is_no_data(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ LAYERS = (
     ("scripts", "train"),
 )
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
-PURE = {"torch", "torchvision"}  # all that tdaf/model knows, beside Python's own
+PURE = {"torch", "torchvision", "safetensors", "timm"}  # all that tdaf/model knows, beside Python's own
 
 
 def module(path: Path) -> str:

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from tdaf.errors import UnreadableSample
 from tdaf.media import drawing
+from tdaf.media.clip import Video, VideoWriter
 from tdaf.media.files import Media
-from tdaf.media.video import Video, VideoWriter
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +214,32 @@ def test_labels_stay_inside_and_the_first_box_on_top() -> None:
     assert torch.equal(drawing.boxes(grey, torch.zeros(0, 4), []), grey)
     with pytest.raises(ValueError, match="zip"):
         drawing.boxes(grey, corners, ["one"])
+
+
+def ink(text: str) -> Tensor:
+    """The strip at the foot, where a text is drawn."""
+    return drawing.labelled(torch.full((3, 200, 400), 90, dtype=torch.uint8), text)[:, -24:]
+
+
+@pytest.mark.parametrize("text", ["чашка", "γάτα", "猫と犬", "고양이", "قطة سوداء", "חתול", "แมวดำ", "बिल्ली"])
+def test_class_names_beyond_ascii_are_drawn(text: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Not as the box that stands for what a font lacks."""
+    drawn = ink(text)
+    assert not capfd.readouterr().err and not torch.equal(drawn, ink("\ufffe" * len(text)))
+    runs = list(drawing.Lettering(20)._runs(f"{text} 80%"))
+    assert [run for run, _ in runs] == [text, " 80%"] and all(drawing._has(runs[0][1], letter) for letter in text)
+
+
+def test_letters_that_no_font_has_are_named_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(drawing, "_font_files", list)
+    for cached in (drawing._font_with, drawing._say_missing):
+        cached.cache_clear()
+    for _ in range(2):
+        assert [run for run, _ in drawing.Lettering(20)._runs("猫 cat")] == ["猫 cat"]
+    assert capfd.readouterr().err == "no font here has '\\u732b', it is drawn as a box: pip install 'tdaf[fonts]'\n"
+    drawing._font_with.cache_clear()
 
 
 def test_skeletons_join_what_is_seen() -> None:

@@ -14,7 +14,7 @@ from scripts import evaluate, predict
 from tdaf.errors import UserError
 
 SMALL = (
-    "recipe=demo gpus=0 loader.workers=0 trainer.max_steps=4 trainer.batch=2 trainer.pictures=0 "
+    "gpus=0 loader.workers=0 trainer.max_steps=4 trainer.batch=2 trainer.pictures=0 "
     "schedule.warmup_steps=0 pretrained=null demo=null"
 ).split()
 OBJECTS = [
@@ -28,10 +28,11 @@ OBJECTS = [
 JOINTS = [*SMALL, "task.size=[64,64]", "task.deconvolutions=[8,8,8]", "task.oks_nms=1"]
 
 
-def shown(root: Path) -> list[str]:
-    """What the page gives to train.py for own objects."""
-    (command,) = pages.commands("own coco", PATH=root)
-    return command[1:]
+def shown(root: Path, name: str = "own coco") -> list[str]:
+    """What the page gives to train.py to try own objects."""
+    first, _ = pages.commands(name, PATH=root)
+    assert "recipe=demo" in first
+    return first[1:]
 
 
 def saved(root: Path, content: Document) -> Path:
@@ -84,8 +85,7 @@ def test_own_objects_train_evaluate_and_predict_as_the_page_says(
 
 def test_own_key_points_train_evaluate_and_predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = saved(tmp_path / "data", with_joints())
-    command = [argument.replace("task=coco_fcos", "task=coco_pose") for argument in shown(root)]
-    summary, predicted = used(monkeypatch, tmp_path, [*command, *JOINTS])
+    summary, predicted = used(monkeypatch, tmp_path, [*shown(root, "own persons"), *JOINTS])
     assert summary["samples"] == 3, "three persons that are no crowd"
     assert predicted["categories"][0]["keypoints"] == ["head", "left_leg", "right_leg", "tail"]
     assert all(len(entry["keypoints"]) == 12 for entry in predicted["annotations"])

@@ -208,11 +208,12 @@ class Ours:
         self.task = self
         self.classes = ["dog", "person"]
 
-    def predict_dataset(self, paths: list[Path]) -> list[Path]:
+    def predict_dataset(self, paths: list[Path]) -> SimpleNamespace:
         assert [path.name for path in paths] == ["000000000139.jpg", "000000000239.jpg", "000000000339.jpg"]
-        return paths
+        return SimpleNamespace(pictures=SimpleNamespace())
 
-    def predict(self, dataset: list[Path], title: str) -> Ours:
+    def predict(self, dataset: SimpleNamespace, title: str) -> Ours:
+        assert dataset.pictures.reading == {"exif": True, "background": None}
         return self
 
     def name(self, image: int) -> str:

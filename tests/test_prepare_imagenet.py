@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import io
+import shutil
 import subprocess
 import sys
 import tarfile
-import types
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
+from packing import META, WNIDS, deflated
 
 from scripts.prepare_imagenet import prepare_imagenet
+from tasks.classification.ilsvrc import INSIDE
 from tdaf.cli.script import main
 
-WNIDS = ["n00000003", "n00000001", "n00000002"]  # by ILSVRC2012_ID, which is not the order of the wnids
 TRUTH = [2, 3, 1, 2, 2]
 PLACES = {f"val/{WNIDS[label - 1]}/ILSVRC2012_val_{n:08d}.JPEG": b"image %d" % n for n, label in enumerate(TRUTH, 1)}
 
@@ -129,19 +131,70 @@ def test_lists_with_a_mark_of_byte_order_and_blanks(official: Path, run) -> None
     assert run() == 0 and files(official / "set") == PLACES
 
 
-def test_order_from_meta_mat(
-    official: Path, run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (official / "devkit/data/meta.mat").write_bytes(b"matlab")
-    monkeypatch.setitem(sys.modules, "scipy.io", None)
-    assert run("synsets=null") == 2 and "pip install scipy, or give synsets=FILE" in capsys.readouterr().err
-    kinds = [("ILSVRC2012_ID", int), ("WNID", "U9"), ("num_children", int)]
-    rows = [(4, "n00000009", 3), (3, WNIDS[2], 0), (1, WNIDS[0], 0), (2, WNIDS[1], 0)]  # 4: no leaf
-    scipy = types.ModuleType("scipy.io")
-    scipy.loadmat = lambda file, squeeze_me: {"synsets": np.array(rows, kinds)}
-    monkeypatch.setitem(sys.modules, "scipy", types.ModuleType("scipy"))
-    monkeypatch.setitem(sys.modules, "scipy.io", scipy)
+def test_order_from_meta_mat(official: Path, run, capsys: pytest.CaptureFixture[str]) -> None:
+    before = files(official / "set")
+    for content in (b"matlab", META[:-50], META[:200], META.replace(b"IM", b"MI"), META[:128], bytes(300)):
+        (official / "devkit/data/meta.mat").write_bytes(content)
+        assert run("synsets=null") == 2 and files(official / "set") == before
+        assert capsys.readouterr().err.startswith("error: the devkit's meta.mat cannot be read")
+    (official / "devkit/data/meta.mat").write_bytes(META)
     assert run("synsets=null") == 0 and files(official / "set") == PLACES
+
+
+def delivered(form: str, folder: Path) -> str:
+    """The set as Hugging Face or Kaggle has it; returns the word for the script."""
+    train = {f"{wnid}_{n}": (wnid, b"%d of %b" % (n, wnid.encode())) for wnid in WNIDS for n in (5, 6)}
+    val = {Path(place).stem: (place.split("/")[1], content) for place, content in PLACES.items()}
+    if form == "kaggle":
+        rows = "".join(f"{name},{wnid} 1 2 3 4\n" for name, (wnid, _) in val.items())
+        files = {"LOC_val_solution.csv": f"ImageId,PredictionString\n{rows}".encode()}
+        files |= {f"{INSIDE}/train/{wnid}/{name}.JPEG": content for name, (wnid, content) in train.items()}
+        files |= {f"{INSIDE}/val/{name}.JPEG": content for name, (_, content) in val.items()}
+        return f"kaggle={deflated(folder / 'challenge.zip', files)}"
+    for name, images in (("train", train), ("validation", val)):
+        rows = [
+            {"image": {"bytes": content, "path": f"{stem}_{wnid}.JPEG"}, "label": sorted(WNIDS).index(wnid)}
+            for stem, (wnid, content) in images.items()
+        ]
+        for part in range(2):
+            table = pyarrow.Table.from_pylist(rows[part::2])
+            pyarrow.parquet.write_table(table, folder / f"{name}-{part:05d}-of-00002.parquet")
+    return f"parquet={folder}"
+
+
+@pytest.mark.parametrize("form", ["kaggle", "parquet"])
+def test_as_kaggle_and_hugging_face_deliver_it(form: str, official: Path, run, capsys) -> None:
+    word = delivered(form, official)
+    expected = {f"train/{wnid}/{wnid}_{n}.JPEG": b"%d of %b" % (n, wnid.encode()) for wnid in WNIDS for n in (5, 6)}
+    shutil.rmtree(official / "set")
+    for line in ("train/: 6 images written, 0 were", "val/: 0 images written, 5 were in place"):
+        assert run(word) == 0 and files(official / "set") == {**PLACES, **expected}
+        assert line in capsys.readouterr().out
+    shutil.rmtree(official / "set")
+    for _ in range(2):
+        assert run(word, "tar=true") == 0
+        for split in ("train", "val"):
+            with tarfile.open(official / f"set/{split}.tar") as tar:
+                tar.extractall(official / "again" / split, filter="data")
+        assert files(official / "again") == {**PLACES, **expected} and len(files(official / "set")) == 2
+    assert "train.tar was in place" in capsys.readouterr().out
+
+
+def test_parquet_faults(official: Path, run, capsys) -> None:
+    word = delivered("parquet", official)
+    one, other = sorted(official.glob("train-*.parquet"))
+    content = one.read_bytes()
+    one.write_bytes(content[:-40])
+    assert run(word) == 1 and "train-00000-of-00002.parquet is damaged" in capsys.readouterr().err
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist([{"image": {"bytes": b"", "path": "x.JPEG"}, "label": 0}]), one
+    )
+    assert run(word) == 2 and "x.JPEG does not say its class" in capsys.readouterr().err
+    one.unlink()
+    assert run(word) == 2 and "1 files of train, which has 2" in capsys.readouterr().err
+    other.unlink()
+    assert run(word) == 2 and "no train-*.parquet there" in capsys.readouterr().err
+    assert run("tar=true") == 2 and "tar=true: this is for parquet= and kaggle=" in capsys.readouterr().err
 
 
 def test_imports_no_torch() -> None:

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import videos
 from fragile_encoder import fragile
+from packing import contents, tar_gz, zipped
 
 from scripts import prepare_kinetics
 from scripts.prepare_kinetics import Job, encode, prepare
 from tdaf.cli.script import parse
-from tdaf.errors import UserError
+from tdaf.errors import RunError, UserError
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,37 @@ def test_it_goes_on_where_it_was_stopped(taken: Path, tmp_path: Path, capsys: py
     assert files(out) == made
 
 
+def test_archives_become_what_their_folders_would(taken: Path, tmp_path: Path, capsys) -> None:
+    """Kinetics' parts as streams, tar and zip files in place: the same files at the same places, none unpacked."""
+    how = ("short_side=48", "gop=6", "workers=1")
+    assert called(f"root={taken}", f"out={tmp_path / 'plain'}", *how) == 1
+    packed = {}
+    for name, content in contents(taken).items():
+        packed.setdefault(name.partition("/")[0], {})[name.partition("/")[2]] = content
+    root, out = tmp_path / "packed", tmp_path / "small"
+    for split, pack, name in (("train", tar_gz, "part_0.tar.gz"), ("val", zipped, "part_0.zip")):
+        (root / split).mkdir(parents=True)
+        pack(root / split / name, packed[split])
+    (root / "train.csv").write_text("label\n")
+    assert called(f"root={root}", f"out={out}", *how) == 1
+    said = capsys.readouterr().out
+    plain, made = files(tmp_path / "plain"), files(out)
+    assert made.keys() == plain.keys() and "3 videos in" in said and "2 left out" in said
+    # MPEG-4's decoder does not give the same bits every time
+    assert all(made[name] == plain[name] for name in plain if "mpeg4" not in name)
+    assert f"left out: {root}/train/part_0.tar.gz: cut: cut off" in said
+    assert f"left out: {root}/val/part_0.zip/c/sound.mp4: it has no pictures" in said
+    (out / "train/a b/mpeg4.mp4").unlink()
+    (root / "val/part_0.zip").unlink()
+    assert called(f"root={root}", f"out={out}", *how) == 1
+    assert files(out).keys() == plain.keys() and "1 videos in" in capsys.readouterr().out
+    whole = root / "train/part_0.tar.gz"
+    whole.write_bytes(whole.read_bytes()[:-500])
+    with pytest.raises(RunError, match="part_0.tar.gz is damaged, cut off or no archive .*bring it again, then go on"):
+        called(f"root={root}", f"out={tmp_path / 'other'}", *how)
+    assert not (tmp_path / "other/.copies").exists()
+
+
 def test_what_is_written(taken: Path, tmp_path: Path) -> None:
     target = tmp_path / "large.mp4"
     assert encode(Job(taken / "train/a b/large.mp4", target, 60, 6, 10)) is None
@@ -99,7 +131,7 @@ def test_a_process_that_dies_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     """A decoder that crashes takes its process with it, and no other video."""
     monkeypatch.setattr(prepare_kinetics, "encode", fragile)
     jobs = [Job(Path(name), tmp_path / name, 32, 12, 20) for name in ("a.mp4", "deadly.mp4", "z.mp4")]
-    found = {job.source.name: fault for job, fault in prepare_kinetics._done(jobs, 2)}
+    found = {job.source.name: fault for job, fault in prepare_kinetics._done(iter(jobs), 2)}
     assert found == {"a.mp4": None, "deadly.mp4": "the process that read it died", "z.mp4": None}
 
 

@@ -19,7 +19,7 @@ from tasks.classification.task import Classification
 from tdaf.cli.evaluation import open_to_predict
 from tdaf.demo.prepare import prepare
 from tdaf.errors import RunError, UserError
-from tdaf.media.video import Video
+from tdaf.media.clip import Video
 from train import main
 
 SMALL = [
@@ -52,7 +52,7 @@ def test_predict_a_folder(run: Path, data: Path, tmp_path: Path, capsys: pytest.
     for _ in range(2):  # what the first call draws is no input of the second
         assert script(predict, [f"checkpoint={run}", f"input={given}", f"out={out}", "loader.workers=0"]) == 0
     said = capsys.readouterr()
-    assert said.err.count("left out") == 2 and "notes" not in said.err
+    assert said.err.count("1 files that are no images or videos by their endings, left out (1 .txt)\n") == 2
     assert sum("broken.jpg" in line for line in said.err.splitlines()) == 2  # once a call
     rows = json.loads((out / "predictions.json").read_text())["predictions"]
     assert [Path(row["file"]) for row in rows] == sorted((given / "deep").iterdir())
@@ -77,14 +77,18 @@ def test_predict_a_video(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     videos.sound(given / "sound.mov")
     frames = videos.decoded(film)
     Image.fromarray(frames[7]).save(given / "seven.png")
+    Image.fromarray(frames[0]).save(given / "moves.gif", save_all=True, append_images=[Image.fromarray(frames[5])])
     assert script(predict, [f"checkpoint={run}", f"input={given}", f"out={out}", "batch=8"]) == 0
     said = capsys.readouterr()
-    assert f"left out {given}/sound.mov: it has no pictures" in said.err and "3 of 4 files drawn" in said.out
-    assert f"in part {given}/short.m4v: damaged after" in said.err and "frame 15 of 30" in said.out
+    assert f"left out {given}/sound.mov: it has no pictures" in said.err and "4 of 5 files drawn" in said.out
+    assert (
+        f"in part {given}/short.m4v: cut off: 600 bytes are missing at its end; damaged after" in said.err
+        and "frame 15 of 30" in said.out
+    )
     rows = json.loads((out / "predictions.json").read_text())["predictions"]
     by = {(Path(row["file"]).name, row.get("frame")): row["top5"] for row in rows}
     count = sum(name == "short.m4v" for name, _ in by)
-    assert len(by) == len(rows) == 31 + count and 0 < count < 30
+    assert len(by) == len(rows) == 33 + count and 0 < count < 30 and len(Video(out / "moves.gif.mp4")) == 2
     assert [row["frame"] for row in rows[:30]] == list(range(30))
     assert by["seven.png", None][0]["class"] == by["film.mp4", 7][0]["class"] == by["short.m4v", 7][0]["class"]
     assert by["seven.png", None][0]["probability"] == pytest.approx(by["film.mp4", 7][0]["probability"], abs=1e-4)
@@ -213,10 +217,13 @@ def test_check_data_and_skip_list(data: Path, tmp_path: Path, capsys: pytest.Cap
     assert script(check, [*settings, f"out={skip}"]) == 1
     said = capsys.readouterr().out
     assert skip.read_text() == f"val/n00000001/{first.name}\n"
-    assert "train: 20 samples read, 0 cannot be" in said and "1 in val/n00000001" in said
+    read = ["   train     val", "      20      12  files", "      20      11  read, of which"]
+    refused = ["       0       1  refused, of which", "       0       1    Truncated File Read"]
+    assert said.splitlines()[2:8] == [*read, *refused, "       0       0  on the skip list"]
+    assert said.count(first.name) == 1 and "1 in val/n00000001" in said
     assert script(check, [*settings, f"data.skip_list={skip}", f"out={skip}"]) == 0
     said = capsys.readouterr().out
-    assert "1 on the skip list" in said and f"every sample can be read; 1 are listed in {skip}" in said
+    assert "       0       1  on the skip list" in said and f"every file can be read; 1 are listed in {skip}" in said
     assert skip.read_text() == f"val/n00000001/{first.name}\n"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["train.py", *settings, f"data.skip_list={skip}", f"run_dir={tmp_path / 'run'}"])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +16,7 @@ import pytest
 import torch
 from commands import ROOT, call
 
-from tdaf.cli import build
+from tdaf.cli import build, rehearsal
 from tdaf.cli.compose import compose, differences
 from tdaf.cli.run import start
 from tdaf.cli.script import main
@@ -24,7 +26,7 @@ from tdaf.errors import RunError
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import study  # noqa: E402
-from results import evidence  # noqa: E402
+from results import comparison, evidence  # noqa: E402
 from results.evidence import holm, interval, paired  # noqa: E402
 
 GROUPS = study.read()
@@ -77,6 +79,68 @@ def test_every_row_builds(row: study.Row) -> None:
     pixels = torch.zeros(2, 3, 48, 48, dtype=torch.uint8)
     outputs = build.network(config, task).eval()(pixels)
     assert (outputs["logits"] if isinstance(outputs, dict) else outputs).shape == (2, 10)
+
+
+PLANS = ("paper", "mechanisms", "ablations", "design", "night")
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_every_plan_is_of_networks_that_start(name: str) -> None:
+    (group,) = study.read(plan=name)
+    own = [] if name == "night" else ["task=imagenet", "recipe=demo"]
+    assert set(group.references) <= {row.name for row in group.rows} and len({row.slug for row in group.rows}) >= 4
+    configs = [compose([*study.merged(row, own)]) for row in group.rows if not row.cost_of]
+    for config in configs:
+        rehearsal.choices(config)
+        assert [d for d in differences(configs[0], config) if not d.startswith(NETWORK)] == []
+    assert all(differences(*pair) for pair in itertools.combinations(configs, 2))
+    assert not group.timed and all(row.cost_of in ("", "TDAF") for row in group.rows)
+    study.check_rest([group], ["data.root=/x", "trainer.epochs=3"])
+
+
+def test_a_plan_of_ones_own_and_training_at_equal_cost(tmp_path: Path, monkeypatch, capsys) -> None:
+    longer = "{name: longer, settings: [flows=1], cost_of: TDAF}"
+    rows = f"[{{name: plain, settings: [flows=1]}}, {{name: TDAF, settings: []}}, {longer}]"
+    plan = tmp_path / "mine.yaml"
+    plan.write_text(f"title: Mine\nsettings: [flows=3]\nseeds: [0]\nagainst: [plain]\nrows: {rows}\n")
+    monkeypatch.chdir(tmp_path)
+    own = [
+        "task=imagenet",
+        "recipe=demo",
+        "demo.train=40",
+        "demo.val=20",
+        "trainer.epochs=2",
+        "gpus=0",
+        "schedule=multistep",
+    ]
+    arguments = [f"plan={plan}", "seeds=0,1", *own, "trainer.log_every=1", "trainer.max_steps=1", "trainer.pictures=0"]
+    assert call(monkeypatch, [*arguments, "estimate=true"], lambda: main(study.study, study.__doc__)) == 0
+    assert re.search(r"^plain: 1 steps of \d+ ms: .* hours a seed, 2 seeds$", capsys.readouterr().out, re.MULTILINE)
+    assert not list(tmp_path.glob("runs/**/config.yaml"))
+    (group,) = study.read(plan=str(plan))
+    (equal,) = comparison.at_equal_cost([group], lambda row: study.merged(row, [*own, "milestones=[1]"]))
+    plain, tdaf, longer = (compose([*study.merged(row, own)]) for row in equal.rows)
+    ratio = 0.0283 / 0.0197  # docs/study.md counts these networks' multiply-adds
+    assert tdaf["trainer"] == plain["trainer"] and longer["trainer"]["epochs"] == pytest.approx(2 * ratio, rel=0.01)
+    assert longer["schedule"]["decay"]["milestones"] == [1] and equal.rows[2].longer[0].startswith("trainer.epochs=2.8")
+    monkeypatch.setattr(study, "run", lambda trials, *how: {} if [start(compose([*t.command])) for t in trials] else {})
+    assert call(monkeypatch, arguments, lambda: main(study.study, study.__doc__)) == 0
+    page = (tmp_path / "runs/study-mine/study.md").read_text()
+    assert page.count("## The masks of") == 1 and re.search(r"all masks have is \d+% of their variance", page)
+    assert "| plain | " in page and "- TDAF - plain: " in page and "top-1, 95 % interval" in page
+
+
+def test_what_can_be_said_and_how_many_seeds_it_takes(monkeypatch) -> None:
+    # G*Power, two-sided paired t-test, 5 %, 80 %: effect 1 takes 10 pairs, 0.5 takes 34
+    assert [comparison.seeds_needed(1.0, difference) for difference in (1.0, 0.5)] == [10, 34]
+    assert comparison.seeds_needed(100.0, 0.1) == comparison.MOST
+    rows = [study.Row(name, (), against, (0,)) for name, against in (("a", ()), ("b", ("a",)), ("c", ("a",)))]
+    values = {"a": {0: 1.0, 1: 2.0, 2: 3.0}, "b": {0: 2.0, 1: 4.0, 2: 6.0}, "c": {0: 1.0}}
+    monkeypatch.setattr(comparison, "finished", lambda groups, runs: values)
+    monkeypatch.setattr(comparison, "points", lambda runs: runs)
+    (line,) = comparison.said([study.Group("x", "X", tuple(rows))], Path(), 1.0)
+    # differences 1, 2, 3 as above: p 0.0742; effect 2 / 1
+    assert line == "b - a: +2.0 ± 2.5 points (3 seeds, p 0.074, effect +2.00); 1 would take 10 seeds (80% power)"
 
 
 def test_statistics_are_the_textbooks() -> None:
@@ -186,6 +250,13 @@ def test_masks_of_a_network_that_ignores_them(small) -> None:
         ("--quick processes=0", "processes=0"),
         ("seeds=0,x", "seeds=0,x"),
         ("foo=1", "foo=1"),
+        (
+            "plan=foo",
+            "plan=foo: No such file or directory; give a file, or one of ablations, design, mechanisms, night, paper",
+        ),
+        ("plan=paper flows=2", "flows=2: the rows of paper differ in flows"),
+        ("plan=paper difference=0", "difference=0: give points, above 0"),
+        (f"plan={ROOT}/configs/train.yaml", "is no plan like those in configs/study/: it has no 'rows'"),
     ],
 )
 def test_a_mistake_is_a_line(arguments: str, words: str, tmp_path: Path, monkeypatch, capsys) -> None:

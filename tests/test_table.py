@@ -28,8 +28,8 @@ from results.tabular import Printed, TextTable  # noqa: E402
 
 torch.set_num_threads(1)
 
-KEYS = ["1", "2", "3a", "3b", "4", "5", "6", "latency", "multiscale"]
-HOW_MANY = {"1": 5, "2": 9, "3a": 19, "3b": 28, "4": 8, "5": 7, "6": 5, "multiscale": 3}
+KEYS = ["1", "2", "3a", "3b", "4", "5", "6", "latency", "multiscale", "design"]
+HOW_MANY = {"1": 5, "2": 9, "3a": 19, "3b": 28, "4": 8, "5": 7, "6": 5, "multiscale": 3, "design": 9}
 TEXTS = TextTable(
     "50% of R&D_1 {±}",
     ["Name", "Top_1", "Note"],
@@ -129,6 +129,29 @@ def test_plain_networks_agree_with_the_paper_and_the_gap_of_tdaf_is_shown() -> N
     vgg = shown("2")[0]
     assert vgg["Params as on ImageNet"] == vgg["Params as on ImageNet paper"] == "138.4M"
     assert vgg["Params here"] == "14.720M"
+
+
+def test_what_docs_say_of_the_unexplained_counts() -> None:
+    """Of what Table 3a's ResNe(X)t rows add to their baselines, each of two printed numbers within its rounding."""
+    table, bounds, extra = paper.read("3a"), [], []
+    rows = [row for row in table.rows if row.group.startswith("Res")]
+    for row in rows:
+        base = next(one for one in rows if one.group == row.group)
+        ours, plain = (paper.counts(tuple(table.overrides(one)), (3, 224, 224), 1000) for one in (row, base))
+        if row is not base:
+            added = float(row.paper["gflops"]) - float(base.paper["gflops"])
+            left = added - (ours["gflops"] - ours["gflops_gates"] - plain["gflops"])
+            bounds.append((left - 0.1, left + 0.1, ours["gflops_gates"]))
+            extra.append(float(row.paper["params"][:-1]) - ours["params"] / 1e6)
+    fits = [
+        (factor / 100, more / 1000)
+        for factor in range(100, 1200)
+        for more in range(100)
+        if all(low <= factor / 100 * gates + more / 1000 <= high for low, high, gates in bounds)
+    ]
+    assert 6.15 < min(factor for factor, _ in fits) < 6.25 and 6.5 < max(factor for factor, _ in fits) <= 6.6
+    assert max(more for _, more in fits) == 0.018
+    assert sum(abs(more - 4.098) > 0.05 for more in extra) == 7 and len(extra) == 9
 
 
 def test_increments_are_over_the_same_baseline() -> None:

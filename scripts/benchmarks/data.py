@@ -55,13 +55,13 @@ def loader(settings: Settings) -> dict[str, Times]:
         ours = build.task(compose(["task=imagenet", f"data.root={folder}", *transform])).dataset("train")
         steps = [v1.RandomResizedCrop(224), v1.RandomHorizontalFlip(), v1.ToTensor(), v1.Normalize(MEAN, STD)]
         plain = datasets.ImageFolder(f"{folder}/train", v1.Compose(steps))
-        epochs: dict[str, Callable[[], Iterable]] = {
+        candidates: dict[str, Callable[[], Iterable]] = {
             V1: lambda: DataLoader(plain, BATCH, num_workers=1),
-            OURS: lambda: _our_loader(ours, range(settings.images)),
+            OURS: lambda: our_loader(ours, range(settings.images)),
         }
         with contextlib.suppress(ImportError):
-            epochs[TIMM] = _timm(f"{folder}/train")
-        times = _epochs(epochs, settings)
+            candidates[TIMM] = _timm(f"{folder}/train")
+        times = epochs(candidates, settings)
     return {"loader": times.of(1, "images", f"{settings.images} files of {size / 1000:.0f} KB")}
 
 
@@ -98,11 +98,11 @@ def pose_loader(settings: Settings) -> dict[str, Times]:
     to the device."""
     with tempfile.TemporaryDirectory() as folder:
         ours, chosen, samples = _persons(folder, settings.images)
-        epochs = {
+        candidates = {
             PIL_LOADER: lambda: DataLoader(samples, BATCH, num_workers=1, collate_fn=plain_persons),
-            OURS: lambda: _our_loader(ours, chosen),
+            OURS: lambda: our_loader(ours, chosen),
         }
-        times = _epochs(epochs, settings)
+        times = epochs(candidates, settings)
     return {"pose_loader": times.of(1, "images", f"{len(chosen)} persons")}
 
 
@@ -149,7 +149,7 @@ def _clip_times(readers: dict[str, Callable[[int], Tensor]], settings: Settings)
     }
 
 
-def _our_loader(dataset: Dataset, chosen: Sequence[int]) -> Iterable:
+def our_loader(dataset: Dataset, chosen: Sequence[int]) -> Iterable:
     """One epoch of the samples `chosen`, in this order."""
     order = [[(0, index) for index in chosen[first : first + BATCH]] for first in range(0, len(chosen), BATCH)]
     return Loader(dataset, order, seed=0, workers=1)
@@ -165,7 +165,7 @@ def _timm(folder: str) -> Callable[[], Iterable]:
     return lambda: loader.loader
 
 
-def _epochs(candidates: dict[str, Callable[[], Iterable]], settings: Settings) -> Times:
+def epochs(candidates: dict[str, Callable[[], Iterable]], settings: Settings) -> Times:
     """Seconds an image. An epoch is timed from its first batch to its last: without the worker's start, and with no
     worker at work while another candidate is timed."""
 

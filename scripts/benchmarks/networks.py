@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.data import photograph
+from benchmarks.report import BRIDGED
 from benchmarks.timing import Settings, Times, interleaved
 from tasks.pose.source import COCO
 from tdaf import measure
@@ -28,11 +29,13 @@ from tdaf.cli import build
 from tdaf.cli.compose import Config, compose
 from tdaf.engine.precision import Precision, float32
 from tdaf.errors import RunError
+from tdaf.model.backbones.library import stages
 from tdaf.model.fold import fold
 from tdaf.model.normalise import Normalise
 from tdaf.task import Batch, Task
 
 PLAIN, TDAF, TORCHVISION = "plain", "TDAF", "torchvision's own network"
+OWN = "timm's own network"
 CLASSES = {"imagenet": range(1000), "coco_fcos": range(80), "coco_pose": COCO}
 Found = dict[str, Times | dict[str, float]]
 
@@ -52,6 +55,21 @@ def forward(settings: Settings) -> Found:
         normalise = Normalise([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
         networks[TORCHVISION] = nn.Sequential(normalise, torchvision.models.get_model(name))
     return {"forward": _forward_times(networks, images(settings), settings)}
+
+
+def bridge(settings: Settings) -> Found:
+    """The forward pass and a training step of timm's networks as stages, without TDAF, beside timm's own modules."""
+    import timm
+
+    found: Found = {}
+    x = torch.randn(settings.batch, 3, settings.size, settings.size, device=settings.device)
+    for name in BRIDGED:
+        staged = stages(f"timm/{name}")
+        ours = nn.Sequential(nn.Sequential(*staged.stages), staged.classifier(staged.widths[-1], 1000))
+        networks = {"ours": ours, OWN: timm.create_model(name, **staged.classifier.create.keywords)}
+        found[f"bridge_{name}"] = _forward_times(networks, x, settings)
+        found[f"bridge_training_{name}"] = _training_times(networks, settings, batch={**labelled(settings), "input": x})
+    return found
 
 
 def training(settings: Settings) -> Found:

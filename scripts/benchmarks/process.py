@@ -134,7 +134,7 @@ class Endless:
         return self.size
 
     def name(self, index: int) -> str:
-        return ""
+        return str(index)
 
 
 def fit(network: nn.Module, settings: Settings, feed: Feed, folder: Path) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # the table is read before torch is
     from benchmarks.timing import Settings, Times
 
+BRIDGED = ("resnet18", "convnext_atto", "efficientnet_b0", "swin_tiny_patch4_window7_224")  # of timm's
 HEAD = "| what | against | bar | ratio (quartiles) | null (quartiles) | pairs | bar met | figures, notes |"
 
 

@@ -6,30 +6,37 @@ import datetime
 import json
 import math
 import os
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
-from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import curves
-from benchmarks.timing import interleaved
-from results.runs import Run, composed, find
+from results.comparison import (
+    METRICS,
+    ROUNDS,
+    difference_text,
+    finished,
+    holm,
+    interval,
+    paired,
+    points,
+    said,
+    step_times,
+)
+from results.runs import Run
 from results.tabular import markdown_table, write_section
-from tdaf.cli import build
 from tdaf.demo.classification import imagenet_scene
 from tdaf.engine.log import RunFolder
-from tdaf.engine.precision import Precision
 from tdaf.engine.summary import versions
 from tdaf.engine.trained import load_checkpoint
 from tdaf.env import commit, processor
@@ -38,10 +45,8 @@ from tdaf.model.anar import ANAR
 from tdaf.model.maps import attention_maps, gate_statistics
 
 if TYPE_CHECKING:
-    from study import Group, Row
+    from study import Group
 
-LEVEL = 0.95
-ROUNDS = 7  # of timing
 BATCH = 100
 EXCHANGES = ("its own", "even over the places", "of another image", "the mean of all images", "one number", "1 - eta")
 # of (flow, stage), over all images: the mean mask, on the object and beside it, and what tdaf/model/maps.py says:
@@ -53,42 +58,6 @@ MASKED = ("TDAF", "TDAF, 16 epochs")  # rows whose masks are looked into
 LOSSES = [f"{name}{schedule}" for schedule in ("", ", 16 epochs") for name in ("plain", "multi-scale", "TDAF")]
 
 Change = Callable[[nn.Module, Tensor], Tensor]
-
-
-class Paired(NamedTuple):
-    """The mean of the differences of equal seeds, half the width of its interval, and the p of a paired t-test."""
-
-    difference: float
-    half: float
-    p: float
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """(mean, half the width of the t interval at `LEVEL`); nan for the latter with fewer than two values."""
-    if len(values) < 2:
-        return values[0], math.nan
-    return float(np.mean(values)), float(stats.sem(values) * stats.t.ppf((1 + LEVEL) / 2, len(values) - 1))
-
-
-def paired(ours: Mapping[Any, float], theirs: Mapping[Any, float]) -> Paired | None:
-    """`ours` minus `theirs`, seed by seed; None with fewer than two seeds in common.
-
-    p is two-sided, and nan where all differences are the same.
-    """
-    differences = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
-    if len(differences) < 2:
-        return None
-    p = math.nan if len({*differences}) == 1 else float(stats.ttest_1samp(differences, 0).pvalue)
-    return Paired(*interval(differences), p)
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Adjusted for testing all of them at once (Holm 1979), in the order given; nan stays and counts as no test."""
-    p = np.asarray(p, float)
-    order, adjusted = np.argsort(p), np.empty_like(p)  # nan comes last
-    factors = np.count_nonzero(~np.isnan(p)) - np.arange(len(p))
-    adjusted[order] = np.maximum.accumulate(np.minimum(1, factors * p[order]))
-    return adjusted.tolist()
 
 
 def cached(path: Path, key: Any, measure: Callable[[], Any]) -> Any:
@@ -103,32 +72,6 @@ def cached(path: Path, key: Any, measure: Callable[[], Any]) -> Any:
     text = json.dumps({"key": key, "figures": measure()}, indent=2) + "\n"
     RunFolder(path.parent).write(path.name, text)
     return json.loads(text)["figures"]
-
-
-def step_times(rows: Sequence[Row], more: Sequence[str], rounds: int = ROUNDS) -> dict[str, float]:
-    """By row name: the median ratio of its training step (forward, loss, backward, optimizer) to that of the first row,
-    timed in turns in this process, on a training batch of the run's own size. The first row's is itself, again."""
-    times = interleaved({row.name: _step([*row.settings, *more]) for row in rows}, rounds, torch.device("cpu"))
-    first = rows[0].name
-    return {first: times.null().median, **{row.name: times.ratio(row.name, first).median for row in rows[1:]}}
-
-
-def _step(settings: Sequence[str]) -> Callable[[], None]:
-    config = composed(*settings)
-    task = build.task(config)
-    precision = Precision("fp32", torch.device("cpu"))
-    network = precision.place(build.network(config, task)).train()
-    dataset = task.dataset("train")
-    batch = precision.move(dataset.collate([dataset[i] for i in range(config["trainer"]["batch"])]))
-    optimizer = build.optimizer(config)(network)
-
-    def step() -> None:
-        losses = task.losses(network(batch["input"]), batch)
-        torch.stack(list(losses.values())).sum().backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
 
 
 @torch.no_grad()
@@ -212,46 +155,62 @@ def _outline(config: dict[str, Any], name: str, size: int) -> Tensor:
 
 
 def write_page(
-    out: Path, groups: Sequence[Group], more: Sequence[str], runs: Path, command: str, rounds: int = ROUNDS
+    out: Path,
+    groups: Sequence[Group],
+    more: Sequence[str],
+    runs: Path,
+    command: str,
+    rounds: int = ROUNDS,
+    difference: float | None = None,
 ) -> None:
     """Writes the measured part of a page, and its plots into a folder of the same name; the rest of the page stays. It
     is of all finished runs; a group that has none is not on it.
 
-    more: settings of every run. rounds: of the timing. Raises RunError where no run is finished.
+    more: settings of every run. rounds: of the timing. difference: in points, of which it is told how many seeds would
+    see it; None: nothing is told beyond the tables. Raises RunError where no run is finished.
     """
-    by_slug: dict[str, dict[int, Run]] = defaultdict(dict)
-    for run in find([runs]):
-        if match := re.fullmatch(r"(.+)-seed(\d+)", run.folder.name):
-            by_slug[match[1]][int(match[2])] = run
-    by_name = {row.name: by_slug[row.slug] for group in groups for row in group.rows if row.slug in by_slug}
-    values = {name: {s: run.summary["metric"]["last"] for s, run in own.items()} for name, own in by_name.items()}
+    by_name = finished(groups, runs)
+    values = points(by_name)
     groups = [group for group in groups if any(row.name in values for row in group.rows)]
     if not groups:
         raise RunError(f"{runs}: no run of the study is finished, so there is nothing to write")
     timed = [row for group in groups for row in group.rows if group.timed and row.name in values]
     names = [row.name for row in timed]
     costs = cached(runs / "costs.json", names, lambda: step_times(timed, more, rounds)) if timed else {}
-    counted = sorted({run.summary["samples"] for own in by_name.values() for run in own.values()})
+    every = [run.summary for own in by_name.values() for run in own.values()]
+    counted = sorted({summary["samples"] for summary in every})
+    devices = sorted({summary["device"].replace("cpu", "no GPU") for summary in every})
+    metric = METRICS.get(every[0]["metric"]["name"], (every[0]["metric"]["name"], 1.0))[0]
     software = ", ".join(f"{name} {version}" for name, version in versions().items())
+    images = " or ".join(map(str, counted))
     parts = [
-        f"{datetime.date.today()}, commit {commit() or '-'}. {processor()}, {os.cpu_count()} cores, no GPU. "
-        f"{software}. {sum(map(len, values.values()))} runs, each evaluated on {' or '.join(map(str, counted))} images:"
+        f"{datetime.date.today()}, commit {commit() or '-'}. {processor()}, {os.cpu_count()} cores, "
+        f"{', '.join(devices)}. {software}. {len(every)} runs, each evaluated on {images} samples:"
         f"\n\n    {command}"
     ]
     folder = out.with_suffix("")
     for group in groups:
-        parts.append(f"## {group.title}\n\n{_table(group, by_name, values, costs)}")
+        parts.append(f"## {group.title}\n\n{_table(group, by_name, values, costs, metric)}")
         parts += ["\n".join(f"- {row.name}: {row.note}" for row in group.rows if row.note)]
-        curves.save(_accuracies(group, values), folder / f"{group.name}.svg")
-        words = f"top-1 of {group.title.lower()}: every seed, means, 95 % intervals"
+        curves.save(_accuracies(group, values, metric), folder / f"{group.name}.svg")
+        words = f"{metric} of {group.title.lower()}: every seed, means, 95 % intervals"
         parts.append(f"![{words}]({folder.name}/{group.name}.svg)")
+    if difference is not None and (lines := said(groups, runs, difference)):
+        parts.append("\n".join(["## What can be said", "", *(f"- {line}" for line in lines)]))
     curves.save(_losses(by_name), folder / "losses.svg")
     parts.append(f"## Training losses\n\n![training loss by step, mean of the seeds]({folder.name}/losses.svg)")
-    for name in MASKED:
-        if own := [run.folder for _, run in sorted(by_name.get(name, {}).items())]:
+    for name in MASKED if difference is None else by_name:
+        own = [run.folder for _, run in sorted(by_name.get(name, {}).items()) if _has_masks(run.config)]
+        if own:
             cache = runs / f"masks-{own[0].name.rpartition('-seed')[0]}.json"
             parts.append(_masks(name, cached(cache, [*map(str, own)], lambda own=own: [*map(masks, own)])))
     write_section(out, BEGIN, END, "\n\n".join(filter(None, parts)), NEW)
+
+
+def _has_masks(config: dict[str, Any]) -> bool:
+    """Whether the run's network has masks, and it is known where the objects of its images are."""
+    drawn = bool(config.get("demo")) and config["demo"]["kind"] == "imagenet" and config["data"]["root"] is None
+    return drawn and config["flows"] > 1 and config["tdaf"]["_target_"] == "tdaf.model.flows.TDAF"
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -259,30 +218,35 @@ def _mean(values: Sequence[float]) -> str:
     return f"{mean:.1f} ± {half:.1f}".replace(" ± nan", "").replace("nan", "-")
 
 
-def _difference(test: Paired | None) -> str:
-    return f"{test.difference:+.1f} ± {test.half:.1f}" if test else "-"
-
-
 def _table(
-    group: Group, runs: Mapping[str, dict[int, Run]], values: Mapping[str, dict[int, float]], costs: Mapping[str, float]
+    group: Group,
+    runs: Mapping[str, dict[int, Run]],
+    values: Mapping[str, dict[int, float]],
+    costs: Mapping[str, float],
+    metric: str,
 ) -> str:
     """A row a network, with its difference to each reference and the p of that, adjusted for all rows of this table
     that are tested against it."""
     rows = [row.name for row in group.rows]
     rows = [*(name for name in group.references if name not in rows and name in values), *rows]
     own = [[*values.get(name, {}).values()] for name in rows]
-    columns = [["network", *rows], ["top-1, 95 % interval", *map(_mean, own)], ["seeds", *(str(len(v)) for v in own)]]
+    columns = [
+        ["network", *rows],
+        [f"{metric}, 95 % interval", *map(_mean, own)],
+        ["seeds", *(str(len(v)) for v in own)],
+    ]
     for reference in group.references:
         against = [row.name for row in group.rows if reference in row.against]
         tests = {name: paired(values.get(name, {}), values.get(reference, {})) for name in against}
         tests = {name: test for name, test in tests.items() if test}
         adjusted = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
-        columns.append([f"to {reference}", *(_difference(tests.get(name)) for name in rows)])
+        columns.append([f"to {reference}", *(difference_text(tests.get(name)) for name in rows)])
         columns.append(["p", *(f"{adjusted.get(name, math.nan):.3f}".replace("nan", "-") for name in rows)])
     summaries = [next(iter(runs[name].values())).summary if name in runs else None for name in rows]
     columns.append(["parameters", *(f"{summary['params'] / 1e3:.1f}k" if summary else "-" for summary in summaries)])
     columns.append(["GFLOPs", *(f"{summary['gflops']:.4f}" if summary else "-" for summary in summaries)])
-    columns.append(["training step", *(f"{costs[name]:.2f}" if name in costs else "-" for name in rows)])
+    if costs:
+        columns.append(["training step", *(f"{costs[name]:.2f}" if name in costs else "-" for name in rows)])
     header, *cells = zip(*columns, strict=True)
     return markdown_table(header, cells)
 
@@ -292,15 +256,17 @@ def _masks(name: str, evidence: Sequence[dict[str, Any]]) -> str:
     own, rows = dict(enumerate(one["top1"]["its own"] for one in evidence)), []
     for exchange in EXCHANGES:
         values = dict(enumerate(one["top1"][exchange] for one in evidence))
-        change = "-" if exchange == "its own" else _difference(paired(values, own))
+        change = "-" if exchange == "its own" else difference_text(paired(values, own))
         rows.append([exchange, _mean([*values.values()]), change])
     first = markdown_table(["in the place of the masks", "top-1, 95 % interval", "to its own"], rows)
     means = np.mean([one["places"] for one in evidence], 0)
+    fixed, varying = means[:, 2 + COLUMNS.index("fixed")] ** 2, means[:, 2 + COLUMNS.index("varying")] ** 2
+    share = f"A pattern that all masks have is {np.mean(fixed / (fixed + varying).clip(1e-12)):.0%} of their variance."
     places = [[f"{flow:.0f}", f"{stage:.0f}", *(f"{value:.3f}" for value in own)] for flow, stage, *own in means]
-    return f"## The masks of {name}\n\n{first}\n\n{markdown_table(['flow', 'stage', *COLUMNS], places)}"
+    return f"## The masks of {name}\n\n{first}\n\n{markdown_table(['flow', 'stage', *COLUMNS], places)}\n\n{share}"
 
 
-def _accuracies(group: Group, values: Mapping[str, dict[int, float]]) -> Figure:
+def _accuracies(group: Group, values: Mapping[str, dict[int, float]], metric: str) -> Figure:
     """A line a row: its seeds as small dots, their mean with its interval; dashed, the rows it is compared with."""
     rows = [name for name in group.references if name not in [row.name for row in group.rows]]
     rows = [name for name in (*rows, *(row.name for row in group.rows)) if name in values]
@@ -318,7 +284,7 @@ def _accuracies(group: Group, values: Mapping[str, dict[int, float]]) -> Figure:
                 axes.axvline(mean, color=orange, linewidth=0.8, linestyle="--")
         axes.set_yticks(range(len(rows)), rows)
         axes.invert_yaxis()
-        axes.set_xlabel("top-1 in percent")
+        axes.set_xlabel(f"{metric} in percent")
     return figure
 
 

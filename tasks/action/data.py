@@ -77,7 +77,7 @@ class Clips:
     groups = None
 
     def __init__(self, videos: Videos, timing: Timing, transform: Transform) -> None:
-        self.videos, self.timing, self.transform = videos, timing, transform
+        self.videos, self.timing, self.transform, self.files = videos, timing, transform, videos
         self.skipped, self.notes = videos.skipped, videos.notes
         self.totals = videos.counts() if timing.windows is None else None
         self.ends = np.cumsum(np.broadcast_to(timing.count(self.totals), len(videos)))
@@ -103,31 +103,6 @@ class Clips:
 
     collate = staticmethod(default_collate)
 
-    def checked(self, full: bool) -> WholeVideos:
-        """What scripts/check_data.py reads instead: each video once, all of it or (full=False) its table of frames."""
-        return WholeVideos(self.videos, full)
-
-
-class WholeVideos:
-    """One sample a video, which is read, and of which nothing is kept."""
-
-    groups = None
-
-    def __init__(self, videos: Videos, full: bool) -> None:
-        self.videos, self.full, self.skipped, self.notes = videos, full, videos.skipped, videos.notes
-
-    def __len__(self) -> int:
-        return len(self.videos)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        self.videos.check(index, self.full)
-        return {"input": torch.empty(0)}
-
-    def name(self, index: int) -> str:
-        return self.videos.name(index)
-
-    collate = staticmethod(default_collate)
-
 
 class Windows:
     """Videos that a user gives to predict (protocol: PredictDataset in tdaf/task.py), covered by windows one after the
@@ -150,16 +125,14 @@ class Windows:
     groups = None
 
     def __init__(self, paths: list[Path], transform: Transform, frames: int, stride: int) -> None:
-        videos = [path for path in paths if is_video(path)]
+        videos = list(filter(is_video, paths))
         if not videos:
             raise UserError(f"input: there is no video among {len(paths)} files; this checkpoint wants videos")
         self.pictures, self.transform, self.frames, self.stride = Media(videos), transform, frames, stride
-        self.pictures.faults.update({path: "not a video" for path in paths if not is_video(path)})
+        self.pictures.faults.update({path: "not a video" for path in paths if path not in videos})
         self.windows: list[tuple[int, int, int]] = []  # pictures: the first of the video, of the window, after its last
-        self.rates: dict[Path, float] = {}  # frames a second
-        for path, group in groupby(range(len(self.pictures)), self.pictures.file):
+        for _, group in groupby(range(len(self.pictures)), self.pictures.file):
             own, length = list(group), frames * stride
-            self.rates[path] = float(self.pictures.fps(path))
             self.windows += [(own[0], first, min(first + length, own[-1] + 1)) for first in own[::length]]
 
     def __len__(self) -> int:
@@ -169,8 +142,9 @@ class Windows:
         start, first, end = self.windows[index]
         frames = [self.pictures.read(picture) for picture in range(first, end, self.stride)]
         clip = torch.stack([frames[frame % len(frames)] for frame in range(self.frames)])
-        ends, rate = torch.tensor([first - start, end - start]), self.rates[self.pictures.file(first)]
-        return {"input": self.transform(clip), "frames": ends, "seconds": ends.double() / rate}
+        ends, path = [first - start, end - start], self.pictures.file(first)
+        seconds = torch.tensor([self.pictures.seconds(path, frame) for frame in ends], dtype=torch.float64)
+        return {"input": self.transform(clip), "frames": torch.tensor(ends), "seconds": seconds}
 
     def name(self, index: int) -> str:
         start, first, end = self.windows[index]

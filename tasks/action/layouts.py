@@ -5,16 +5,18 @@ from __future__ import annotations
 import csv
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tdaf.errors import UserError
-from tdaf.media.files import VIDEOS
+from tdaf.media import archive
+from tdaf.media.files import MOVING, files_below, folders_in, left_out
 
 KINETICS = (
     "expected train/<class>/<id>.mp4 and val/<class>/<id>.mp4 in it (also <id>_000010_000020.mp4, other video files, "
-    "and, beside train.csv and val.csv, no class folders); without data, try recipe=demo"
+    "and, beside train.csv and val.csv, no class folders), each also as a .tar or .zip; without data, try recipe=demo"
 )
 UCF = "expected ucfTrainTestlist/ with classInd.txt, trainlist01.txt, testlist01.txt, and UCF-101/<class>/*.avi there"
 HMDB = "expected testTrainMulti_7030_splits/ with <class>_test_split1.txt and <class>/*.avi in the root"
@@ -23,39 +25,48 @@ KINETICS_FOLDERS = {"train": ("train",), "val": ("val", "validate", "validation"
 
 @dataclass
 class Listing:
-    """names: paths below the data set's root, with /. labels: classes, one a name. notes: as a Dataset has them."""
+    """names: paths below the data set's root, with /. labels: classes, one a name. notes: as a Dataset has them. place:
+    where `folder`, with which all names begin, lies, if not there."""
 
     names: list[str] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     notes: dict[str, int] = field(default_factory=dict)
+    folder: str = ""
+    place: str = ""
+
+    def path(self, root: Path, name: str) -> Path:
+        return Path(self.place + name.removeprefix(self.folder)) if self.place else root / name
 
 
 class KineticsLayout:
-    """`root`/train/ and `root`/val/ (or validate/), with or without class folders.
+    """`root`/train/ and `root`/val/ (or validate/), with or without class folders, which may have sub-folders;
+    each also as a tar or zip file.
 
     The annotations of a split are the file `<split>.csv` in annotations/ or in `root` itself, or else the only one
     there called kinetics..._<split>.csv (kinetics-400_train.csv), with a line that names the columns label, youtube_id,
-    time_start and time_end, in any order. A video whose file is not there is left out and counted, and one without a
-    line too. Without such a file the folders say the classes. A class folder may have _ for spaces, in any case.
-    Classes come from the validation split and are numbered by their names.
+    time_start and time_end, in any order. A video whose file is not there is left out and counted, and so is one
+    without a line, or with lines of several classes. Without such a file the folders say the classes. A class folder
+    may have _ for spaces, in any case. Classes come from the validation split and are numbered by their names.
 
     Args:
         root: of the data set.
         annotations: another folder below it for the CSV files.
         videos: another folder below it for train/ and val/.
         frames: each video is a folder of frames.
+        max_bad: above 0, an archive that is cut off is used as far as it goes.
 
     Raises:
         UserError: there is no validation split, or it says no classes.
     """
 
-    def __init__(self, root: Path, annotations: str | None, videos: str | None, frames: bool) -> None:
-        self.root, self.frames, self.base = root, frames, root / (videos or ".")
+    def __init__(self, root: Path, annotations: str | None, videos: str | None, frames: bool, max_bad: int = 0) -> None:
+        self.root, self.frames, self.base, self.max_bad = root, frames, root / (videos or "."), max_bad
+        self.names: dict[Path, str] = {}  # below the root, of the splits' folders, by where they lie
         self.csv_folders = (root / annotations,) if annotations is not None else (root / "annotations", root)
         if annotations is not None and not self.csv_folders[0].is_dir():
             raise UserError(f"annotations={annotations}: no such folder ({self.csv_folders[0].absolute()})")
         file = self._csv_file("val")
-        labels = {label for label, _ in _kinetics_rows(file)} if file else set(_folders_in(self._folder("val")))
+        labels = {label for label, _ in _kinetics_rows(file)} if file else set(folders_in(self._folder("val")))
         where = file or self._folder("val")
         if not labels:
             fault = "lists no video" if file else f"holds neither class folders nor annotations; {KINETICS}"
@@ -69,21 +80,28 @@ class KineticsLayout:
     def listing(self, split: str) -> Listing:
         """The split "train" or "val"; raises UserError where it cannot be had."""
         folder, file = self._folder(split), self._csv_file(split)
-        if file:
-            return self._annotated(folder, file)
-        classes = _folders_in(folder)
+        archive.check_whole(folder, self.max_bad)
+        listing = self._annotated(folder, file) if file else self._in_classes(folder)
+        if folder != self.root / self.names[folder]:
+            listing.folder, listing.place = self.names[folder], str(folder)
+        return listing
+
+    def _in_classes(self, folder: Path) -> Listing:
+        classes = folders_in(folder)
         self._check_known(folder, classes)
-        videos = [(name, video) for name in classes for video in _videos_in(folder / name, self.frames)]
+        found = {name: _videos_in(folder / name, self.frames) for name in classes}
+        videos = [(name, video) for name in classes for video in found[name][0]]
         if not videos:
             raise UserError(f"there is no video in the class folders of {folder}; {KINETICS}")
         names = [self._below_root(folder, name, video) for name, video in videos]
-        return Listing(names, [self.numbers[_plain(name)] for name, _ in videos])
+        notes = left_out(sum((others for _, others in found.values()), Counter()), "videos")
+        return Listing(names, [self.numbers[_plain(name)] for name, _ in videos], notes)
 
     def _annotated(self, folder: Path, file: Path) -> Listing:
         rows = _kinetics_rows(file)
         self._check_known(file, [label for label, _ in rows])
-        files = self._files_by_stem(folder, {stem for _, stems in rows for stem in stems})
-        listing, elsewhere, used = Listing(), 0, set()
+        files, others = self._files_by_stem(folder, {stem for _, stems in rows for stem in stems})
+        elsewhere, used = 0, {}  # used: the classes that a video's rows say
         for label, stems in rows:
             candidates = [file for stem in stems for file in files.get(stem, ())]
             if not candidates:
@@ -91,28 +109,37 @@ class KineticsLayout:
             own = [(name, video) for name, video in candidates if _plain(name) == _plain(label)]
             name, video = (own or candidates)[0]
             elsewhere += bool(name) and not own
-            used.add((name, video))
-            listing.names.append(self._below_root(folder, name, video))
-            listing.labels.append(self.numbers[_plain(label)])
-        if not listing.names:
+            used.setdefault(self._below_root(folder, name, video), []).append(self.numbers[_plain(label)])
+        several = {name: labels for name, labels in used.items() if len(set(labels)) > 1}
+        kept = [name for name in used if name not in several]
+        listing = Listing(kept, [used[name][0] for name in kept])
+        if not used:
             raise UserError(f"none of the {len(rows)} videos of {file} is in {folder}; {KINETICS}")
         notes = {
-            **_missing(len(listing.names), len(rows)),
+            **_missing(sum(map(len, used.values())), len(rows)),
+            f"videos have rows of several classes and are left out ({_some(several)})": len(several),
+            "rows name a video again, with its class": sum(len(used[name]) - 1 for name in kept),
             "videos lie in the folder of another class than annotated, which counts": elsewhere,
             "videos are there without an annotation and left out": sum(map(len, files.values())) - len(used),
+            **left_out(others, "videos"),
         }
         listing.notes = {note: count for note, count in notes.items() if count}
         return listing
 
-    def _files_by_stem(self, folder: Path, stems: set[str]) -> dict[str, list[tuple[str, str]]]:
-        """(class folder or "", video) by the video's name without its ending; of folders in `folder`, those that are
-        called as an annotated video hold its frames, and the others are class folders."""
-        flat = [video for video in _videos_in(folder, self.frames) if not self.frames or video in stems]
+    def _files_by_stem(self, folder: Path, stems: set[str]) -> tuple[dict[str, list[tuple[str, str]]], Counter[str]]:
+        """(class folder or "", video below it) by the video's name without its ending, and how many other files there
+        are; of folders in `folder`, those that are called as an annotated video hold its frames, and the others are
+        class folders."""
+        flat, others = _videos_in(folder, self.frames, deep=False)
+        flat = [video for video in flat if not self.frames or video in stems]
         files: dict[str, list[tuple[str, str]]] = {}
-        for name in ("", *sorted(set(_folders_in(folder)) - set(flat))):
-            for video in _videos_in(folder / name, self.frames) if name else flat:
-                files.setdefault(video if self.frames else os.path.splitext(video)[0], []).append((name, video))
-        return files
+        for name in ("", *sorted(set(folders_in(folder)) - set(flat))):
+            videos, more = _videos_in(folder / name, self.frames) if name else (flat, Counter())
+            others += more
+            for video in videos:
+                stem = video if self.frames else os.path.splitext(os.path.basename(video))[0]
+                files.setdefault(stem, []).append((name, video))
+        return files, others
 
     def _check_known(self, where: Path, labels: list[str]) -> None:
         unknown = {label for label in labels if _plain(label) not in self.numbers}
@@ -121,12 +148,15 @@ class KineticsLayout:
 
     def _folder(self, split: str) -> Path:
         for name in KINETICS_FOLDERS[split]:
-            if (self.base / name).is_dir():
-                return self.base / name
-        raise UserError(f"root={self.root}: there is no {split}/ in {self.base.absolute()}; {KINETICS}")
+            place = Path(archive.locate(self.base, name))
+            if archive.is_folder(place):
+                self.names[place] = (self.base / name).relative_to(self.root).as_posix()
+                return place
+        said = f"root={self.root}: there is no {split}/ in {self.base.absolute()}{archive.hint(self.base, split)}"
+        raise UserError(f"{said}; {KINETICS}")
 
     def _below_root(self, folder: Path, *names: str) -> str:
-        return "/".join((folder.relative_to(self.root).as_posix(), *filter(None, names)))
+        return "/".join((self.names[folder], *filter(None, names)))
 
     def _csv_file(self, split: str) -> Path | None:
         names = KINETICS_FOLDERS[split]
@@ -247,16 +277,9 @@ def _plain(label: str) -> str:
     return label.replace("_", " ").strip().casefold()
 
 
-def _videos_in(folder: Path, frames: bool) -> list[str]:
-    """Sorted names of the video files in a folder; frames: of the folders in it, each a video's frames."""
-    if frames:
-        return _folders_in(folder)
-    return sorted(name for name in os.listdir(folder) if name.lower().endswith(VIDEOS))
-
-
-def _folders_in(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir())
+def _videos_in(folder: Path, frames: bool, deep: bool = True) -> tuple[list[str], Counter[str]]:
+    """Paths of the videos in a folder, and how many other files there are; frames: each a folder of its frames."""
+    return (folders_in(folder), Counter()) if frames else files_below(folder, MOVING, deep)
 
 
 def _located(root: Path, given: str | None, usual: tuple[str, ...], sign: str, argument: str, layout: str) -> Path:

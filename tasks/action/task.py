@@ -17,7 +17,7 @@ from tasks.action.transforms import Transform
 from tasks.action.videos import Source
 from tdaf.errors import UserError
 from tdaf.media.drawing import labelled
-from tdaf.model.classifier import Classifier, LinearHead, log_probabilities
+from tdaf.model.classifier import Classifier, LinearHead, Probabilities, log_probabilities
 from tdaf.model.normalise import Normalise
 from tdaf.model.staged import Staged
 from tdaf.task import Batch
@@ -134,15 +134,23 @@ class Action:
             videos.append({"file": str(path), "windows": plain})
         return {"videos": videos}
 
+    def draw_targets(self, batch: Batch) -> list[Tensor]:
+        """Frames of each clip side by side, with its class."""
+        return [
+            labelled(strip, self.classes[label])
+            for strip, label in zip(_strips(batch["input"]), batch["label"].tolist(), strict=True)
+        ]
+
+    def deployed(self, network: nn.Module, onnx: bool) -> nn.Module:
+        return Probabilities(network)
+
     def visualize(self, outputs: Tensor, batch: Batch) -> dict[str, list[Tensor]]:
         """Frames of each clip side by side, in time from left to right, with the best class; of several views the
         middle one."""
         clips = batch["input"].cpu()
         clips = clips if clips.ndim == 5 else clips[:, (clips.shape[1] - 1) // 2]
-        frames = torch.linspace(0, clips.shape[2] - 1, min(STRIP, clips.shape[2])).round().long()
-        strips = [torch.cat(list(clip[:, frames].unbind(1)), dim=2) for clip in clips]
         best = map(_best, self._top5(outputs))
-        return {"prediction": [labelled(strip, text) for strip, text in zip(strips, best, strict=True)]}
+        return {"prediction": [labelled(strip, text) for strip, text in zip(_strips(clips), best, strict=True)]}
 
     def _top5(self, outputs: Tensor) -> list[list[dict[str, Any]]]:
         top = log_probabilities(outputs).exp().cpu().topk(min(5, len(self.classes)))
@@ -150,6 +158,11 @@ class Action:
             [{"class": self.classes[k], "probability": p} for k, p in zip(classes, values, strict=True)]
             for classes, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
         ]
+
+
+def _strips(clips: Tensor) -> list[Tensor]:
+    frames = torch.linspace(0, clips.shape[2] - 1, min(STRIP, clips.shape[2])).round().long()
+    return [torch.cat(list(clip[:, frames].unbind(1)), dim=2) for clip in clips]
 
 
 def _best(top5: list[dict[str, Any]]) -> str:

@@ -18,13 +18,15 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
 from tasks.action.layouts import KINETICS, Hmdb51Layout, KineticsLayout, Listing, Ucf101Layout
-from tdaf.engine.log import Bar
 from tdaf.errors import UnreadableSample, UserError
-from tdaf.media.clip import FrameChoice, count_frames, decode_whole, read_clip
-from tdaf.media.files import read_skip_list
+from tdaf.media import archive
+from tdaf.media.clip import FrameChoice, read_clip
+from tdaf.media.files import is_data, read_skip_list
 from tdaf.media.image import read_image
+from tdaf.media.video import count_frames, decode_whole
+from tdaf.streams import Bar
 
-FRAME_FILE = re.compile(r"(?:.*\D)?(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
+FRAME_FILE = re.compile(r"(.*\D)?(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
 COUNTS_FILE = "frame_counts.csv"
 COUNTS_HEAD = ["frames", "bytes", "changed_ns", "video"]
 
@@ -40,9 +42,9 @@ class Videos(Protocol):
     def read(self, index: int, frames: FrameChoice) -> Tensor:
         """Frames of video `index` as uint8 RGB (T, 3, H, W); raises UnreadableSample."""
 
-    def check(self, index: int, full: bool) -> None:
-        """Raises UnreadableSample where not all of video `index` can be decoded; full=False: where its frames cannot
-        be counted, which takes a fraction of the time."""
+    def check(self, index: int, scan: str) -> list[str]:
+        """Raises UnreadableSample where not all of video `index` can be decoded; "quick": where its frames cannot be
+        counted, which takes a fraction of the time. Returns what is to be noted."""
 
     def counts(self) -> np.ndarray:
         """The number of frames of each video, 0 where it cannot be told: (N,) int64."""
@@ -74,6 +76,7 @@ class ActionVideos:
         annotations, videos: folders below `root`, where they are not the usual ones.
         num_classes: checked when given.
         skip_list: a list of paths below `root` (val/abseiling/abc.mp4); these videos are left out and counted.
+        max_bad: above 0, an archive of layout "kinetics" that is cut off is used as far as it goes.
 
     Raises:
         UserError: the folder cannot be used.
@@ -90,9 +93,10 @@ class ActionVideos:
         videos: str | None = None,
         num_classes: int | None = None,
         skip_list: str | None = None,
+        max_bad: int = 0,
     ) -> None:
         layouts = {
-            "kinetics": KineticsLayout,
+            "kinetics": partial(KineticsLayout, max_bad=max_bad),
             "ucf101": partial(Ucf101Layout, fold=fold),
             "hmdb51": partial(Hmdb51Layout, fold=fold),
         }
@@ -128,10 +132,13 @@ class ListedVideos:
     """The videos of one split (protocol: `Videos`). All names lie in one string: 240,000 of them in a list would be
     copied into every worker, because counting references writes to each."""
 
+    scans = ("full", "quick")
+
     def __init__(
         self, root: Path, listing: Listing, skip: frozenset[str], frames: bool, short_side: int | None
     ) -> None:
         self.root, self.short_side, self.notes = root, short_side, listing.notes
+        self._path = partial(Listing(folder=listing.folder, place=listing.place).path, root)
         self._read, self._read_whole, self._count = (
             (read_frames, read_all_frames, count_images) if frames else (read_clip, decode_whole, count_frames)
         )
@@ -153,16 +160,17 @@ class ListedVideos:
         return self.names[int(self.ends[index - 1]) if index else 0 : int(self.ends[index])]
 
     def path(self, index: int) -> Path:
-        return self.root / self.name(index)
+        return self._path(self.name(index))
 
     def read(self, index: int, frames: FrameChoice) -> Tensor:
         return self._read(self.path(index), frames, self.short_side)
 
-    def check(self, index: int, full: bool) -> None:
-        (self._read_whole if full else self._count)(self.path(index))
+    def check(self, index: int, scan: str) -> list[str]:
+        (self._count if scan == "quick" else self._read_whole)(self.path(index))
+        return []
 
     def counts(self) -> np.ndarray:
-        return frame_counts(self.root, [self.name(index) for index in range(len(self))], self._count)
+        return frame_counts(self.root, [self.name(index) for index in range(len(self))], self._count, self._path)
 
 
 def read_frames(folder: Path, frames: FrameChoice, short_side: int | None = None) -> Tensor:
@@ -197,19 +205,30 @@ def count_images(folder: Path) -> int:
 
 
 def _frame_files(folder: Path) -> list[str]:
+    """Names in the order of their numbers. Of several series in one folder it is the only one that is no optical flow
+    (img_ beside flow_x_ and flow_y_)."""
+    series: dict[str, dict[int, str]] = {}
     try:
-        files = {int(match[1]): match[0] for match in map(FRAME_FILE.fullmatch, os.listdir(folder)) if match}
+        for match in filter(None, map(FRAME_FILE.fullmatch, filter(is_data, archive.inside(folder)[1]))):
+            series.setdefault(match[1] or "", {})[int(match[2])] = match[0]
     except OSError as error:
         raise UnreadableSample(f"{error.strerror} ({folder})") from error
-    if not files:
+    if not series:
         raise UnreadableSample(f"no frame in it, such as image_00001.jpg ({folder})")
+    pictures = [name for name in series if not name.lower().startswith("flow")] if len(series) > 1 else list(series)
+    if len(pictures) != 1:
+        some = ", ".join(f"{name}*" for name in sorted(series)[:5])
+        raise UnreadableSample(f"{len(series)} series of frames in one folder: {some}; leave one there ({folder})")
+    files = series[pictures[0]]
     missing = sorted(set(range(min(files), max(files))) - set(files))
     if missing:
         raise UnreadableSample(f"{len(missing)} frames are missing, number {missing[0]} first ({folder})")
     return [files[number] for number in sorted(files)]
 
 
-def frame_counts(root: Path, names: list[str], count: Callable[[Path], int]) -> np.ndarray:
+def frame_counts(
+    root: Path, names: list[str], count: Callable[[Path], int], path: Callable[[str], Path] | None = None
+) -> np.ndarray:
     """How many frames each video has, found once and kept beside the data in `COUNTS_FILE`.
 
     A line there holds for as long as the file has the size and the time of change that it had. Finding them takes
@@ -221,24 +240,24 @@ def frame_counts(root: Path, names: list[str], count: Callable[[Path], int]) -> 
         root: of the data set.
         names: of the videos, below it.
         count: finds one of them, raises UnreadableSample.
+        path: where a name lies, if not at `root`/name.
 
     Returns:
         (N,) int64, 0 where a video cannot be read.
     """
-    file = root / COUNTS_FILE
+    file, path = root / COUNTS_FILE, path or root.joinpath
     kept = _kept_counts(file)
 
     def line(name: str) -> tuple[int, int, int] | None:
         """(frames, bytes, ns of the last change) of a video, None where it is gone."""
         try:
-            stat = (root / name).stat()
+            about = archive.about(path(name))
         except OSError:
             return None
-        about = stat.st_size, stat.st_mtime_ns
         if name in kept and kept[name][1:] == about:
             return kept[name]
         try:
-            return count(root / name), *about
+            return count(path(name)), *about
         except UnreadableSample:
             return 0, *about
 

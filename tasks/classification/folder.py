@@ -1,25 +1,35 @@
-"""ImageNet, and any own folder of images in the same layout."""
+"""ImageNet, and any own folder of images in the same layout, unpacked or in archives."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from tasks.classification import ilsvrc
 from tdaf.errors import UserError
-from tdaf.media.files import IMAGES, read_skip_list
-from tdaf.media.image import read_image
+from tdaf.media import archive
+from tdaf.media.files import IMAGES, files_below, folders_in, left_out, read_skip_list
+from tdaf.media.image import Colour, checked_background, image_notes, read_image
 
-LAYOUT = "expected train/<class>/*.JPEG and val/<class>/*.JPEG (also .jpg, .png, ...); without data, try recipe=demo"
+LAYOUT = (
+    "expected train/<class>/*.JPEG and val/<class>/*.JPEG (also .jpg, .png, ...), each also as a .tar or .zip, or "
+    "ImageNet's archives as delivered; without data, try recipe=demo"
+)
 
 
 class ImageFolder:
     """`root`/train/<class>/ and `root`/val/<class>/ with image files, also in sub-folders of a class.
+
+    Either may be in an archive instead, train.tar or train.zip, or as ImageNet's archives are delivered
+    (tasks/classification/ilsvrc.py); a sample there has the name and the place that it would have unpacked.
 
     Classes are numbered in the order of their folders' names, and images sorted, as torchvision's ImageFolder does, so
     published weights for ImageNet fit. What an operating system or a notebook leaves between them (names that begin
@@ -30,6 +40,9 @@ class ImageFolder:
         num_classes: checked against the folders when given.
         skip_list: a text file with one path a line, relative to `root` (train/n01440764/n01440764_18.JPEG); these
             images are left out and counted.
+        exif, background: see `read_image`.
+        max_bad: above 0, an archive that is cut off is used as far as it goes.
+        every: 10: of the sorted classes only the first, the eleventh and so on.
 
     Attributes:
         classes: names for people: from `root`/classes.txt ("<folder> <name>" a line) where there is one, for ImageNet's
@@ -39,21 +52,39 @@ class ImageFolder:
         UserError: the folder cannot be used; files themselves are looked at only when they are read.
     """
 
-    def __init__(self, root: str | None, num_classes: int | None = None, skip_list: str | None = None) -> None:
+    def __init__(
+        self,
+        root: str | None,
+        num_classes: int | None = None,
+        skip_list: str | None = None,
+        exif: bool = False,
+        background: Colour | None = None,
+        max_bad: int = 0,
+        every: int = 1,
+    ) -> None:
+        self.background = checked_background(background)
+        self.reading = {"exif": exif, "background": self.background}
         if not root:
             raise UserError(f"root is not set; give the image folder: {LAYOUT}")
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise UserError(f"root={root}: no such folder ({self.root.absolute()}); {LAYOUT}")
-        self.folders = _class_folders(self.root / "val")
-        if (self.root / "train").is_dir():
-            _check_same(self.root, _class_folders(self.root / "train"), self.folders)
+        if every < 1:
+            raise UserError(f"every={every}: give a whole number, 1 or more")
+        self.places = {split: ilsvrc.place(self.root, split) for split in ("train", "val")}
+        for place in self.places.values():
+            archive.check_whole(place, max_bad)
+        self.labels: dict[str, str] = {}  # of flat validation images
+        folders = self._class_folders("val")
+        if archive.is_folder(self.places["train"]):
+            _check_same(self.root, self._class_folders("train"), folders)
+        self.folders = folders[::every]
         if num_classes is not None and num_classes != len(self.folders):
             raise UserError(
                 f"num_classes={num_classes}, but {self.root} has {len(self.folders)} class folders; "
                 "correct it, or leave it out to have it found"
             )
-        self.classes = _names(self.root, self.folders)
+        self.classes = _names(self.root, folders)[::every]
         self.skip = read_skip_list(skip_list, ("train/", "val/"))
 
     def reorder(self, classes: Sequence[str]) -> None:
@@ -63,9 +94,33 @@ class ImageFolder:
 
     def split(self, name: str) -> FolderImages:
         """The images of "train" or "val"."""
-        if not (self.root / name).is_dir():
-            raise UserError(f"root={self.root}: there is no {name}/ in it; {LAYOUT}")
-        return FolderImages(self.root, name, self.folders, self.skip)
+        place = self._existing(name)
+        labels = self.labels if name == "val" else {}
+        return FolderImages(place, name, self.folders, self.skip, self.reading, labels)
+
+    def _existing(self, split: str) -> str:
+        place = self.places[split]
+        if not archive.is_folder(place):
+            said = f"root={self.root}: there is no {split}/ in it{archive.hint(self.root, split)}"
+            raise UserError(f"{said}; {LAYOUT}")
+        return place
+
+    def _class_folders(self, split: str) -> list[str]:
+        place = self._existing(split)
+        folders = folders_in(place)
+        if folders:
+            return folders
+        if not files_below(place, IMAGES, deep=False)[0]:
+            raise UserError(f"{place} holds no class folders; {LAYOUT}")
+        if split == "val":
+            self.labels = ilsvrc.val_labels(self.root)
+        if not self.labels:
+            raise UserError(
+                f"{place} holds images but no class folders, as ImageNet's {split}/ is delivered; put the devkit "
+                f"({ilsvrc.DEVKITS[1]}) or Kaggle's {ilsvrc.SOLUTION} beside it, or sort it once with: "
+                f"python scripts/prepare_imagenet.py root={self.root} devkit=PATH"
+            )
+        return sorted(set(self.labels.values()))
 
 
 class FolderImages:
@@ -75,24 +130,40 @@ class FolderImages:
     writes to each of them.
     """
 
-    def __init__(self, root: Path, split: str, folders: list[str], skip: frozenset[str]) -> None:
-        self.folder = os.path.join(root, split)
-        self.split, self.folders = split, folders
-        files = [_image_files(os.path.join(self.folder, folder)) for folder in folders]
+    scans = ("full", "strict")
+
+    def __init__(
+        self,
+        place: str,
+        split: str,
+        folders: list[str],
+        skip: frozenset[str],
+        reading: dict[str, Any],
+        labels: dict[str, str],
+    ) -> None:
+        """place: of the split. labels: of flat images, by their names without an ending, the class."""
+        self.folder, self.split, self.folders, self.reading, self.flat = place, split, folders, reading, bool(labels)
+        if labels:
+            found = [files_below(place, IMAGES, deep=False)]
+            files = _by_class(place, found[0][0], labels, folders)
+        else:
+            found = [files_below(os.path.join(place, folder), IMAGES) for folder in folders]
+            files = [names for names, _ in found]
+        self.notes = left_out(sum((others for _, others in found), Counter()), "images")
         empty = [folder for folder, inside in zip(folders, files, strict=True) if not inside]
         if empty:
             raise UserError(
                 f"{len(empty)} class folder(s) in {self.folder} without an image ({', '.join(IMAGES)}): "
                 f"{_some(empty)}; fill or remove them; {LAYOUT}"
             )
-        found = sum(map(len, files))
+        total = sum(map(len, files))
         if any(path.startswith(f"{split}/") for path in skip):
             files = [
                 [file for file in inside if f"{split}/{folder}/{file}" not in skip]
                 for folder, inside in zip(folders, files, strict=True)
             ]
         self.class_ends = np.cumsum([len(inside) for inside in files])
-        self.skipped = found - len(self)
+        self.skipped = total - len(self)
         if not len(self):
             raise UserError(f"the skip list leaves no image in {self.folder}")
         self.file_ends = np.cumsum([len(file) for file in chain(*files)])
@@ -106,48 +177,39 @@ class FolderImages:
 
     def name(self, index: int) -> str:
         """The path below the root, as a skip list has it."""
-        begin = int(self.file_ends[index - 1]) if index else 0
-        file = self.file_names[begin : int(self.file_ends[index])]
-        return f"{self.split}/{self.folders[self.label(index)]}/{file}"
+        return f"{self.split}/{self.folders[self.label(index)]}/{self._file(index)}"
 
     def read(self, index: int) -> tuple[Tensor, int]:
         """uint8 RGB (3, H, W) and the class. Raises UnreadableSample."""
-        path = self.folder + self.name(index).removeprefix(self.split)
-        return read_image(path), self.label(index)
+        return read_image(self.path(index), **self.reading), self.label(index)
+
+    def path(self, index: int) -> str:
+        """Where it lies."""
+        below = self._file(index) if self.flat else self.name(index).removeprefix(f"{self.split}/")
+        return f"{self.folder}/{below}"
+
+    def _file(self, index: int) -> str:
+        begin = int(self.file_ends[index - 1]) if index else 0
+        return self.file_names[begin : int(self.file_ends[index])]
+
+    def check(self, index: int, scan: str) -> list[str]:
+        """Reads an image as `image_notes` does, strict: with its decoder that stops at any damage."""
+        self.read(index)
+        return image_notes(self.path(index), **self.reading, strict=scan == "strict")
 
 
-def _is_data(name: str) -> bool:
-    return not name.startswith(".") and name not in ("@eaDir", "__MACOSX")
-
-
-def _unreadable(error: OSError) -> None:
-    raise UserError(f"{error.filename}: {error.strerror}; it must be readable, with all that is in it") from error
-
-
-def _image_files(folder: str) -> list[str]:
-    """Paths below the folder, in torchvision's order: its own files, then those of each sub-folder."""
-    found = []
-    for parent, folders, files in os.walk(folder, onerror=_unreadable, followlinks=True):
-        folders[:] = filter(_is_data, folders)
-        below = os.path.relpath(parent, folder).replace(os.sep, "/") + "/" if parent != folder else ""
-        names = sorted(file for file in files if file.lower().endswith(IMAGES) and _is_data(file))
-        found.append((parent, [below + name for name in names]))
-    return list(chain.from_iterable(names for _, names in sorted(found)))
-
-
-def _class_folders(split: Path) -> list[str]:
-    if not split.is_dir():
-        raise UserError(f"root={split.parent}: there is no {split.name}/ in it; {LAYOUT}")
-    _, folders, files = next(os.walk(split, onerror=_unreadable))
-    folders = sorted(filter(_is_data, folders))
-    if folders:
-        return folders
-    if any(name.lower().endswith(IMAGES) for name in files):
-        raise UserError(
-            f"{split} holds images but no class folders, as ImageNet's {split.name}/ is delivered; "
-            f"sort it once with: python scripts/prepare_imagenet.py root={split.parent} devkit=PATH"
-        )
-    raise UserError(f"{split} holds no class folders; {LAYOUT}")
+def _by_class(place: str, images: list[str], labels: dict[str, str], folders: list[str]) -> list[list[str]]:
+    """Flat images by their classes. Raises UserError where images and labels are not of each other."""
+    files: dict[str, list[str]] = {folder: [] for folder in labels.values()}
+    for name in images:
+        label = labels.get(os.path.splitext(name)[0])
+        if label is None:
+            raise UserError(f"{place}: nothing says the class of {name}")
+        files[label].append(name)
+    if len(images) < len(labels):
+        missing = f"{place} lacks {len(labels) - len(images)} of the {len(labels)} images whose classes are given"
+        raise UserError(f"{missing}; bring it again")
+    return [files[folder] for folder in folders]
 
 
 def _check_same(root: Path, train: list[str], val: list[str]) -> None:

@@ -15,14 +15,14 @@ from tasks.classification.evaluator import Accuracy
 from tasks.classification.transforms import Mixing, Transform
 from tdaf.errors import UserError
 from tdaf.media.drawing import labelled
-from tdaf.model.classifier import Classifier, LinearHead, log_probabilities
+from tdaf.model.classifier import Classifier, LinearHead, Probabilities, log_probabilities
 from tdaf.model.normalise import Normalise
 from tdaf.model.staged import Staged
 from tdaf.task import Batch, Media
 
 
 class LabelledImages(Protocol):
-    """The images of one split."""
+    """The images of one split. (`notes`, as a Dataset has them, it may have.)"""
 
     skipped: int  # images left out by a skip list
 
@@ -47,12 +47,11 @@ class Source(Protocol):
 class Samples:
     """A split with its transform: `samples[i]` has "input" uint8 ([V,] 3, H, W) and "label"."""
 
-    notes: dict[str, int] = {}
     groups = None
 
     def __init__(self, images: LabelledImages, transform: Transform, mixing: Mixing) -> None:
-        self.images, self.transform, self.mixing = images, transform, mixing
-        self.skipped = images.skipped
+        self.images, self.transform, self.mixing, self.files = images, transform, mixing, images
+        self.skipped, self.notes = images.skipped, getattr(images, "notes", {})
 
     def __len__(self) -> int:
         return len(self.images)
@@ -192,7 +191,7 @@ class Classification:
         """Images and videos of the user's, each picture prepared as the protocol prepares a validation image."""
         from tdaf.media.files import Media  # with a decoder of videos, which training does not need
 
-        return PredictDataset(Media(paths), self.val_transform)
+        return PredictDataset(Media(paths, getattr(self.data, "background", None)), self.val_transform)
 
     def postprocess(self, outputs: Tensor, batch: Batch) -> list[dict[str, Any]]:
         """{"top5": [{"class": name, "probability": p}, ...]} a sample, the best first; as "text" for people."""
@@ -216,6 +215,20 @@ class Classification:
             place = {} if frame is None else {"frame": frame}
             rows += [{"file": str(path), **place, "top5": answer["top5"]} for answer in answers]
         return {"predictions": rows}
+
+    def draw_targets(self, batch: Batch) -> list[Tensor]:
+        """The class, and the one that it is mixed with, with their weights."""
+        texts = [self.classes[label] for label in batch["label"].tolist()]
+        if "mixed_label" in batch:
+            weights = torch.as_tensor(batch["mixed_weight"]).expand(len(texts)).tolist()
+            others = [self.classes[label] for label in batch["mixed_label"].tolist()]
+            texts = [
+                f"{a} {1 - share:.0%}, {b} {share:.0%}" for a, b, share in zip(texts, others, weights, strict=True)
+            ]
+        return [labelled(image, text) for image, text in zip(batch["input"], texts, strict=True)]
+
+    def deployed(self, network: nn.Module, onnx: bool) -> nn.Module:
+        return Probabilities(network)
 
     def visualize(self, outputs: Tensor, batch: Batch) -> dict[str, list[Tensor]]:
         """Each input with its answer; of ten views the centre crop is shown."""

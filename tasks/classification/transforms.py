@@ -21,6 +21,7 @@ from torchvision.transforms import v2
 from tdaf.errors import UserError
 
 Transform = Callable[[Tensor], Tensor]
+LONG = 8  # times its width that an image is long before evaluation cuts it first
 
 # What RandomErasing leaves behind: the mean pixel of the training images, which the network sees as 0.
 IMAGENET_MEAN, CIFAR_MEAN = (124, 116, 104), (125, 123, 114)
@@ -69,13 +70,14 @@ def imagenet_train(
     return v2.Compose([crop, _mirror(flip), *shift, *_modern(randaugment, erasing, IMAGENET_MEAN)])
 
 
-def imagenet_val(size: int = 224, short_side: int = 256, crops: int = 1) -> Transform:
+def imagenet_val(size: int = 224, short_side: int = 256, crops: int = 1, interpolation: str = "bilinear") -> Transform:
     """The image resized, then cut.
 
     Args:
         size: pixels of the input's side.
         short_side: pixels of the resized image's short side.
         crops: 1 for the centre, 10 for corners and centre, mirrored too, as (10, 3, size, size).
+        interpolation: of the resizing, "bilinear" or "bicubic", antialiased.
 
     Raises:
         UserError: values that cannot be.
@@ -84,7 +86,9 @@ def imagenet_val(size: int = 224, short_side: int = 256, crops: int = 1) -> Tran
         raise UserError(f"size={size} must be between 1 and short_side={short_side}")
     if crops not in (1, 10):
         raise UserError(f"crops={crops}: give 1 or 10")
-    return v2.Compose([v2.Resize(short_side), TenCrop(size) if crops == 10 else v2.CenterCrop(size)])
+    if interpolation not in ("bilinear", "bicubic"):
+        raise UserError(f"interpolation={interpolation}: give bilinear or bicubic")
+    return EvaluationCrop(size, short_side, crops, interpolation)
 
 
 def cifar_train(
@@ -177,13 +181,37 @@ class RandomResizedCrop:
 
 
 @dataclass(frozen=True)
-class TenCrop:
-    """(10, 3, size, size): the image's corners and centre, then the same mirrored (Krizhevsky et al. 2012)."""
+class EvaluationCrop:
+    """The image resized to `short_side`, then its centre; or, of ten crops, corners and centre, then the same mirrored
+    (Krizhevsky et al. 2012), (10, 3, size, size). Pixels as torchvision's.
+
+    Of an image more than `LONG` times as long as it is wide the crops are cut first, to the nearest pixel of the
+    source, and then resized (bilinear), since a strip of a few pixels' width would grow to gigabytes.
+    """
 
     size: int
+    short_side: int
+    crops: int
+    interpolation: str
 
     def __call__(self, image: Tensor) -> Tensor:
-        return torch.stack(v2.functional.ten_crop(image, [self.size, self.size]))
+        if max(image.shape[1:]) > LONG * min(image.shape[1:]):
+            return self._cut_first(image)
+        resized = v2.functional.resize(image, [self.short_side], v2.InterpolationMode(self.interpolation))
+        if self.crops == 1:
+            return v2.functional.center_crop(resized, [self.size, self.size])
+        return torch.stack(v2.functional.ten_crop(resized, [self.size, self.size]))
+
+    def _cut_first(self, image: Tensor) -> Tensor:
+        height, width = image.shape[1:]
+        side = max(1, round(self.size * min(height, width) / self.short_side))
+        down, right = height - side, width - side
+        places = [(round(down / 2), round(right / 2))]
+        if self.crops == 1:
+            return resized_crop(image, *places[0], side, side, self.size)
+        places = [(0, 0), (0, right), (down, 0), (down, right), *places]
+        sources = (image, image.flip(-1))
+        return torch.stack([resized_crop(source, *p, side, side, self.size) for source in sources for p in places])
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from tdaf.errors import UserError
+from tdaf.errors import UnreadableSample, UserError
+from tdaf.media import archive
 
 UNUSED = ("segmentation", "license", "coco_url", "flickr_url", "date_captured")  # most of the file
 EXACT = 2**53  # whole numbers up to here are what they are in float64
@@ -143,8 +144,8 @@ def read(path: Path, keypoints: bool = True) -> Annotations:
     """
     path = Path(path)
     try:
-        status = path.stat()
-        return _read(path, status.st_mtime_ns, status.st_size, keypoints)
+        size, changed = archive.about(path)
+        return _read(path, changed, size, keypoints)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; a COCO annotation file should be there") from error
 
@@ -186,9 +187,9 @@ def _read(path: Path, changed: int, size: int, keypoints: bool) -> Annotations:
 
 def _content(path: Path) -> dict[str, list]:
     try:
-        with path.open("rb") as file:
+        with archive.open_file(path) as file:
             content = json.load(file, object_hook=lambda entry: {k: v for k, v in entry.items() if k not in UNUSED})
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, UnreadableSample) as error:
         raise UserError(f"{path} is damaged or no JSON ({error}); unpack or copy it again") from error
     kind = f"{path} is no COCO annotation file: "
     if not isinstance(content, dict):

@@ -1,4 +1,4 @@
-"""COCO 2017's folders, and any own data set with annotations in COCO's format."""
+"""COCO 2017's folders or archives, and any own data set with annotations in COCO's format."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Protocol
 from urllib.parse import unquote
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from tasks.coco.annotations import Annotations, box_notes, read
 from tdaf.errors import UnreadableSample, UserError
+from tdaf.media import archive
 from tdaf.media.files import read_skip_list
-from tdaf.media.image import read_image
+from tdaf.media.image import Colour, checked_background, image_notes, image_size, read_image
 
 ENCODED = re.compile("%[0-9A-Fa-f]{2}")
 
@@ -36,6 +36,9 @@ class Source(Protocol):
 class CocoFiles:
     """Two annotation files and two image folders below `root`; the defaults are the layout of COCO 2017.
 
+    Each of them may be in an archive (`tdaf.media.archive.locate`): in COCO's own train2017.zip, val2017.zip and
+    annotations_trainval2017.zip, or in tar or zip files called like a folder.
+
     Only the files of the split that is asked for are read; images are looked at only when they are read. The
     categories are those of the validation file, and the training file must have the same ones.
 
@@ -44,6 +47,9 @@ class CocoFiles:
         train_annotations, train_images, val_annotations, val_images: files and folders, relative to `root`.
         skip_list: a text file with one path a line, relative to `root` (train2017/000000000009.jpg); these images are
             left out and counted.
+        exif, background: see `read_image`. By default images are turned as their EXIF tag says, since tools show them
+            so to whoever annotates. Sizes in the annotations must fit.
+        max_bad: above 0, an archive that is cut off is used as far as it goes.
 
     Raises:
         UserError: something is not there.
@@ -59,11 +65,17 @@ class CocoFiles:
         val_annotations: str = "annotations/instances_val2017.json",
         val_images: str = "val2017",
         skip_list: str | None = None,
+        exif: bool = True,
+        background: Colour | None = None,
+        max_bad: int = 0,
     ) -> None:
+        self.max_bad = max_bad
+        self.background = checked_background(background)
+        self.reading = {"exif": exif, "background": self.background}
         self.annotations = {"train": train_annotations, "val": val_annotations}
         self.images = {"train": train_images, "val": val_images}
         names = f"{train_annotations}, {train_images}/, {val_annotations}, {val_images}/"
-        self.layout = f"expected {names} in it (settings of data); without data, try recipe=demo"
+        self.layout = f"expected {names} in it (settings of data), also in archives; without data, try recipe=demo"
         if not root:
             raise UserError(f"root is not set; give COCO's folder: {self.layout}")
         self._order: tuple[tuple[str, ...], ...] = ()  # of categories and key points, where it is not the file's
@@ -94,17 +106,22 @@ class CocoFiles:
         annotations = self._read(name)
         if name == "train":
             self._check_same(annotations, self._read("val"))
-        return CocoSplit(self.root, self.images[name], annotations, self.skip_list)
+        place = archive.locate(self.root, self.images[name])
+        archive.check_whole(place, self.max_bad)
+        return CocoSplit(self.root, self.images[name], annotations, self.skip_list, **self.reading, place=place)
 
     def _read(self, name: str) -> Annotations:
-        annotations = read(self.root / self.annotations[name], self.with_keypoints)
+        annotations = read(Path(archive.locate(self.root, self.annotations[name])), self.with_keypoints)
         return _reordered(annotations, *self._order) if self._order else annotations
 
     def _check_there(self, name: str) -> None:
-        if not (self.root / self.annotations[name]).is_file():
-            raise UserError(f"root={self.root}: there is no {self.annotations[name]} in it; {self.layout}")
-        if not (self.root / self.images[name]).is_dir():
-            raise UserError(f"root={self.root}: there is no folder {self.images[name]} in it; {self.layout}")
+        file, folder = self.annotations[name], self.images[name]
+        if not archive.is_file(archive.locate(self.root, file)):
+            said = f"root={self.root}: there is no {file} in it{archive.hint(self.root, file)}"
+            raise UserError(f"{said}; {self.layout}")
+        if not archive.is_folder(archive.locate(self.root, folder)):
+            said = f"root={self.root}: there is no folder {folder} in it{archive.hint(self.root, folder)}"
+            raise UserError(f"{said}; {self.layout}")
 
     def _check_same(self, train: Annotations, val: Annotations) -> None:
         for name, own, other in (("train", train, val), ("val", val, train)):
@@ -123,6 +140,8 @@ class CocoSplit:
         folder: of the images, below the root.
         annotations: of the split.
         skip: paths below the root of images to leave out.
+        exif, background: see `CocoFiles`.
+        place: where the folder lies, if not there.
 
     Attributes:
         annotations: without the images left out, so that image i is image i of the annotations.
@@ -133,16 +152,28 @@ class CocoSplit:
         UserError: no image is left, or the file of one lies outside the data set.
     """
 
-    def __init__(self, root: Path, folder: str, annotations: Annotations, skip: frozenset[str] = frozenset()) -> None:
-        self.folder, self.path = folder, os.path.join(root, folder)
-        annotations = _renamed(annotations, folder, self.path)
-        self.annotations = self.everything = _located(annotations, str(root), self.path)
+    scans = ("full", "strict")
+
+    def __init__(
+        self,
+        root: Path,
+        folder: str,
+        annotations: Annotations,
+        skip: frozenset[str] = frozenset(),
+        exif: bool = True,
+        background: Colour | None = None,
+        place: str | None = None,
+    ) -> None:
+        self.folder, self.images = folder, place or os.path.join(root, folder)
+        self.reading = {"exif": exif, "background": background}
+        annotations = _renamed(annotations, folder, self.images)
+        self.annotations = self.everything = _located(annotations, str(root), self.images, exif)
         if any(line.startswith(f"{folder}/") for line in skip):
             remaining = [i for i, name in enumerate(annotations.file_names) if f"{folder}/{name}" not in skip]
             self.annotations = self.everything.only(np.array(remaining, np.int64))
         self.skipped = len(annotations) - len(self.annotations)
         if not len(self.annotations):
-            raise UserError(f"skip_list leaves no image in {self.path}")
+            raise UserError(f"skip_list leaves no image in {self.images}")
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -153,14 +184,23 @@ class CocoSplit:
 
     def read(self, index: int) -> Tensor:
         """uint8 RGB (3, H, W). Raises UnreadableSample, also where the image is not of the annotated size."""
-        path = os.path.join(self.path, self.annotations.file_names[index])
-        image = read_image(path)
+        path, exif = self.path(index), self.reading["exif"]
+        image = read_image(path, **self.reading)
         annotated, size = tuple(map(int, self.annotations.sizes[index])), tuple(image.shape[1:])
         if size != annotated:
             sizes = f"the image has {size[1]} x {size[0]} pixels, its annotation says {annotated[1]} x {annotated[0]}"
-            turned = "; was it turned by its EXIF tag?" if size == annotated[::-1] else ""
-            raise UnreadableSample(f"{sizes}{turned} ({path})")
+            fits = image_size(path, not exif) == annotated
+            remedy = f"; it fits with data.exif={str(not exif).lower()}, which is for all images" if fits else ""
+            raise UnreadableSample(f"{sizes}{remedy} ({path})")
         return image
+
+    def path(self, index: int) -> str:
+        return os.path.join(self.images, self.annotations.file_names[index])
+
+    def check(self, index: int, scan: str) -> list[str]:
+        """Reads an image as `image_notes` does, strict: with its decoder that stops at any damage."""
+        self.read(index)
+        return image_notes(self.path(index), **self.reading, strict=scan == "strict")
 
 
 @functools.lru_cache(maxsize=4)
@@ -181,8 +221,8 @@ def _renamed(annotations: Annotations, folder: str, path: str) -> Annotations:
             "file names with %20 and the like, decoded": unquote(name) if ENCODED.search(name) else name,
         }
         for note, reading in readings.items():
-            there = reading != name and not os.path.exists(os.path.join(path, name))
-            if there and os.path.exists(os.path.join(path, reading)):
+            there = reading != name and not archive.exists(os.path.join(path, name))
+            if there and archive.exists(os.path.join(path, reading)):
                 names[index] = reading
                 notes[note] += 1
                 break
@@ -192,7 +232,7 @@ def _renamed(annotations: Annotations, folder: str, path: str) -> Annotations:
 
 
 @functools.lru_cache(maxsize=4)
-def _located(annotations: Annotations, root: str, folder: str) -> Annotations:
+def _located(annotations: Annotations, root: str, folder: str, exif: bool) -> Annotations:
     """The annotations with the sizes that their file does not say, from the headers of the images. An image that cannot
     be opened keeps the size 0: whoever reads it later is told why.
 
@@ -211,9 +251,8 @@ def _located(annotations: Annotations, root: str, folder: str) -> Annotations:
     sizes = annotations.sizes.copy()
     for index in missing:
         try:
-            with Image.open(paths[index]) as image:
-                sizes[index] = image.height, image.width
-        except Exception:  # PIL's plug-ins let many kinds of exception out of a damaged file
+            sizes[index] = image_size(paths[index], exif)
+        except UnreadableSample:
             continue
     sized = replace(annotations, sizes=sizes)
     taken = {"images without width and height, the file's taken": len(missing)}

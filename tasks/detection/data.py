@@ -45,6 +45,7 @@ class Detections:
         pad_value: Sequence[int] = MEAN_PIXEL,
     ) -> None:
         self.split, self.transform, self.pad_value, self.skipped = split, transform, pad_value, split.skipped
+        self.files = split
         annotations = split.annotations
         self.notes = dict(annotations.notes)
         self.images = np.arange(len(split))

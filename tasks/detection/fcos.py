@@ -194,8 +194,8 @@ def locations(outputs: Outputs) -> Locations:
         y, x = (torch.arange(size, device=logits.device) * stride + stride // 2 for size in logits.shape[2:])
         grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), 2).flatten(0, 1).float()
         points.append(grid)
-        cells.append(grid.new_full((len(grid),), stride))
-        ranges.append(torch.stack([grid.new_full((len(grid),), limit) for limit in limits[level : level + 2]], 1))
+        cells.append(grid.new_full(grid.shape[:1], stride))
+        ranges.append(torch.stack([grid.new_full(grid.shape[:1], limit) for limit in limits[level : level + 2]], 1))
     return Locations(torch.cat(points), torch.cat(cells), torch.cat(ranges))
 
 
@@ -355,32 +355,39 @@ class Decoder:
 
     @torch.no_grad()
     def __call__(self, outputs: Outputs, sizes: Tensor) -> list[DetectedBoxes]:
-        """outputs: in float32. sizes (B, 2): height and width of each image without its padding."""
-        points = locations(outputs).points.split([x[0, 0].numel() for x in outputs["logits"]])
+        """outputs: in float32, or what an exported file has made of them (`deploy.Detector`). sizes (B, 2): height and
+        width of each image without its padding."""
+        if "scores" in outputs:
+            images = zip(*(outputs[name] for name in DetectedBoxes._fields), strict=True)
+            return [DetectedBoxes(boxes[s > 0], s[s > 0], labels[s > 0]) for boxes, s, labels in images]
+        return [self._suppressed(*image) for image in zip(*self.candidates(outputs, sizes), strict=True)]
+
+    def candidates(self, outputs: Outputs, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The best `top` of each level, T together: boxes (B, T, 4) inside the image, scores (B, T), labels (B, T). A
+        score of -1 is no candidate."""
+        points = locations(outputs).points.split([x.shape[2] * x.shape[3] for x in outputs["logits"]])
         levels = zip(outputs["logits"], outputs["boxes"], outputs["centreness"], points, strict=True)
-        parts = [self._candidates(*level) for level in levels]
+        parts = [self._of_level(*level) for level in levels]
         boxes, scores, labels = (torch.cat(part, 1) for part in zip(*parts, strict=True))
         limit = sizes.to(boxes.device).flip(1).repeat(1, 2)[:, None].to(boxes.dtype)
         boxes = torch.minimum(boxes.clamp(min=0), limit)
-        return [self._suppressed(*image) for image in zip(boxes, scores, labels, strict=True)]
+        # a box that lies in the padding has no area left; the publication keeps it
+        return boxes, torch.where((boxes[..., 2:] > boxes[..., :2]).all(-1), scores, -1.0), labels
 
-    def _candidates(
-        self, logits: Tensor, boxes: Tensor, centre: Tensor, points: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The best `top` of one level: boxes (B, T, 4), scores (B, T), labels (B, T). A score of -1 is no candidate."""
+    def _of_level(self, logits: Tensor, boxes: Tensor, centre: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         probability = logits.flatten(2).sigmoid()
         score = (probability * centre.flatten(2).sigmoid()).sqrt()
         score = torch.where(probability > self.score_threshold, score, -1.0).flatten(1)
-        score, index = score.topk(min(self.top, score.shape[1]))
-        cell = index % len(points)
+        score, index = score.topk(torch.sym_min(self.top, score.shape[1]))
+        label = index // points.shape[0]
+        cell = index - label * points.shape[0]  # and no remainder, which ONNX has of fixed numbers only
         point = points[cell]
         distances = boxes.flatten(2).gather(2, cell[:, None].expand(-1, 4, -1)).transpose(1, 2)
         corners = torch.cat([point - distances[..., :2], point + distances[..., 2:]], 2)
-        return corners, score, index // len(points)
+        return corners, score, label
 
     def _suppressed(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> DetectedBoxes:
-        # a box that lies in the padding has no area left; the publication keeps it
-        real = (scores >= 0) & (boxes[:, 2:] > boxes[:, :2]).all(1)
+        real = scores >= 0
         boxes, scores, labels = boxes[real], scores[real], labels[real]
         best = batched_nms(boxes, scores, labels, self.nms)[: self.per_image]
         return DetectedBoxes(boxes[best], scores[best], labels[best])

@@ -12,17 +12,18 @@ from torch import Tensor, nn
 from tasks.coco.source import Source
 from tasks.detection.data import Detections, PredictDataset
 from tasks.detection.evaluator import CocoBoxes
-from tasks.detection.fcos import VARIANTS, Decoder, FcosNetwork, Outputs, losses
+from tasks.detection.fcos import VARIANTS, Decoder, FcosNetwork, Outputs, assign, locations, losses
 from tasks.detection.transforms import Transform
 from tdaf.errors import UserError
 from tdaf.media.drawing import boxes as with_boxes
-from tdaf.media.drawing import colour
+from tdaf.media.drawing import colour, dots
 from tdaf.media.files import Media
 from tdaf.model.freeze import MODES, fix_batch_norm, freeze_stages
 from tdaf.model.normalise import Normalise
 from tdaf.model.staged import Staged
 from tdaf.task import Batch
 
+STRIDES = (8, 16, 32, 64, 128)  # of the pyramid on a published backbone
 TEXT_LIMIT = 5  # detections of a picture that its text names
 
 
@@ -125,7 +126,7 @@ class Fcos:
 
     def predict_dataset(self, paths: list[Path]) -> PredictDataset:
         """Images and videos of the user's, each picture prepared as a validation image."""
-        return PredictDataset(Media(paths), self.val_transform, self.pad_value)
+        return PredictDataset(Media(paths, getattr(self.data, "background", None)), self.val_transform, self.pad_value)
 
     def postprocess(self, outputs: Outputs, batch: Batch) -> list[dict[str, Any]]:
         """A picture: {"detections": [{"class", "score", "box": [x, y, width, height]}, ...], the best first, "width",
@@ -155,6 +156,32 @@ class Fcos:
         boxes[:, 2:] += boxes[:, :2]
         texts = [f"{entry['class']} {entry['score']:.2f}" for entry in entries]
         return with_boxes(picture, boxes, texts, [colour(self.classes.index(entry["class"])) for entry in entries])
+
+    def draw_targets(self, batch: Batch) -> list[Tensor]:
+        """Boxes with their classes, and in each box's colour the locations that answer for it, larger on coarser levels
+        (of strides 8 to 128)."""
+        height, width = batch["input"].shape[-2:]
+        maps = [torch.empty(1, 1, -(-height // stride), -(-width // stride)) for stride in STRIDES]
+        where = locations({"logits": maps, "strides": STRIDES})
+        targets = assign(where, batch["boxes"], batch["labels"], self.variant.centre_sampling)
+        rows = zip(batch["input"], batch["size"].tolist(), batch["boxes"], batch["labels"], targets.labels, strict=True)
+        drawn = []
+        for image, (h, w), own, labels, answering in rows:
+            texts = [self.classes[label] for label in labels]
+            found = [k for k in range(len(where.points)) if answering[k] >= 0]
+            image = dots(
+                image[:, :h, :w],
+                where.points[found],
+                (where.strides[found] / 8).log2() + 1,
+                [colour(int(answering[k])) for k in found],
+            )
+            drawn.append(with_boxes(image, own, texts, [colour(int(label)) for label in labels]))
+        return drawn
+
+    def deployed(self, network: nn.Module, onnx: bool) -> nn.Module:
+        from tasks.detection.deploy import Detector  # registers an operation, which nothing else needs
+
+        return Detector(network, self.decoder, len(self.classes), onnx)
 
     def visualize(self, outputs: Outputs, batch: Batch) -> dict[str, list[Tensor]]:
         """The detections on each input, without its padding."""

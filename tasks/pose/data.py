@@ -167,6 +167,7 @@ class Persons:
         pairs: Sequence[tuple[int, int]] | None = None,
     ) -> None:
         self.split, self.size, self.augment, self.flip_test = split, size, augment, flip_test
+        self.files = split
         self.persons = np.concatenate([source.persons for source in sources])
         self.columns = np.repeat(np.arange(len(sources)), [len(source.persons) for source in sources])
         self.skipped = sum(source.skipped for source in sources)
@@ -263,14 +264,17 @@ class PredictDataset:
         return default_collate(samples)
 
 
-def people_in(pictures: Media, boxes: str | None, category: str, least: float) -> list[tuple[int, Box | None, float]]:
+def people_in(
+    pictures: Media, boxes: str | dict[str, Any] | None, category: str, least: float
+) -> list[tuple[int, Box | None, float]]:
     """What `PredictDataset` takes.
 
     Args:
         boxes: None or "image", the whole picture is one person; or the path of a JSON file: what predict writes with a
             detection checkpoint, {images: [{id, file_name, frame}], annotations: [{image_id, category_id, bbox,
             score}], categories}, or COCO's results, a list, whose image ids are the numbers that files are named by, as
-            COCO's are. Files are known by their paths, else by their names.
+            COCO's are. Files are known by their paths, else by their names. Or a
+            file's content, from a detector that was asked just now: it may have found nobody.
         category: the name of the persons'.
         least: boxes with a lower score are left out.
 
@@ -279,8 +283,9 @@ def people_in(pictures: Media, boxes: str | None, category: str, least: float) -
     """
     if boxes is None or boxes == "image":
         return [(picture, None, 1.0) for picture in range(len(pictures))]
-    path = Path(boxes).expanduser()
-    content = read_json(path)
+    asked = isinstance(boxes, dict)
+    path = Path("detector" if asked else boxes).expanduser()
+    content = boxes if asked else read_json(path)
     number, lists = 1, ("images", "annotations", "categories")
     if isinstance(content, list):
         entries, pictures_of = Entries(path, "box", content), _pictures_by_number(pictures)
@@ -304,7 +309,7 @@ def people_in(pictures: Media, boxes: str | None, category: str, least: float) -
         if kind == number and score >= least and x2 > x1 and y2 > y1
         for picture in pictures_of.get(image, [])
     ]
-    if not people:
+    if not people and not asked:
         why = f"of the {len(image_ids)} in it, with category {category} and score {least:g} (box_score) or above"
         raise UserError(f"boxes={boxes}: it has no box of these pictures, {why}")
     return sorted(people, key=lambda entry: entry[0])

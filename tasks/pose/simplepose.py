@@ -52,6 +52,35 @@ class PoseNetwork(nn.Module):
         return maps.unflatten(0, views)
 
 
+class KeyPoints(nn.Module):
+    """The network with `decode`, as one file for others. Protocol: `PredictionTask.deployed` in tdaf/task.py."""
+
+    dynamic, raw = False, "heatmaps"
+
+    def __init__(self, network: PoseNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, input: Tensor) -> dict[str, Tensor]:
+        """uint8 RGB (B, 3, H, W), a person each -> "keypoints" (B, J, 3), x and y in pixels of the input and score, and
+        "heatmaps" (B, J, H / stride, W / stride)."""
+        maps = self.network(input)
+        return {"keypoints": self._keypoints(maps), "heatmaps": maps}
+
+    def _keypoints(self, maps: Tensor) -> Tensor:
+        points, scores = decode(maps)
+        return torch.cat([points * self.network.stride, scores[..., None]], -1)
+
+    def differences(self, expected: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, float]:
+        """Key points are held against those of the file's own heat maps: of two places that are equally likely either
+        may be the highest, which is no difference."""
+        apart = {"heatmaps": expected["heatmaps"] - found["heatmaps"]}
+        apart["keypoints"] = self._keypoints(found["heatmaps"]) - found["keypoints"]
+        return {
+            name: (values.abs().max() / max(1, expected[name].abs().max())).item() for name, values in apart.items()
+        }
+
+
 def deconvolved(backbone: Staged, widths: list[int]) -> Staged:
     """The backbone followed by a stage for each of `widths`: a 4x4 deconvolution which doubles the size, batch norm,
     ReLU.

@@ -12,6 +12,7 @@ from functools import cached_property
 from tasks.coco.annotations import Annotations
 from tasks.coco.source import CocoFiles
 from tdaf.errors import UserError
+from tdaf.media.image import Colour
 
 # name: ten times its sigma, COCO's half constant of the spread with which annotators place it
 # (cocodataset/cocoapi, PythonAPI/pycocotools/cocoeval.py, Params.setKpParams)
@@ -128,8 +129,12 @@ class CocoKeypoints(CocoFiles):
         val_annotations: str = "annotations/person_keypoints_val2017.json",
         val_images: str = "val2017",
         skip_list: str | None = None,
+        exif: bool = True,
+        background: Colour | None = None,
+        max_bad: int = 0,
     ) -> None:
-        super().__init__(root, train_annotations, train_images, val_annotations, val_images, skip_list)
+        files = train_annotations, train_images, val_annotations, val_images
+        super().__init__(root, *files, skip_list, exif, background, max_bad)
 
     @cached_property
     def classes(self) -> list[str]:

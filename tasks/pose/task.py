@@ -15,7 +15,7 @@ from tasks.pose import source
 from tasks.pose.augment import Augmentation, framed
 from tasks.pose.data import Persons, PredictDataset, annotated, detected, people_in
 from tasks.pose.evaluator import KeypointAP, in_image, in_input, oks_nms, rescored
-from tasks.pose.simplepose import PoseNetwork, deconvolved, encode, flip_merged, heatmap_loss
+from tasks.pose.simplepose import KeyPoints, PoseNetwork, deconvolved, encode, flip_merged, heatmap_loss
 from tdaf.errors import UserError
 from tdaf.media.drawing import heat, skeletons
 from tdaf.media.files import Media
@@ -167,14 +167,15 @@ class Pose:
     def predict_dataset(
         self,
         paths: list[Path],
-        boxes: str | None = None,
+        boxes: str | dict[str, Any] | None = None,
         person: str | None = None,
         box_score: float | None = None,
     ) -> PredictDataset:
         """A sample a person.
 
         Args:
-            boxes: None or "image", the whole picture is one; else a JSON file of boxes (see `data.people_in`).
+            boxes: None or "image", the whole picture is one; else a JSON file of boxes, or the content of such a file
+                (see `data.people_in`).
             person: the boxes' category to take; None: "person".
             box_score: boxes with a lower score are left out; None: 0.3.
 
@@ -184,7 +185,7 @@ class Pose:
         for name, value in {"person": person, "box_score": box_score}.items():
             if value is not None and boxes in (None, "image"):
                 raise UserError(f"{name}={value}: chooses among boxes, so give boxes=FILE.json or a detector's run too")
-        pictures = Media(paths)
+        pictures = Media(paths, getattr(self.data, "background", None))
         category, least = "person" if person is None else person, 0.3 if box_score is None else box_score
         return PredictDataset(pictures, people_in(pictures, boxes, category, least), self.size, self.flip_test)
 
@@ -229,6 +230,17 @@ class Pose:
         areas = framed(corners, self.size)[1].prod(1)
         scores = np.array([answer["score"] for answer in answers])
         return [answers[index] for index in oks_nms(points, scores, areas, self.sigmas, self.nms)]
+
+    def draw_targets(self, batch: Batch) -> list[Tensor]:
+        """The labelled key points of each person on its crop, with their Gaussians (of heat maps of stride 4)."""
+        joints = batch["joints"]
+        size = [side // 4 for side in batch["input"].shape[-2:]]
+        maps, _ = encode(joints[..., :2], joints[..., 2], size, 4, self.sigma)
+        rows = zip(batch["input"], joints, maps, strict=True)
+        return [heat(crop, own) for crop, points, own in rows]
+
+    def deployed(self, network: nn.Module, onnx: bool) -> nn.Module:
+        return KeyPoints(network)
 
     def visualize(self, outputs: Tensor, batch: Batch) -> dict[str, list[Tensor]]:
         """The skeleton on each person's crop, and all heat maps over it."""

@@ -33,6 +33,10 @@ def load_pretrained(config: Config, network: nn.Module) -> pretrained.Report | N
         name = config["weights"]
         if name is None:
             raise UserError("pretrained=imagenet: torchvision has no weights for this backbone; give a checkpoint")
+        if "/" in name:
+            from tdaf.model.backbones import library
+
+            return pretrained.load(network, library.weights(name), name)
         return pretrained.load(network, pretrained.torchvision_weights(name), name)
     return pretrained.load(network, *pretrained.read_checkpoint(checkpoint.of(source)))
 

@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tdaf.build import refuse_untrusted
+from tdaf.build import found, refuse_untrusted
 from tdaf.cli import FOLDER
 from tdaf.cli.overrides import TEXTS, did_you_mean, first_line, parse
 from tdaf.cli.ranges import check_ranges
@@ -32,7 +32,7 @@ Config = dict[str, Any]
 # where a run takes place and how it is watched: what may change between a run and its continuation
 VOLATILE = (
     *("run_dir", "resume", "gpus", "loader", "data.root", "data.changed"),
-    *("trainer.log_every", "trainer.pictures", "trainer.hang_timeout"),
+    *("trainer.log_every", "trainer.pictures", "trainer.hang_timeout", "trainer.keep", "trainer.log", "log"),
 )
 ROOT = "data.root"
 KNOBS = ("milestones",)  # settings that only say what another one is
@@ -42,6 +42,8 @@ NODES = ("task", "data", "backbone", "tdaf", "optim", "schedule", "trainer", "lo
 REMOVABLE = re.compile(
     r"(task|data|backbone|tdaf|schedule|optim\.factory)\.(?!root$|max_bad$|changed$)(.*\.)?(?!_target_$)[^.]+"
 )
+PIXELS = "tdaf.model.backbones.library.preprocessing"  # of configs/backbone/pixels; with torch, so looked up when asked
+OmegaConf.register_new_resolver("pixels", lambda network, what: found(PIXELS, "backbone")(network)[what], replace=True)
 KINDS = {bool: "true or false", (int, float): "a number", list: "a list, as [1,2]", dict: "its settings"}
 
 
@@ -62,6 +64,7 @@ def compose(arguments: Sequence[str]) -> Config:
     before, _ = load(tuple(o.input_line for o in choosing))
     _check_names([o for o in overrides if o not in choosing], OmegaConf.to_container(before))
     after, choices = load(tuple(o.input_line for o in overrides))
+    _check_recipe(choices["task"], choices["recipe"], overrides)
     config = {"name": choices["task"], "recipe": choices["recipe"], **_resolved(_of_kind(before, after))}
     _check_values(config)
     if config["run_dir"] is None:
@@ -204,6 +207,14 @@ def _chooses_file(override: Override, overrides: Sequence[Override]) -> bool:
     return True
 
 
+def _check_recipe(task: str, recipe: str, overrides: Sequence[Override]) -> None:
+    """Raises UserError for a recipe that is of other tasks alone. (A task of a user's own takes any.)"""
+    pairs = group_options("recipe/task", overrides)
+    of = [pair.removesuffix(f"_{recipe}") for pair in pairs if pair.endswith(f"_{recipe}")]
+    if of and task not in of and any(pair.startswith(f"{task}_") for pair in pairs):
+        raise UserError(f"recipe={recipe}: there is none for task={task}, only for {', '.join(of)}")
+
+
 def _is_group(key: str, overrides: Sequence[Override]) -> bool:
     return "." not in key and bool(group_options(key, overrides))
 
@@ -235,10 +246,8 @@ def _of_kind(before: DictConfig, after: DictConfig) -> DictConfig:
     """`after`, whole numbers made floats where floats stand in `before`. UserError for a value of another kind; null
     and ${...} are judged where the setting is used."""
     old, new = OmegaConf.to_container(before), OmegaConf.to_container(after)
-    known, groups = (
-        flat(old),
-        {name.rsplit(".", depth)[0] for name in flat(old) for depth in range(1, name.count(".") + 1)},
-    )
+    known = flat(old)
+    groups = {name.rsplit(".", depth)[0] for name in known for depth in range(1, name.count(".") + 1)}
     for key, value in flat(new).items():
         now = {} if key in groups else known.get(key)
         if now is None or value == now and type(value) is type(now) or (value is None and key not in NODES):
@@ -268,6 +277,10 @@ def _resolved(config: DictConfig) -> Config:
     try:
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
+        cause: BaseException | None = error  # of a resolver's own, OmegaConf makes another
+        while cause := cause.__cause__ or cause.__context__:
+            if isinstance(cause, UserError):
+                raise cause from None
         raise UserError(f"{error.full_key or 'settings'}: {first_line(error)}") from error
 
 
@@ -294,11 +307,7 @@ def _check_values(config: Config) -> None:
         ("dims", _whole(config["dims"]) and config["dims"] in (2, 3), "give 2 or 3"),
         ("stem", config["stem"] in ("imagenet", "small", "cifar"), "give imagenet, small or cifar"),
         ("seed", _whole(config["seed"]), "give a whole number, 0 or more"),
-        (
-            "run_dir",
-            config["run_dir"] is None or isinstance(config["run_dir"], str) and config["run_dir"],
-            "give a folder",
-        ),
+        ("run_dir", isinstance(config["run_dir"], str | None) and config["run_dir"] != "", "give a folder"),
         ("pretrained", isinstance(config["pretrained"], str | None), "give null, imagenet or a checkpoint"),
     )
     for key, right, hint in rules:

@@ -19,7 +19,7 @@ import yaml
 
 from tdaf.cli.script import hint
 from tdaf.errors import RunError, UserError
-from tdaf.media.files import IMAGES, VIDEOS
+from tdaf.media.files import IMAGES, VIDEOS, files_below, left_out
 
 if TYPE_CHECKING:
     from fractions import Fraction
@@ -111,9 +111,10 @@ def media_files(given: Path, out: Path) -> tuple[list[Path], Path]:
     def refused(error: OSError) -> None:
         print(f"left out {error.filename}: {error.strerror}", file=sys.stderr)
 
-    files = (Path(folder, name) for folder, _, names in os.walk(given, onerror=refused) for name in names)
-    paths = sorted(path for path in files if path.suffix.lower() in (*IMAGES, *VIDEOS) and path.is_file())
-    paths = [path for path in paths if out.resolve() not in path.resolve().parents]
+    names, others = files_below(given, (*IMAGES, *VIDEOS), onerror=refused, without=out)
+    paths = sorted(path for path in map(given.joinpath, names) if path.is_file())
+    for note, count in left_out(others, "images or videos").items():
+        print(f"{count} {note}", file=sys.stderr)
     if not paths:
         raise UserError(f"input={given}: no image or video in this folder ({', '.join((*IMAGES, *VIDEOS))})")
     return paths, given
@@ -135,11 +136,14 @@ def write_text(target: Path, text: str) -> None:
         target.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
-def write_pictures(target: Path, pictures: Iterable[Tensor], fps: Fraction | None = None) -> None:
-    """An image file or, with `fps`, a video; pictures are uint8 RGB (3, H, W). UserError where the disk refuses."""
+def write_pictures(
+    target: Path, pictures: Iterable[Tensor | tuple[Tensor, float | None]], fps: Fraction | None = None
+) -> None:
+    """An image file or, with `fps`, a video; pictures are uint8 RGB (3, H, W), in a video also with the second at which
+    they are shown. UserError where the disk refuses."""
     from PIL import Image
 
-    from tdaf.media.video import VideoWriter
+    from tdaf.media.clip import VideoWriter
 
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +153,7 @@ def write_pictures(target: Path, pictures: Iterable[Tensor], fps: Fraction | Non
             return
         with VideoWriter(target, fps) as video:
             for picture in pictures:
-                video.write(picture)
+                video.write(*(picture if isinstance(picture, tuple) else (picture,)))
 
 
 def evaluate_checkpoint(
@@ -202,13 +206,11 @@ def _rank(
     from tdaf.engine.evaluate import evaluate
     from tdaf.engine.log import RunFolder, to_json
     from tdaf.engine.precision import Precision
-    from tdaf.model.fold import fold
 
     def built() -> tuple:
         run = open_run(checkpoint, overrides, trust)
         task = run.task(data=True)
-        network = run.network(task)
-        return run, task, fold(network) if folded else network
+        return run, task, run.network(task, folded)
 
     run, task, network = dist.run_on_all_ranks(built)
     trainer = run.settings["trainer"]

@@ -81,7 +81,11 @@ def question_or_sweep(flags: Sequence[str], words: Sequence[str]) -> int:
     if all(flag in DETAILS for flag in flags if flag.startswith("-")):
         raise UserError(f"{flags[0]}: this is for what --cfg job shows; add that, or leave {flags[0]} out")
     if not sweeping:
-        compose(words)  # what a run would refuse is refused here too, in the same words
+        config = compose(words)  # what a run would refuse is refused here too, in the same words
+        if "job" in flags:
+            from tdaf.cli import rehearsal
+
+            rehearsal.choices(config)
     return hydra_main(_nothing, [*flags, *words])
 
 

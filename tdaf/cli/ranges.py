@@ -25,6 +25,7 @@ RANGES = {
     "[-10, 10]": "mean",
     "(0, 1000]": "lr sigma",
     "[0, 1000]": "bias_lr mixup cutmix pictures pad patience",
+    "[0, 255]": "background",
     "[0, 360]": "rotation rotation_limit",
     "(0, 1000000]": "clip epochs",
     "(0, 10000000]": "timeout",
@@ -33,17 +34,17 @@ RANGES = {
     "[0, 31]": "randaugment",
     "[1, 100]": "corner_scales crops",
     "[0, 100]": "convs",
-    "(0, 1000000000]": "trainer.batch accumulate checkpoint_every log_every base_batch max_steps",
+    "(0, 1000000000]": "trainer.batch accumulate checkpoint_every log_every base_batch max_steps stop_after keep",
     "(0, 8192]": "size short_side short_sides max_size train_transform.scale",
     "[0, 1024]": "workers",
     "[1, 1024]": "prefetch",
     "[1, 65536]": "width channels deconvolutions anar_width groups width_per_group frames task.stride",
-    "[1, 1000000]": "top per_image num_classes",
+    "[1, 1000000]": "top per_image num_classes every",
     "[1, 10000000]": "demo.train demo.val",
     "[0, 1000000000000]": "warmup_steps milestones",
     "[0, 9223372036854775807]": "seed max_bad",
 }
-LENGTHS = {"betas": 2, "mean": 3, "std": 3, "size": 2, "short_side": 2, "scale": 2}  # of lists
+LENGTHS = {"betas": 2, "mean": 3, "std": 3, "size": 2, "short_side": 2, "scale": 2, "background": 3}  # of lists
 _BY_NAME = {name: interval for interval, names in RANGES.items() for name in names.split()}
 
 

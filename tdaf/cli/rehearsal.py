@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +14,40 @@ from tdaf.cli.overrides import first_line
 from tdaf.engine import dist
 from tdaf.engine.trainer import Trainer
 from tdaf.errors import UnreadableSample, UserError
+from tdaf.task import Task
 
 
 def settings(config: Config) -> None:
     """Raises UserError for a run that cannot work, as far as that shows without samples and weights."""
     dist.count_gpus(config["gpus"])
+    _built(config, build.task(config))
+
+
+def choices(config: Config) -> nn.Module | None:
+    """The network on the meta device, for ten classes in the place of data's. Raises UserError for choices that do not
+    go together; data and GPUs are not looked at. None for a task of a user's own, which may ask more of its data."""
+    if not str(config["task"].get("_target_")).startswith("tasks."):
+        return None
+    return _built(config, build.make(config["task"], "task", data=SimpleNamespace(classes=[*"0123456789"])))
+
+
+def _built(config: Config, task: Task) -> nn.Module:
     build.settings(config)
-    build.optimizer(config)
     build.make(config["schedule"], "schedule")(steps_per_epoch=1, steps=1)
-    task = build.task(config)
-    with torch.device("meta"):
-        build.network(config, task)
+    optimizer = build.optimizer(config)
+    network = meta_network(config, task)
+    optimizer(network)
+    return network
+
+
+def meta_network(config: Config, task: Task) -> nn.Module:
+    """The task's network on the meta device, without weights."""
+    try:
+        with torch.device("meta"):
+            network = build.network(config, task)
+    except NotImplementedError:  # a library's network may read values while it is built (torchvision's RegNet)
+        network = build.network(config, task)
+    return network.to("meta")
 
 
 @torch.no_grad()

@@ -17,31 +17,39 @@ from tdaf.engine.log import RunFolder
 from tdaf.engine.settings import LoaderSettings
 from tdaf.engine.trainer import Trainer
 from tdaf.errors import UserError
+from tdaf.model.maps import flow_statistics
 
 
 def train(config: Config, device: torch.device) -> None:
-    """Trains, or goes on with, the run in `run_dir`; a finished one is only reported."""
+    """Trains, or goes on with, the run in `run_dir`; a finished one is only reported. recipe=check: see `check`."""
     done = dist.broadcast(dist.run_on_all_ranks(lambda: finished(config)))
     if done:
         if dist.rank() == 0:
             print(done, flush=True)
         return
     task, network, notes = dist.run_on_all_ranks(lambda: _built(config))
+    how = {
+        "optimizer": build.optimizer(config),
+        "schedule": make(config["schedule"], "schedule"),
+        "loader": loader_settings(config),
+        "seed": config["seed"],
+        "device": device,
+        "about": {"config": config},
+        "name": config["name"],
+    }
+    if config.get("recipe") == "check":
+        from tdaf.cli import check
+
+        return check.run(config, task, network, **how)
     trainer = Trainer(
         task,
         network,
         build.settings(config),
         run_dir=config["run_dir"],
-        optimizer=build.optimizer(config),
-        schedule=make(config["schedule"], "schedule"),
-        loader=loader_settings(config),
-        seed=config["seed"],
-        device=device,
-        about={"config": config},
-        name=config["name"],
         files={"config.yaml": to_yaml(config)},
         notes=notes,
         changed_data=config["data"].get("changed", False),
+        **how,
     )
     dist.run_on_all_ranks(lambda: rehearsal.shapes(trainer))
     trainer.fit()
@@ -60,9 +68,24 @@ def _built(config: Config) -> tuple:
     network = build.network(config, task)
     going_on = checkpoint.exists(Path(config["run_dir"]) / "checkpoints")
     report = None if going_on else build.load_pretrained(config, network)
-    if not report:
-        return task, network, []
-    return task, network, [f"begins with the weights of {config['pretrained']}", str(report)]
+    notes = _about_backbone(config, network)
+    if report:
+        notes += [f"begins with the weights of {config['pretrained']}", str(report)]
+    return task, network, notes
+
+
+def _about_backbone(config: Config, network: torch.nn.Module) -> list[str]:
+    """What differs with the network and is not to be guessed: where its library's colours come from, and MFBN's use."""
+    notes = []
+    if source := config["backbone"].get("network"):
+        task = config["task"]
+        crop = task.get("val_transforms", {}).get(task.get("protocol"), {})
+        taken = [f"{key} {crop[key]}" for key in ("size", "short_side", "interpolation") if key in crop]
+        notes.append(f"pixels as {source} has them: mean {task['mean']}, std {task['std']}{', '.join(['', *taken])}")
+    parts = {part for part, _ in flow_statistics(network)}
+    if config["flows"] > 1 and not any(part.startswith("stage") for part in parts):
+        notes.append("the backbone has no batch norm: Eq. 4 (MFBN) has nothing to keep apart by flow there")
+    return notes
 
 
 def loader_settings(config: Config) -> LoaderSettings:

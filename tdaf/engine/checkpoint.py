@@ -52,6 +52,18 @@ def save(state: dict[str, Any], path: Path, keep: Path | None = None) -> None:
         raise RunError(message) from error
 
 
+def save_among_best(state: dict[str, Any], folder: Path, value: float, count: int) -> None:
+    """Saves `state`, whose evaluation gave `value`, beside the `count` - 1 highest before it, or not where all are
+    higher; what is lower then goes. RunError as `save`."""
+    new = folder / f"step{state['step']}-{value:.6g}.pt"
+    values = {path: float(path.stem.partition("-")[2]) for path in folder.glob("step*-*.pt")} | {new: value}
+    order = sorted(values, key=values.__getitem__, reverse=True)
+    if new in order[:count]:
+        save(state, new)
+    for path in order[count:]:
+        path.unlink(missing_ok=True)
+
+
 def load(path: Path) -> dict[str, Any]:
     """What `save` wrote, on the CPU. UserError if the file is missing, damaged, or no checkpoint."""
     if not path.is_file():

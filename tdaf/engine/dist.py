@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -78,7 +82,31 @@ def join(device: torch.device | str | None = None, timeout: float = 0) -> torch.
         backend, limit = "cpu:gloo,cuda:nccl" if on_gpu else "gloo", timedelta(seconds=timeout or FOR_EVER)
         td.init_process_group(backend, timeout=limit, device_id=device if on_gpu else None)
         atexit.register(leave)
+        if sys.version_info < (3, 12):
+            os.register_at_fork(before=settle_threads)
     return device
+
+
+def settle_threads(seconds: float = 1.0) -> None:
+    """Waits until no other thread of this process computes, at most `seconds`.
+
+    A thread of gloo's may be letting go of the tensors of the collective that has just returned, for which it enters
+    Python; a loader worker that is forked at that moment waits for ever, and so does whoever reads from it or ends it
+    (python/cpython#112275, mended in 3.12 and late versions of 3.11).
+    """
+    end, mine = time.monotonic() + seconds, str(threading.get_native_id())
+    while any(_runs(thread) for thread in os.listdir("/proc/self/task") if thread != mine):
+        if time.monotonic() > end:
+            return
+        time.sleep(0.0005)
+
+
+def _runs(thread: str) -> bool:
+    try:
+        state = Path(f"/proc/self/task/{thread}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:  # it has ended
+        return False
+    return state == "R"
 
 
 def leave() -> None:
@@ -262,3 +290,13 @@ class _CpuSyncBatchNorm(_BatchNorm):
                 self.running_var.lerp_(variance * count / (count - 1).clamp_min(1), self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return ((x - mean.view(shape)) * scale.view(shape) + self.bias.view(shape)).to(input.dtype)
+
+
+def check_shared(step: int, folder: Path) -> None:
+    """Raises UserError on all ranks where they found a run folder's checkpoint at different steps."""
+    steps = sorted({*broadcast(gather(step))})
+    if len(steps) > 1:
+        raise UserError(
+            f"the ranks found checkpoints of different steps {steps} in run_dir={folder}: it must lie on a disk that "
+            "all machines share"
+        )

@@ -18,6 +18,9 @@ from tdaf.engine.settings import LoaderSettings
 from tdaf.errors import RunError
 from tdaf.task import Dataset, Evaluator, Task
 
+EARLY = 3  # evaluations of a run in which the weights that are not averaged are measured too
+WIDE = 0.2  # a difference of two metrics that is told, as a part of the larger one
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -41,6 +44,13 @@ class Evaluation:
         numbers = ", ".join(f"{name} {_short(value)}" for name, value in self.values.items())
         return f"{numbers} ({self.protocol}, {self.samples} samples, {self.skipped} skipped)"
 
+    def behind(self, live: Evaluation, metric: str) -> str:
+        """What is to be said where these numbers of averaged weights and those of the live ones differ widely."""
+        ours, theirs = self.values.get(metric, math.nan), live.values.get(metric, math.nan)
+        if not (is_defined(ours) and is_defined(theirs)) or abs(ours - theirs) <= WIDE * max(abs(ours), abs(theirs)):
+            return ""
+        return f"; weights that are not averaged have {metric} {_short(theirs)}: does trainer.ema suit so short a run?"
+
     def as_dict(self) -> dict[str, Any]:
         """All but the files, as plain data."""
         return {name: value for name, value in vars(self).items() if name != "files"}
@@ -49,6 +59,14 @@ class Evaluation:
 def is_defined(metric: float) -> bool:
     """COCO's evaluation says -1 where there is nothing to measure."""
     return math.isfinite(metric) and metric != -1
+
+
+def is_better(metric: float, before: float) -> bool:
+    """Whether a metric is the best one, `before` the best before it. An undefined one is neither better nor worse: the
+    first defined one is best, and until then the last."""
+    return (
+        metric > before if is_defined(metric) and is_defined(before) else is_defined(metric) or not is_defined(before)
+    )
 
 
 def _short(value: float | None) -> str:
@@ -128,13 +146,18 @@ def _records(
             continue
         moved = precision.move(batch)
         with precision.autocast():
-            outputs = network(moved["input"])
+            outputs = forward(network, moved)
         wrong = undefined_outputs(outputs, len(batch["index"]))
         if wrong:
             return records, [loader.dataset.name(batch["index"][place].item()) for place in wrong]
         per_sample = evaluator.update(float32(outputs), moved)
         records.extend(zip(batch["index"].tolist(), per_sample, strict=True))
     return records, []
+
+
+def forward(network: nn.Module, batch: dict[str, Any]) -> Any:
+    """The outputs for a batch. A network that takes more than "input", as an exported one may, says so in `reads`."""
+    return network(*(batch[name] for name in getattr(network, "reads", ("input",))))
 
 
 def undefined_outputs(outputs: Any, count: int) -> list[int]:

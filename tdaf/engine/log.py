@@ -8,7 +8,6 @@ from __future__ import annotations
 import fcntl
 import json
 import math
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -139,8 +138,9 @@ class RunFolder:
     line of log.txt.
     """
 
-    def __init__(self, folder: Path, *, quiet: bool = False) -> None:
-        self.folder, self.quiet = folder, quiet
+    def __init__(self, folder: Path, *, quiet: bool = False, log: Sequence[str] = ("tensorboard",)) -> None:
+        self.folder, self.quiet, self.log = folder, quiet, log
+        self._loggers: Any = None  # those beside TensorBoard
         self.checkpoints = folder / "checkpoints"
         self._step = 0
         self._started = self._told_of_loss = False
@@ -182,9 +182,9 @@ class RunFolder:
         except OSError:
             raise UserError(f"another process is training in {self.folder}; wait, or give another run_dir") from None
 
-    def start(self, step: int, evaluated: int) -> None:
+    def start(self, step: int, evaluated: int, settings: dict[str, Any] | None = None) -> None:
         """Begins the files, or goes on with them from step `step`, whose last evaluation was at step `evaluated`: what
-        a killed run left of later steps is dropped."""
+        a killed run left of later steps is dropped. settings: the run's, for loggers."""
         if self.quiet:
             return
         self._step, self._started = step, True
@@ -193,6 +193,10 @@ class RunFolder:
             for half in [*self.folder.glob(".*.*.[0-9]*"), *self.checkpoints.glob(".*.*.[0-9]*")]:
                 half.unlink()
             self._forget_after({"train": step, "val": evaluated})
+        if set(self.log) - {"tensorboard"}:
+            from tdaf.engine.loggers import Loggers
+
+            self._loggers = Loggers(self.log, self.folder, settings or {}, self.say)
 
     def say(self, line: str) -> None:
         """One line for people: on standard output and, with the time, in log.txt."""
@@ -205,20 +209,31 @@ class RunFolder:
                     self._note(f"{', '.join(streams.lost)}; what cannot be printed is dropped from here on")
 
     def event(self, split: str, step: int, epoch: float, values: dict[str, float]) -> None:
-        """One line of metrics.jsonl, and the same numbers in TensorBoard."""
+        """One line of metrics.jsonl, and the same numbers in TensorBoard and other loggers."""
         if self.quiet:
             return
         with disk(self.folder / "metrics.jsonl"):
             line = {"step": step, "epoch": round(epoch, 4), "split": split, **values}
             self._append("metrics.jsonl", to_json(line, indent=None))
-            for name, value in values.items():
+            for name, value in values.items() if "tensorboard" in self.log else ():
                 self.board.add_scalar(f"{split}/{name}", value, step)
+        if self._loggers:
+            self._loggers.event(split, step, epoch, values)
 
     def picture(self, name: str, image: Tensor, step: int) -> None:
-        """image: uint8 (3, H, W), into TensorBoard."""
+        """image: uint8 (3, H, W), into TensorBoard and other loggers."""
         if not self.quiet:
             with disk(self.folder / "tensorboard"):
-                self.board.add_image(name, image, step)
+                if "tensorboard" in self.log:
+                    self.board.add_image(name, image, step)
+            if self._loggers:
+                self._loggers.picture(name, image, step)
+
+    def summarise(self, summary: dict[str, Any]) -> None:
+        """summary.json, whose being there is what makes a run a finished one."""
+        if self._loggers:
+            self._loggers.summary(summary)
+        self.write("summary.json", to_json(summary) + "\n")
 
     def write(self, name: str, text: str) -> None:
         """A file of the folder, whole or not at all."""
@@ -247,12 +262,14 @@ class RunFolder:
             elif self._started:
                 with suppress(OSError, RunError):  # of a full disk, say, which is the fault to tell already
                     self._note(f"ended by {type(error).__name__}: {error}".removesuffix(": "))
-                    self.close()
+                    self.close(fault=True)
         finally:
             if self._lock_file is not None:
                 self._lock_file.close()  # which gives the lock back
 
-    def close(self) -> None:
+    def close(self, fault: bool = False) -> None:
+        if self._loggers:
+            self._loggers.close(fault)
         with disk(self.folder):
             for file in self._open.values():
                 file.close()
@@ -301,34 +318,3 @@ def _is_summary(summary: Any) -> bool:
         and isinstance(summary.get("metrics"), dict)
         and {"samples", "skipped", "protocol"} <= summary.keys()
     )
-
-
-class Bar:
-    """Progress on a terminal; nothing where standard error is a file or a pipe (log lines serve there)."""
-
-    def __init__(self, title: str, total: int, start: int = 0, quiet: bool = False) -> None:
-        self._bar = None
-        if quiet or not sys.stderr.isatty():
-            return
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        note = TextColumn("{task.fields[note]}")
-        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note)
-        self._bar = Progress(*columns, console=Console(stderr=True), redirect_stdout=True)
-        self._task = self._bar.add_task(title, total=total, completed=start, note="")
-        self._bar.start()
-
-    def __enter__(self) -> Bar:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.stop()
-
-    def advance(self, note: str | None = None) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, advance=1, **({"note": note} if note else {}))
-
-    def stop(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()

@@ -93,11 +93,13 @@ def describe(optimizer: torch.optim.Optimizer) -> str:
 class Average:
     """The exponential moving average of a network's parameters and floating-point buffers, of every flow its own.
 
-    Integer buffers are copied. The first update copies everything. Nothing waits for the device.
+    Integer buffers are copied. Update t, counted from 0, keeps min(decay, (1 + t) / (10 + t)) of the average, so that a
+    short run is not left at its first weights (as tensorflow's ExponentialMovingAverage with num_updates); the first
+    one copies everything. Nothing waits for the device.
 
     Args:
         network: copied into `module`, whose parameters do not train.
-        decay: how much of the average an update keeps.
+        decay: how much of the average an update keeps in the end.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -112,7 +114,8 @@ class Average:
             averaged[ours.is_floating_point() and self.updates > 0].append(ours)
             live[ours.is_floating_point() and self.updates > 0].append(theirs.detach())
         if averaged[True]:
-            torch._foreach_lerp_(averaged[True], live[True], 1 - self.decay)
+            kept = min(self.decay, (1 + self.updates) / (10 + self.updates))
+            torch._foreach_lerp_(averaged[True], live[True], 1 - kept)
         if averaged[False]:
             torch._foreach_copy_(averaged[False], live[False])
         self.updates += 1

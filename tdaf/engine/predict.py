@@ -8,6 +8,7 @@ An answer is what the run's task says of a sample: {"detections": [{"class", "sc
 
 from __future__ import annotations
 
+import inspect
 import os
 import tempfile
 import warnings
@@ -23,12 +24,11 @@ from PIL import Image
 
 from tdaf.build import checked
 from tdaf.engine.data import EvaluationOrder, Loader
-from tdaf.engine.evaluate import undefined_outputs
-from tdaf.engine.log import Bar
+from tdaf.engine.evaluate import forward, undefined_outputs
 from tdaf.engine.precision import Precision, float32
 from tdaf.engine.trained import Run, load_checkpoint
 from tdaf.errors import RunError, UserError
-from tdaf.model.fold import fold
+from tdaf.streams import Bar
 from tdaf.task import Media, PredictDataset
 
 Answers = list[dict[str, Any]]  # what `task.postprocess` says of the samples of one picture
@@ -63,14 +63,16 @@ class Predictor:
     """A trained network and its task, ready for pictures.
 
     Args:
-        checkpoint: what `load_checkpoint` gave, or takes: a run folder or a checkpoint's path.
+        checkpoint: what `load_checkpoint` gave, or takes: a run folder, a checkpoint's path, or an exported file's.
         device: where the network runs; by default a GPU where there is one and the run's `gpus` is not 0.
         folded: with every batch norm folded into its convolution, which is faster.
         batch: samples at a time.
         trust: see `load_checkpoint`.
+        detector: of a task that takes boxes, as that of key points does: whose boxes it takes, a Predictor, or what
+            `checkpoint` may be.
 
     Raises:
-        UserError: see `load_checkpoint`.
+        UserError: see `load_checkpoint`; or the task takes no boxes.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Predictor:
         folded: bool = False,
         batch: int = 16,
         trust: Sequence[str] = (),
+        detector: Predictor | Run | str | Path | None = None,
     ) -> None:
         self.run = checkpoint if isinstance(checkpoint, Run) else load_checkpoint(checkpoint, trust=trust)
         self.task, self.batch = self.run.task(), batch
@@ -87,8 +90,13 @@ class Predictor:
             device = "cuda" if torch.cuda.is_available() and self.run.settings.get("gpus") != 0 else "cpu"
         channels_last = self.run.settings["trainer"].get("channels_last", True)
         self.precision = Precision("auto", torch.device(device), channels_last)
-        network = self.run.network(self.task)
-        self.network = self.precision.place(fold(network) if folded else network)
+        self.network = self.precision.place(self.run.network(self.task, folded))
+        if detector is not None:
+            if "boxes" not in inspect.signature(self.task.predict_dataset).parameters:
+                raise UserError(f"detector: the task of {self.run.path} takes no boxes")
+            if not isinstance(detector, Predictor):
+                detector = Predictor(detector, device, folded, batch, trust)
+        self.detector = detector
 
     def __call__(self, inputs: Any, **options: Any) -> list:
         """What the task says of pictures and videos.
@@ -112,8 +120,13 @@ class Predictor:
         with tempfile.TemporaryDirectory() as folder:
             given = inputs if several else [inputs]
             paths = [_file(one, Path(folder) / f"{place}.bmp") for place, one in enumerate(given)]
-            options = checked(self.task.predict_dataset, options, "predict", ("paths",))
-            found = self.predict(self.task.predict_dataset(list(dict.fromkeys(paths)), **options))
+            options, once = (
+                checked(self.task.predict_dataset, options, "predict", ("paths",)),
+                list(dict.fromkeys(paths)),
+            )
+            if self.detector is not None:
+                options["boxes"] = self.detector.document(once, options.get("person") or "person")
+            found = self.predict(self.task.predict_dataset(once, **options))
         for picture, reason in found.unreadable.items():
             raise RunError(f"cannot read {found.name(picture)}: {reason}")
         by_file: dict[Path, list] = {path: [] for path in paths}
@@ -125,6 +138,19 @@ class Predictor:
                 raise RunError(f"cannot read {path}: {reason}")
             warnings.warn(f"{path}: {reason}", stacklevel=2)
         return [by_file[path] for path in paths] if several else by_file[paths[0]]
+
+    def document(self, paths: list[Path], needed: str | None = None, title: str = "detect") -> Any:
+        """What the task's `to_json` says of files: of a detector the boxes that `predict_dataset` of others takes.
+
+        Raises:
+            UserError: the network knows no class `needed`.
+        """
+        classes = list(self.task.classes)
+        if needed is not None and needed not in classes:
+            known = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
+            raise UserError(f"boxes: {self.run.path} knows no {needed}; give person=NAME, one of {known}")
+        found = self.predict(self.task.predict_dataset(paths), title)
+        return self.task.to_json([found.of(picture) for picture in range(len(found.media))])
 
     def predict(self, dataset: PredictDataset, title: str = "predict") -> Predictions:
         """Runs the network over `task.predict_dataset(paths)`.
@@ -153,7 +179,7 @@ class Predictor:
         moved = self.precision.move(batch)
         try:
             with self.precision.autocast():
-                outputs = self.network(moved["input"])
+                outputs = forward(self.network, moved)
         except torch.OutOfMemoryError as error:
             raise RunError(f"out of GPU memory, with batch={self.batch}: {str(error).splitlines()[0]}") from error
         wrong = undefined_outputs(outputs, len(batch["index"]))

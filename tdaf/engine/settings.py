@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tdaf.errors import UserError
@@ -18,14 +19,18 @@ class Settings:
         accumulate: micro-batches a step, whose gradients are added.
         precision: "auto", "fp32", "bf16" or "fp16"; see Precision.
         clip: largest gradient norm; None: no limit.
-        ema: decay of the averaged weights, which are then what is evaluated and kept as best; None: no average.
+        ema: decay of the averaged weights, which are then what is evaluated and kept as best; it grows to this with the
+            steps (`optim.Average`). None: no average.
         channels_last: whether kernels lie channels last in memory.
         compile: whether torch.compile compiles the network.
         sync_bn: whether batch norm takes its statistics over all ranks.
         deterministic: whether to use torch's deterministic algorithms where there are any.
         evaluate_every: epochs between evaluations; 0: only at the end.
+        stop_after: evaluations without a better one after which the run ends; None: it goes on to its last step.
+        keep: of how many best evaluations the weights are kept, as checkpoints/step<step>-<value>.pt; 1: best.pt alone.
         checkpoint_every, log_every: steps between checkpoints and between lines of the log.
-        pictures: validation samples drawn into TensorBoard.
+        pictures: validation samples drawn into TensorBoard and other loggers.
+        log: where numbers and pictures go beside metrics.jsonl, some of `loggers.NAMES`.
         hang_timeout: seconds without a step after which a rank dumps its stacks and ends; 0: never.
 
     Raises:
@@ -44,15 +49,28 @@ class Settings:
     sync_bn: bool = False
     deterministic: bool = False
     evaluate_every: float = 1
+    stop_after: int | None = None
+    keep: int = 1
     checkpoint_every: int = 500
     log_every: int = 50
     pictures: int = 4
+    log: Sequence[str] = ("tensorboard",)
     hang_timeout: float = 1800
 
     def __post_init__(self) -> None:
         if self.epochs is None and self.max_steps is None:
             raise UserError("epochs and max_steps are both null: give one of them")
-        for name in ("epochs", "max_steps", "batch", "accumulate", "log_every", "checkpoint_every", "clip"):
+        for name in (
+            "epochs",
+            "max_steps",
+            "batch",
+            "accumulate",
+            "log_every",
+            "checkpoint_every",
+            "clip",
+            "stop_after",
+            "keep",
+        ):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"{name}={value}: give a number above 0")
@@ -61,6 +79,10 @@ class Settings:
                 raise UserError(f"{name}={getattr(self, name)}: give 0 or more")
         if self.ema is not None and not 0 < self.ema < 1:
             raise UserError(f"ema={self.ema}: give a decay between 0 and 1, or null")
+        if list(self.log) not in ([], ["tensorboard"]):
+            from tdaf.engine.loggers import check
+
+            check(self.log)
 
 
 @dataclass(frozen=True)

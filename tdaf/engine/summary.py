@@ -13,8 +13,8 @@ from torch import nn
 import tdaf
 from tdaf import measure
 from tdaf.engine import dist, optim
-from tdaf.engine.log import to_json
 from tdaf.engine.precision import to_device
+from tdaf.engine.visualize import targets
 from tdaf.env import commit
 from tdaf.errors import UnreadableSample
 from tdaf.task import Dataset
@@ -41,6 +41,10 @@ def introduce(trainer: Trainer) -> None:
         f"{trainer.steps} steps of {settings.batch} samples ({parts}), {trainer.steps_per_epoch} an epoch; "
         f"{optim.describe(trainer.optimizer)}; {trainer.precision.kind} on {trainer.device}{trainer.precision.note}"
     )
+    if settings.pictures and dist.rank() == 0 and hasattr(trainer.task, "draw_targets"):
+        indices = range(min(settings.pictures, len(trainer.train_set)))
+        for place, picture in enumerate(targets(trainer.task, trainer.train_set, indices, trainer.seed)):
+            trainer.folder.picture(f"target/{place}", picture, 0)
 
 
 def summarise(trainer: Trainer) -> None:
@@ -58,8 +62,8 @@ def summarise(trainer: Trainer) -> None:
         "skipped": last.skipped,
         "skipped_in_training": len(trainer.training.bad),
         "params": measure.parameters(trainer.network).total,
-        "gflops": _gflops(trainer.network, trainer.val_set, trainer.device),
-        "images_per_second": trainer.steps * trainer.settings.batch / trainer.throughput.training,
+        "gflops": gflops(trainer.network, trainer.val_set, trainer.device),
+        "images_per_second": trainer.step * trainer.settings.batch / trainer.throughput.training,
         "seconds": trainer.throughput.total,
         "device": torch.cuda.get_device_name(trainer.device) if trainer.device.type == "cuda" else "cpu",
         "ranks": dist.world(),
@@ -68,7 +72,7 @@ def summarise(trainer: Trainer) -> None:
         "versions": versions(),
         "git": commit(),
     }
-    trainer.folder.write("summary.json", to_json(summary) + "\n")
+    trainer.folder.summarise(summary)
     numbers = f"{metric} {last.values[metric]:.4g} (best {best['value']:.4g} at epoch {best['epoch']:.4g})"
     trainer.folder.say(f"finished: {numbers}; {trainer.folder.folder / 'summary.json'}")
 
@@ -82,7 +86,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def _gflops(network: nn.Module, dataset: Dataset, device: torch.device) -> float:
+def gflops(network: nn.Module, dataset: Dataset, device: torch.device) -> float:
     """Of one sample, in the paper's sense (10^9 multiply-adds), counted on the meta device where the network can run
     there; one that reads a value runs for it."""
     for index in range(len(dataset)):  # not all are unreadable, or there would have been no evaluation

@@ -19,11 +19,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from tdaf.build import checked, make
+from tdaf.build import checked, make, takes
 from tdaf.engine import checkpoint, identity
 from tdaf.errors import UserError
 from tdaf.settings import Settings, checked_settings
 from tdaf.task import Task
+
+EXPORTED = ".onnx"
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,9 @@ class Run:
                 other names are accepted, as many of them.)
         """
         if not data:
-            return make(
-                self.settings["task"], "task", data=SimpleNamespace(classes=list(self.classes), ids=self.class_ids)
-            )
+            about = {"classes": list(self.classes), "ids": self.class_ids}
+            data = SimpleNamespace(**about, background=self.settings["data"].get("background"))
+            return make(self.settings["task"], "task", data=data)
         task = build_task(self.settings)
         own, now = list(self.classes), list(task.classes)
         if len(own) != len(now):
@@ -81,23 +83,30 @@ class Run:
         difference = identity.class_difference(own, now)
         raise UserError(f"{self.path} was trained for other classes: {difference}; {identity.ACCEPT}")
 
-    def network(self, task: Task | None = None) -> nn.Module:
-        """The network with its weights, in eval mode, on the CPU: a new one in each call. Raises UserError where
-        weights and settings are not of one network."""
+    def network(self, task: Task | None = None, folded: bool = False) -> nn.Module:
+        """The network with its weights, in eval mode, on the CPU: a new one in each call; folded: with every batch norm
+        folded into its convolution, as it always is in an exported file. Raises UserError where weights and settings
+        are not of one network."""
+        if self.path.suffix == EXPORTED:
+            return _exported(self.path)
         network = build_network({**self.settings, "pretrained": None}, task or self.task())
         try:
             network.load_state_dict(self.weights)
         except (RuntimeError, TypeError, AttributeError) as error:
             first = next((line.strip() for line in str(error).splitlines()[1:]), str(error))
             raise UserError(f"{self.path} is not of this network: {first[:200]}") from error
-        return network.eval()
+        if not folded:
+            return network.eval()
+        from tdaf.model.fold import fold
+
+        return fold(network)
 
 
 def load_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None, trust: Sequence[str] = ()) -> Run:
     """A trained network from its file.
 
     Args:
-        path: a checkpoint (.pt), or a run folder, whose best checkpoint is taken.
+        path: a checkpoint (.pt); a run folder, whose best checkpoint is taken; or what scripts/export.py wrote (.onnx).
         overrides: settings to change, by dotted names: {"task.protocol": "10crop"}.
         trust: modules beside tdaf's own that the file's settings may name, such as that of a task of yours.
 
@@ -107,7 +116,8 @@ def load_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None
     """
     try:
         path = checkpoint.of(path)
-        state = checkpoint.load(path)
+        is_exported = path.suffix == EXPORTED
+        state = {"network": {}, "about": _exported(path).about} if is_exported else checkpoint.load(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     about = state.get("about")
@@ -125,6 +135,8 @@ def load_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None
 def build_task(settings: Settings) -> Task:
     """The task with its data set, which is `data.root` or, with recipe=demo and no root, drawn if it is not there."""
     data = {key: value for key, value in settings["data"].items() if key not in ("max_bad", "changed")}
+    if settings["data"].get("max_bad") and takes(data, "max_bad", "data"):
+        data["max_bad"] = settings["data"]["max_bad"]  # whether an archive may be cut off
     if "root" in data:
         data["root"] = data_root(settings)
     return make(settings["task"], "task", data=make(data, "data"))
@@ -149,6 +161,12 @@ def build_network(settings: Settings, task: Task) -> nn.Module:
     if tdaf.get("gate_init") == "auto":
         tdaf["gate_init"] = "identity" if settings.get("pretrained") and 0 < settings["eta"] < 1 else "kaiming"
     return task.network(make(settings["backbone"], "backbone"), make(tdaf, "tdaf"))
+
+
+def _exported(path: Path) -> Any:
+    from tdaf.engine.exported import Exported
+
+    return Exported(path)
 
 
 def _evaluated(state: dict[str, Any]) -> dict[str, torch.Tensor]:

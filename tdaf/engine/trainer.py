@@ -15,16 +15,16 @@ from torch import nn
 
 from tdaf.engine import checkpoint, data, dist, identity, optim
 from tdaf.engine.data import Loader, TrainingOrder
-from tdaf.engine.evaluate import Evaluation, eval_mode, evaluate, is_defined
+from tdaf.engine.evaluate import EARLY, Evaluation, evaluate, is_better, is_defined
 from tdaf.engine.health import Preempted, Preemption, Watchdog
-from tdaf.engine.log import Bar, LossMeter, RunFolder, Throughput, mean_losses
+from tdaf.engine.log import LossMeter, RunFolder, Throughput, mean_losses
 from tdaf.engine.precision import Precision, check_compiler, deterministic, float32
 from tdaf.engine.schedule import Schedule, cosine
 from tdaf.engine.settings import LoaderSettings, Settings
 from tdaf.engine.summary import introduce, summarise
 from tdaf.engine.visualize import log_samples
 from tdaf.errors import RunError, UserError
-from tdaf.streams import lossy_streams
+from tdaf.streams import Bar, lossy_streams
 from tdaf.task import Batch, Task
 
 
@@ -85,7 +85,7 @@ class Trainer:
         self.about, self.changed_data = {"classes": list(task.classes), **(about or {})}, changed_data
         self.timeout = dist.collective_timeout(self.settings.hang_timeout, self.loading.timeout)
         self.device = dist.join(device, self.timeout)
-        self.folder = RunFolder(Path(run_dir), quiet=dist.rank() != 0)
+        self.folder = RunFolder(Path(run_dir), quiet=dist.rank() != 0, log=self.settings.log)
         self.step, self.evaluated = 0, 0
         self.best: dict[str, Any] = {}
         self.last: Evaluation | None = None
@@ -121,6 +121,11 @@ class Trainer:
         return self.step / self.steps_per_epoch
 
     @property
+    def _interval(self) -> int:
+        every = self.settings.evaluate_every
+        return max(1, round(every * self.steps_per_epoch)) if every else self.steps
+
+    @property
     def eval_network(self) -> nn.Module:
         return self.ema.module if self.ema is not None else self.network
 
@@ -141,7 +146,7 @@ class Trainer:
         with self._session() as (batches, bar):
             self._evaluate_if_due()
             self.throughput.start()
-            while self.step < self.steps:
+            while self.step < self.steps and not self._is_stale():
                 self.stop.poll()
                 self._one_step(batches)
                 self.watchdog.beat()
@@ -156,6 +161,8 @@ class Trainer:
                         raise Preempted
                     self._evaluate_if_due()
                     self.throughput.start()
+            if self.step < self.steps:
+                self.folder.say(f"stopped: {self.settings.stop_after} evaluations without a better one")
             summarise(self)
         return self.last
 
@@ -192,10 +199,12 @@ class Trainer:
     # Evaluating
 
     def _is_due(self) -> bool:
-        """Whether the step just made ends an interval of evaluation."""
-        if self.step == self.steps or not self.settings.evaluate_every:
-            return self.step == self.steps
-        return self.step > 0 and self.step % max(1, round(self.settings.evaluate_every * self.steps_per_epoch)) == 0
+        return self.step > 0 and (self.step == self.steps or self.step % self._interval == 0)
+
+    def _is_stale(self) -> bool:
+        """Whether `stop_after` evaluations were no better than the best."""
+        patience = self.settings.stop_after
+        return bool(patience and self.best) and self.evaluated - self.best["step"] >= patience * self._interval
 
     def _evaluate_if_due(self) -> None:
         if not self._is_due() or self.evaluated == self.step:
@@ -203,25 +212,33 @@ class Trainer:
         for network in filter(None, (self.network, self.ema and self.ema.module)):
             dist.average_buffers(network)
         how = {"loader": self.loading, "precision": self.precision, "seed": self.seed, "batch": self.micro_batch}
-        self.last = evaluate(self.eval_network, self.task, self.val_set, **how, progress=self._evaluating)
-        self.reading = self.training
-        self.evaluated = self.step
+        how |= {"task": self.task, "split": self.val_set, "progress": self._evaluating}
+        self.last = evaluate(self.eval_network, **how)
+        early = self.ema is not None and self.step <= EARLY * self._interval
+        lagging = self.last.behind(evaluate(self.network, **how), self.task.metric) if early else ""
+        self.reading, self.evaluated = self.training, self.step
         self.schedule.step(self.last.values)
-        better = self._is_best()
-        if better:
+        if better := self._is_best():
             self.best = {"value": self.last.values[self.task.metric], "step": self.step, "epoch": self.epoch}
         self.folder.event("val", self.step, self.epoch, self.last.values)
-        self.folder.say(f"epoch {self.epoch:.4g} val: {self.last}{' *' if better else ''}")
+        self.folder.say(f"epoch {self.epoch:.4g} val: {self.last}{' *' if better else ''}{lagging}")
         if dist.rank() == 0:
-            self._draw()
-        if better and dist.rank() == 0:
-            weights = {"network": self.eval_network.state_dict(), "step": self.step}
-            best = {**weights, "metric": self.last.values, "about": self.about}
-            checkpoint.save(best, self.folder.checkpoints / checkpoint.BEST)
-            for name, text in self.last.files.items():
-                self.folder.write(f"results/{name}", text)
+            self._keep(better)
         self.watchdog.beat()
         self._save()
+
+    def _keep(self, better: bool) -> None:
+        if self.settings.pictures and hasattr(self.task, "visualize"):
+            count, where = self.settings.pictures, (self.precision, self.folder, self.step)
+            log_samples(self.eval_network, self.task, self.val_set, count, *where)
+        values, folder = self.last.values, self.folder.checkpoints
+        state = {"network": self.eval_network.state_dict(), "step": self.step, "metric": values, "about": self.about}
+        if self.settings.keep > 1 and is_defined(values[self.task.metric]):
+            checkpoint.save_among_best(state, folder, values[self.task.metric], self.settings.keep)
+        if better:
+            checkpoint.save(state, folder / checkpoint.BEST)
+        for name, text in self.last.files.items() if better else ():
+            self.folder.write(f"results/{name}", text)
 
     def _evaluating(self, loader: Loader) -> None:
         """Between two batches of an evaluation, before which all was saved: a single rank may leave at once."""
@@ -231,21 +248,12 @@ class Trainer:
             raise Preempted
 
     def _is_best(self) -> bool:
-        """Whether the last evaluation is the best one. An undefined metric is neither better nor worse than another:
-        the first defined one is best, and until then the last network."""
         metric, values = self.task.metric, self.last.values
         if metric not in values:
             raise RunError(f"the evaluation gives {', '.join(values)}, and not the task's metric {metric}")
-        defined, before = is_defined(values[metric]), bool(self.best) and is_defined(self.best["value"])
-        if not defined and not self.best:
+        if not self.best and not is_defined(values[metric]):
             self.folder.say(f"{metric}={values[metric]} is not defined: until it is, the last network is the best")
-        return values[metric] > self.best["value"] if defined and before else defined or not before
-
-    def _draw(self) -> None:
-        if self.settings.pictures and hasattr(self.task, "visualize"):
-            with eval_mode(self.eval_network):
-                count, where = self.settings.pictures, (self.precision, self.folder, self.step)
-                log_samples(self.eval_network, self.task, self.val_set, count, *where)
+        return is_better(values[metric], self.best["value"] if self.best else math.nan)
 
     # The run folder: opening, reporting, saving
 
@@ -254,8 +262,7 @@ class Trainer:
         """What is open while a run trains: folder, network on all ranks, loader, stop signals, watchdog."""
         with lossy_streams(), self.folder, deterministic(self.settings.deterministic):
             dist.run_on_all_ranks(self._open)
-            steps = dist.broadcast(dist.gather(self.step))
-            dist.run_on_all_ranks(lambda: self._check_shared(steps))
+            dist.check_shared(self.step, self.folder.folder)
             self.parallel = dist.data_parallel(self.network, self.device, self.settings.deterministic)
             if not self.network.training:
                 self.network.train()
@@ -278,7 +285,7 @@ class Trainer:
         if summary is None:
             return False
         dist.run_on_all_ranks(self._load_last)
-        if self.step not in (0, self.steps):
+        if self.step not in (0, self.steps) and not self._is_stale():
             steps = f"a finished run of {self.step} steps, and these settings make {self.steps}"
             raise UserError(f"run_dir={self.folder.folder} holds {steps}; give another run_dir")
         self.last = Evaluation(summary["metrics"], *(summary[name] for name in ("samples", "skipped", "protocol")))
@@ -293,7 +300,7 @@ class Trainer:
         self._saved = self.step if going_on and not note else None  # the step of a whole LAST
         if self.step > self.steps:
             raise UserError(f"run_dir={self.folder.folder} is at step {self.step}: these settings end at {self.steps}")
-        self.folder.start(self.step, self.evaluated)
+        self.folder.start(self.step, self.evaluated, self.about.get("config"))
         for name, text in self.files.items():
             self.folder.write(name, text)
         for line in filter(None, [note, *self.notes]):
@@ -302,13 +309,6 @@ class Trainer:
             self.folder.say(f"going on from step {self.step} of {self.steps}")
         else:
             introduce(self)
-
-    def _check_shared(self, steps: list[int]) -> None:
-        if len(set(steps)) > 1:
-            raise UserError(
-                f"the ranks found checkpoints of different steps {sorted(set(steps))} in run_dir={self.folder.folder}: "
-                "it must lie on a disk that all machines share"
-            )
 
     def training_loader(self) -> Loader:
         """This rank's batches from the next step on."""
@@ -330,10 +330,9 @@ class Trainer:
         values = {"loss": total, **losses, "lr": self.rate, "images_per_second": speed, "data_seconds": data_time}
         self.folder.event("train", self.step, self.epoch, values)
         left = datetime.timedelta(seconds=round(step_time * (self.steps - self.step)))
-        self.folder.say(
-            f"epoch {self.epoch:.2f} step {self.step}/{self.steps} loss {total:.4f} lr {self.rate:.4g} "
-            f"{speed:.1f} images/s (step {step_time * 1000:.0f} ms, data {data_time * 1000:.0f} ms) left {left}"
-        )
+        times = f"{speed:.1f} images/s (step {step_time * 1000:.0f} ms, data {data_time * 1000:.0f} ms) left {left}"
+        where = f"epoch {self.epoch:.2f} step {self.step}/{self.steps}"
+        self.folder.say(f"{where} loss {total:.4f} lr {self.rate:.4g} {times}")
 
     def _save(self) -> None:
         """Saves what training goes on with, and changes nothing of it: between two evaluations running statistics are

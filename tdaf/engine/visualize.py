@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
 
-from tdaf.engine.data import preserved_generators
+from tdaf.engine.data import preserved_generators, seed_everything
 from tdaf.engine.evaluate import eval_mode
 from tdaf.engine.log import RunFolder
 from tdaf.engine.precision import Precision, float32
@@ -44,6 +45,17 @@ def log_samples(
         for place in range(len(batch["input"])):
             panels = attention_panels(batch["input"], masks, place)
             folder.picture(f"attention/{place}", sheet(panels, strides, eta, tile=TILE), step)
+
+
+def targets(task: Task, dataset: Dataset, indices: Sequence[int], seed: int) -> list[Tensor]:
+    """What `task.draw_targets` makes of training samples, augmented as `seed` says; the readable ones of `indices`."""
+    samples = []
+    with preserved_generators():
+        seed_everything(seed)
+        for index in indices:
+            with suppress(UnreadableSample):
+                samples.append(dataset[index])
+        return task.draw_targets(dataset.collate(samples)) if samples else []
 
 
 def attention_panels(

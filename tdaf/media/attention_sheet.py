@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
 from torchvision.utils import make_grid
+
+from tdaf.media.drawing import Lettering
 
 OPACITY = 0.6  # of the colours in an overlay; the rest is the picture in grey
 WHITE = 255
@@ -154,16 +156,16 @@ def _legend(width: int, letters: int, eta: float, scale: str) -> Tensor:
 def _text(lines: Sequence[str], letters: int, width: int | None = None) -> Tensor:
     """Black on white, `letters` pixels high, as wide as it has to be. width: to which a line loses its beginning, as a
     path's end says more."""
-    font, step = ImageFont.load_default(letters), letters + 4
+    lettering, step = Lettering(letters), letters + 4
     lines = list(lines)
     for place, line in enumerate(lines if width else ()):
-        while font.getlength(lines[place]) > width and len(line) > 12:
+        while lettering.length(lines[place]) > width and len(line) > 12:
             line = line[1:]
             lines[place] = ".." + line
-    image = Image.new("RGB", (max(round(font.getlength(line)) + 2 for line in lines), step * len(lines)), "white")
+    image = Image.new("RGB", (max(round(lettering.length(line)) + 2 for line in lines), step * len(lines)), "white")
     draw = ImageDraw.Draw(image)
     for row, line in enumerate(lines):
-        draw.text((0, row * step), line, fill="black", font=font, anchor="la")
+        lettering.write(draw, (0, row * step), line, "black", "la")
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 

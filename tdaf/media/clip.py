@@ -1,4 +1,5 @@
-"""Some frames of a video file to pixels, exactly those that a plain decode of the whole file would give.
+"""Frames of a video file to pixels: all in their order (`Video`), or some (`read_clip`), exactly those that a plain
+decode of the whole file would give. And pixels to a file (`VideoWriter`).
 
 An index says which frame lies where without decoding anything. Frames are counted as they are shown, from 0, without
 those that an edit list cuts away, which is how a plain decode numbers them. Time stamps are only compared, never
@@ -8,59 +9,199 @@ computed with, so a variable rate is as exact as a constant one.
 from __future__ import annotations
 
 import os
+import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
 from itertools import chain, islice
+from typing import Any
 
 import av
 import numpy as np
 import torch
+from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from tdaf.errors import UnreadableSample
-from tdaf.media.video import DEMUX_ERRORS, check_whole, decode, has_frame_table, opened, quarter_turns, to_rgb
+from tdaf.media.video import (
+    AS_IT_LIES,
+    DEMUX_ERRORS,
+    FrameIndex,
+    Survey,
+    as_shown,
+    decode,
+    decode_whole,
+    frame_rate,
+    has_frame_table,
+    index_of,
+    opened,
+    orientation,
+    survey,
+    to_rgb,
+    upright,
+)  # fmt: skip
 
 Path = str | os.PathLike[str]
 # The frames to read, counted from 0, in any order and also repeated; or what chooses them, given how many there are.
 FrameChoice = Sequence[int] | Callable[[int], Sequence[int]]
 
+CLOCK = Fraction(1, 90_000)  # seconds; MPEG's
 MARGIN = 32  # packets; more than the distance by which an encoder changes the order of frames
-# containers that say when a frame is shown
-STAMPED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "flv"}
-DELAYED = {"h264", "hevc", "vvc"}  # decoded by FFmpeg with a delay that their packets do not tell
+_CONVERTER = VideoReformatter()  # keeps its tables; one for reading too would lose them where both go in turn
 
 
 class IndexMismatch(Exception):
     """What was decoded is not what the file's header or index promised."""
 
 
-@dataclass(frozen=True)
-class FrameIndex:
-    """Where the key frames of a file lie.
+class Video:
+    """The frames of a video file in the order in which they are shown.
+
+    Quarter turns and mirroring that the file asks for are made, as players make them; pixels that are not square are
+    left as they are. Where the size changes on the way, frames are scaled to the first one's. The file is opened when
+    it is first used, in each process anew, and closed at its end and by `close`.
 
     Args:
-        frames: how many frames are to be shown, None where only decoding tells.
-        before: of each key frame, the frames to be shown that precede it in the file. Without any key frame the file
-            can only be read from its start.
-        stamps: of each key frame, its time stamp in the stream's units.
-        kind: of these stamps, "dts" or "pts".
-        seek_offset: what a seek adds to a stamp, as FFmpeg takes a time to seek in mp4 for one of presentation.
+        path: of the file. Nothing is read yet.
+
+    Raises:
+        UnreadableSample: by all but the constructor: a missing or empty file, one without a picture, or one that cannot
+            be decoded.
     """
 
-    frames: int | None = None
-    before: Sequence[int] = ()
-    stamps: Sequence[int] = ()
-    kind: str = "pts"
-    seek_offset: int = 0
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._survey: Survey | None = None
+        self._frames: Any = None  # a generator of frames
+        self._next, self._size, self._process = 0, (0, 0), 0
+
+    def __len__(self) -> int:
+        """How many frames can be decoded, up to the first damage. What a file says of its length is often missing or
+        wrong, so all of it is decoded, once, which takes about as long as reading it."""
+        return self.survey.frames
+
+    @property
+    def fault(self) -> str | None:
+        """Why the file holds less than it should; None where it is sound."""
+        return self.survey.fault
+
+    @property
+    def survey(self) -> Survey:
+        """Of all its frames, which decodes them once."""
+        if self._survey is None:
+            self._survey = survey(self.path)
+        return self._survey
+
+    def seconds(self, index: int) -> float:
+        """When frame `index` is shown, after the first one; one more than the last gives the end."""
+        times, last = self.survey.times, len(self) - 1
+        if times is None:
+            return float(index / self.fps)
+        return times[index] if index <= last else times[last] + float((index - last) / self.fps)
+
+    @cached_property
+    def fps(self) -> Fraction:
+        """Frames a second, the mean where the rate varies."""
+        with opened(self.path) as (_, stream):
+            return frame_rate(stream)
+
+    def read(self, index: int) -> Tensor:
+        """Frame `index`, from 0, as uint8 RGB (3, H, W). Going on from the last one read is fast; going back begins at
+        the start again."""
+        if self._frames is None or index < self._next or self._process != os.getpid():
+            self.close()
+            self._frames, self._process = _frames_of(self.path), os.getpid()
+        for frame in self._frames:
+            if self._next == 0:
+                self._size = (frame.width, frame.height)
+            self._next += 1
+            if self._next > index:
+                return torch.from_numpy(upright(frame, *self._size)).permute(2, 0, 1)
+        raise UnreadableSample(f"it has {self._next} frames, and so no frame {index} ({self.path})")
+
+    def close(self) -> None:
+        if self._frames is not None:
+            self._frames.close()
+        self._frames, self._next = None, 0
+
+    def __enter__(self) -> Video:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_frames": None, "_next": 0}
+
+
+class VideoWriter:
+    """Frames to an mp4 file (h264, 4:2:0), which appears under its name when all is written, and not if that fails.
+
+    A context manager. Odd sizes get another row or column, the last one again. Frames of another size than the first
+    are scaled to it. No frame, no file.
+
+    Args:
+        path: of the file.
+        fps: its frames a second, where `write` is not told when a frame is shown.
+
+    Raises:
+        OSError: where the disk refuses.
+    """
+
+    def __init__(self, path: Path, fps: Fraction | float) -> None:
+        self.path = pathlib.Path(path)
+        self.fps = Fraction(fps).limit_denominator(100_000)
+        self._part = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        self._container: av.container.OutputContainer | None = None
+        self._written = 0
+
+    def write(self, picture: Tensor, at: float | None = None) -> None:
+        """picture: uint8 RGB (3, H, W). at: seconds from the beginning, rising; of all frames or of none."""
+        pixels = picture.permute(1, 2, 0).numpy()
+        odd = [(0, side % 2) for side in pixels.shape[:2]]
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(np.pad(pixels, [*odd, (0, 0)], "edge")), "rgb24")
+        try:
+            if self._container is None:
+                self._container = av.open(f"file:{self._part}", "w", format="mp4")
+                options = {"preset": "veryfast", "crf": "20"}
+                self._stream = self._container.add_stream("libx264", rate=self.fps, options=options)
+                self._stream.width, self._stream.height = frame.width, frame.height
+                self._stream.pix_fmt = "yuv420p"
+                self._stream.codec_context.time_base = 1 / self.fps if at is None else CLOCK
+            size = {"width": self._stream.width, "height": self._stream.height}
+            frame = _CONVERTER.reformat(frame, **size, format="yuv420p", threads=1)
+            frame.time_base = self._stream.codec_context.time_base
+            frame.pts = self._written if at is None else round(at / frame.time_base)
+            self._container.mux(self._stream.encode(frame))
+        except av.FFmpegError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+        self._written += 1
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if self._container is None:
+            return
+        try:
+            if kind is None:
+                self._container.mux(self._stream.encode())
+            self._container.close()
+            if kind is None:
+                os.replace(self._part, self.path)
+        except av.FFmpegError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+        finally:
+            self._part.unlink(missing_ok=True)
 
 
 def read_clip(path: Path, frames: FrameChoice, short_side: int | None = None) -> Tensor:
     """Reads frames of a video file.
 
     Decoding begins at the last key frame before the clip. Where a file's time stamps do not say for certain which frame
-    is which (h264 in AVI has none), or did not keep what they promised, it begins at the start of the file. A turn by a
-    multiple of 90 degrees that the file asks for is made, as players make it; mirroring is not, and pixels that are
-    not square are taken as square. Where the size changes on the way, frames are scaled to what the header says.
+    is which (h264 in AVI has none), or did not keep what they promised, it begins at the start of the file. Quarter
+    turns and mirroring that the file asks for are made, as players make them; pixels that are not square are taken as
+    square. Where the size changes on the way, frames are scaled to what the header says.
 
     Args:
         path: of the file.
@@ -75,7 +216,7 @@ def read_clip(path: Path, frames: FrameChoice, short_side: int | None = None) ->
         UnreadableSample: one of the frames cannot be decoded, or the file is cut off; no frame ever stands for another.
     """
     with opened(path, probe=False) as (container, stream):
-        index = _index(path, container, stream)
+        index = index_of(path, container, stream)
         numbers = _chosen(path, frames, index.frames)
         # a header that was not probed may lie of the size
         size = (stream.codec_context.width, stream.codec_context.height) if has_frame_table(container, stream) else None
@@ -88,72 +229,6 @@ def read_clip(path: Path, frames: FrameChoice, short_side: int | None = None) ->
             return _collect(enumerate(decode(path, container, stream, index.frames)), numbers, stream, short_side)
         except IndexMismatch as error:
             raise UnreadableSample(f"it ends before frame {max(numbers)} ({path})") from error
-
-
-def count_frames(path: Path) -> int:
-    """How many frames a file has, from its table or packets, and by decoding all of it only where these do not tell.
-
-    Raises:
-        UnreadableSample: no video, no frame in it, or cut off.
-    """
-    with opened(path, probe=False) as (container, stream):
-        frames = _index(path, container, stream).frames
-    return decode_whole(path) if frames is None else frames
-
-
-def decode_whole(path: Path) -> int:
-    """Decodes every frame and returns how many there are.
-
-    Raises:
-        UnreadableSample: one is damaged or missing, or the file ends before its container says so.
-    """
-    with opened(path) as (container, stream):
-        promised = _index(path, container, stream).frames
-    with opened(path) as (container, stream):
-        return sum(1 for _ in decode(path, container, stream, promised))
-
-
-def frame_index(container: av.container.InputContainer, stream: av.VideoStream) -> FrameIndex:
-    """From the table that an mp4 file begins or ends with, else from the headers of all packets, which reads the file
-    once. The container stands anywhere afterwards. Raises av.FFmpegError where the packets cannot be read."""
-    if has_frame_table(container, stream):
-        entries = stream.index_entries
-        # one at a time: hundreds of small objects at once set off Python's search for garbage
-        stamps = np.fromiter((entry.timestamp for entry in entries), np.int64, len(entries))
-        keys = np.fromiter((entry.is_keyframe for entry in entries), bool, len(entries))
-        shown = np.fromiter((not entry.is_discard for entry in entries), bool, len(entries))
-        (pts, dts), *second = [(packet.pts, packet.dts) for packet in islice(container.demux(stream), 2)]
-        if pts is None or dts is None or any(later is not None and later < pts for later, _ in second):
-            return FrameIndex()
-        kind, offset = "dts", pts - dts
-    else:
-        packets = [(p.pts, p.is_keyframe, not p.is_discard) for p in container.demux(stream) if p.size]
-        times = [pts for pts, _, shown in packets if shown or pts is None]
-        if not _are_shown_at(times, container.format.name, stream.codec_context.name):
-            return FrameIndex()
-        stamps, keys, shown = map(np.array, zip(*packets, strict=True))
-        kind, offset = "pts", 0
-    before = np.cumsum(shown) - shown
-    return FrameIndex(int(shown.sum()), before[keys], stamps[keys], kind, offset)
-
-
-def _are_shown_at(pts: list[int | None], container: str, codec: str) -> bool:
-    """Whether packets carry the time at which their frame is shown. AVI knows no such time: FFmpeg fills it in, rightly
-    where frames are shown in the order of their packets and the decoder's delay is known, wrongly for h264."""
-    if not pts or None in pts or len(set(pts)) < len(pts) or min(pts) < pts[0]:
-        return False
-    return container in STAMPED or (codec not in DELAYED and pts == sorted(pts))
-
-
-def _index(path: Path, container: av.container.InputContainer, stream: av.VideoStream) -> FrameIndex:
-    check_whole(path, stream)
-    try:
-        index = frame_index(container, stream)
-    except DEMUX_ERRORS as error:
-        raise UnreadableSample(f"cut off or damaged: {getattr(error, 'strerror', error)} ({path})") from error
-    if index.frames == 0:
-        raise UnreadableSample(f"not one frame in it ({path})")
-    return index
 
 
 def _chosen(path: Path, frames: FrameChoice, total: int | None) -> list[int]:
@@ -250,7 +325,7 @@ def _collect(
     Raises IndexMismatch where that was not in them, or one is not of `size`, (width, height), where that is given."""
     width, height = stream.codec_context.width, stream.codec_context.height  # before a frame changes them
     rows = {number: row for row, number in enumerate(sorted(set(numbers)))}
-    pixels, missing, turns = None, set(rows), 0
+    pixels, missing, how = None, set(rows), AS_IT_LIES
     for number, frame in frames:
         if number not in missing:
             continue
@@ -261,7 +336,7 @@ def _collect(
             if short_side is not None:
                 short = min(width, height)
                 width, height = width * short_side // short, height * short_side // short
-            pixels, turns = np.empty((len(rows), height, width, 3), np.uint8), quarter_turns(frame)
+            pixels, how = np.empty((len(rows), height, width, 3), np.uint8), orientation(frame)
         to_rgb(frame, pixels[rows[number]])
         missing.remove(number)
         if not missing:
@@ -270,6 +345,10 @@ def _collect(
         raise IndexMismatch
     if numbers != list(rows):
         pixels = pixels[[rows[number] for number in numbers]]
-    if turns:
-        pixels = np.ascontiguousarray(np.rot90(pixels, turns, axes=(1, 2)))
+    pixels = as_shown(pixels, how)
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
+def _frames_of(path: Path) -> Iterator[av.VideoFrame]:
+    with opened(path) as (container, stream):
+        yield from decode(path, container, stream)

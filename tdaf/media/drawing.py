@@ -8,7 +8,14 @@ persons.
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+import functools
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from importlib.util import find_spec
+from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +28,108 @@ GOLDEN = 0.6180339887  # of a turn from hue to hue: however many colours are tak
 
 Colour = tuple[int, int, int]
 
+# where fonts are that have what Pillow's own lacks: packages (pip install 'tdaf[fonts]'), then folders of the system
+FONT_PACKAGES = ("manimgx_fonts", "manimgx_fonts_cjk")
+FONT_FOLDERS = (
+    "/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts", "/Library/Fonts",
+    "/System/Library/Fonts", "C:/Windows/Fonts",
+)  # fmt: skip
+WORDS = re.compile(r"[^\x00-\x7f]+(?: +[^\x00-\x7f]+)*|[\x00-\x7f]+")  # of letters beyond ASCII, and the rest
+STYLED = ("bold", "italic", "oblique", "mono", "black", "light", "thin", "condensed")
+
+
+class Lettering:
+    """Texts of one size in Pillow's own font and, for letters that it lacks, in the first font here that has them;
+    joined and from right to left as their script is written. size: in pixels."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.font = size, ImageFont.load_default(size)
+
+    @property
+    def height(self) -> int:
+        return sum(self.font.getmetrics())
+
+    def length(self, text: str) -> float:
+        return sum(font.getlength(run) for run, font in self._runs(text))
+
+    def fitted(self, text: str, width: float) -> str:
+        """Cut in the middle of the name, so that the probability at its end stays."""
+        while self.length(text) > width and len(text) > 12:
+            middle = (len(text) - 5) // 2
+            text = text[: middle - 2] + ".." + text[middle + 2 :]
+        return text
+
+    def write(
+        self, draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, fill: Colour | str, anchor: str = "lm"
+    ) -> None:
+        x, y = at
+        for run, font in self._runs(text):
+            draw.text((x, y), run, fill=fill, font=font, anchor=anchor)
+            x += font.getlength(run)
+
+    def _runs(self, text: str) -> Iterator[tuple[str, ImageFont.FreeTypeFont]]:
+        """Parts of the text, each with its font."""
+        parts = ((part, file) for words in WORDS.findall(text) for part, file in _with_fonts(words))
+        for file, same in groupby(parts, lambda part: part[1]):
+            yield "".join(part for part, _ in same), self.font if file is None else _font(file, self.size)
+
+
+def _with_fonts(words: str) -> list[tuple[str, Path | None]]:
+    """One font for all, or one for each letter where no font has all; None for Pillow's own."""
+    if words.isascii():
+        return [(words, None)]
+    file, whole = _font_with(words)
+    if whole:
+        return [(words, file)]
+    files = [(letter, *_font_with(letter)) for letter in words]
+    for letter in sorted({letter for letter, _, there in files if not there}):
+        _say_missing(letter)
+    return [(letter, file) for letter, file, _ in files]
+
+
+@functools.cache
+def _font_with(text: str) -> tuple[Path | None, bool]:
+    """The first font that has all letters of it, and whether there is one."""
+    if all(_has(ImageFont.load_default(16), letter) for letter in text):
+        return None, True
+    for file in _font_files():
+        with suppress(OSError, ValueError):  # a font that FreeType cannot open
+            if all(_has(_font(file, 16), letter) for letter in text):
+                return file, True
+    return None, False
+
+
+@functools.cache
+def _say_missing(letter: str) -> None:
+    print(f"no font here has {letter!a}, it is drawn as a box: pip install 'tdaf[fonts]'", file=sys.stderr)
+
+
+@functools.lru_cache(maxsize=64)
+def _font(file: Path, size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.truetype(file, size)
+    with suppress(OSError):  # of variable weight, which may begin with the thinnest, or not
+        font.set_variation_by_name("Regular")
+    return font
+
+
+def _has(font: ImageFont.FreeTypeFont, letter: str) -> bool:
+    """Whether it is drawn as something else than what stands for all that a font lacks."""
+    drawn, lacking = font.getmask(letter), font.getmask("\U0010fffe")
+    return drawn.size != lacking.size or bytes(drawn) != bytes(lacking)
+
+
+@functools.cache
+def _font_files() -> list[Path]:
+    """Of packages, then of the system, plain ones first."""
+    found = [place for name in FONT_PACKAGES if (spec := find_spec(name)) for place in spec.submodule_search_locations]
+    files = []
+    for folder in (*found, *FONT_FOLDERS):
+        inside = (
+            path for path in Path(folder).expanduser().rglob("*") if path.suffix.lower() in (".ttf", ".otf", ".ttc")
+        )
+        files += sorted(inside, key=lambda path: (any(style in path.name.lower() for style in STYLED), path.name))
+    return files
+
 
 def colour(number: int) -> Colour:
     """RGB colour `number`, 0 or more: hues by the golden section, with three lightnesses in turn."""
@@ -32,11 +141,10 @@ def labelled(picture: Tensor, text: str) -> Tensor:
     """`text` in white on a dark strip at the picture's foot."""
     image, _ = _canvas(picture)
     size = max(14, image.height // 16)
-    font = ImageFont.load_default(size)
-    draw = ImageDraw.Draw(image, "RGBA")
+    letters, draw = Lettering(size), ImageDraw.Draw(image, "RGBA")
     draw.rectangle((0, image.height - 3 * size // 2, image.width, image.height), fill=(0, 0, 0, 190))
     start = (size // 2, image.height - 3 * size // 4)
-    draw.text(start, _fitted(text, font, image.width - size), fill="white", font=font, anchor="lm")
+    letters.write(draw, start, letters.fitted(text, image.width - size), "white")
     return _tensor(image)
 
 
@@ -51,7 +159,7 @@ def boxes(picture: Tensor, boxes: Tensor, texts: Sequence[str], colours: Sequenc
     """
     image, factor = _canvas(picture)
     draw, width = ImageDraw.Draw(image), _line_width(image)
-    font = ImageFont.load_default(max(12, min(image.size) // 28))
+    letters = Lettering(max(12, min(image.size) // 28))
     colours = [colour(number) for number in range(len(boxes))] if colours is None else colours
     edges = (boxes.detach().cpu().double() * factor).tolist()
     for (left, top, right, bottom), text, paint in reversed(list(zip(edges, texts, colours, strict=True))):
@@ -61,7 +169,7 @@ def boxes(picture: Tensor, boxes: Tensor, texts: Sequence[str], colours: Sequenc
             continue  # outside the picture, or nothing to be seen of it
         draw.rectangle((left, top, right - 1, bottom - 1), outline=paint, width=width)
         if text:
-            _label(draw, image.size, (left, top), text, paint, font)
+            _label(draw, image.size, (left, top), text, paint, letters)
     return _tensor(image)
 
 
@@ -93,6 +201,15 @@ def skeletons(
                 draw.line((points[a], points[b]), fill=paint, width=width)
         for x, y in (point for point, seen in zip(points, visible, strict=True) if seen):
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=paint, outline=_contrast(paint))
+    return _tensor(image)
+
+
+def dots(picture: Tensor, points: Tensor, radii: Tensor, colours: Sequence[Colour]) -> Tensor:
+    """Filled circles in a picture of the same size. points (K, 2) x, y and radii (K,) in pixels."""
+    image = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
+    draw = ImageDraw.Draw(image)
+    for (x, y), radius, paint in zip(points.tolist(), radii.tolist(), colours, strict=True):
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=paint)
     return _tensor(image)
 
 
@@ -135,21 +252,13 @@ def _label(
     corner: tuple[float, float],
     text: str,
     paint: Colour,
-    font: ImageFont.FreeTypeFont,
+    letters: Lettering,
 ) -> None:
     """On the box's upper edge; below it, or further left, where it would leave the picture. size: its width, height."""
-    text = _fitted(text, font, size[0] - 6)
-    width, height = round(font.getlength(text)) + 6, sum(font.getmetrics()) + 2
+    text = letters.fitted(text, size[0] - 6)
+    width, height = round(letters.length(text)) + 6, letters.height + 2
     x, y = round(corner[0]), round(corner[1])
     x = max(0, min(x, size[0] - width))
     y = y - height if corner[1] >= height else min(y, size[1] - height)
     draw.rectangle((x, y, x + width - 1, y + height - 1), fill=paint)
-    draw.text((x + 3, y + height / 2), text, fill=_contrast(paint), font=font, anchor="lm")
-
-
-def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """Cut in the middle of the name, so that the probability at its end stays."""
-    while font.getlength(text) > width and len(text) > 12:
-        middle = (len(text) - 5) // 2
-        text = text[: middle - 2] + ".." + text[middle + 2 :]
-    return text
+    letters.write(draw, (x + 3, y + height / 2), text, _contrast(paint))

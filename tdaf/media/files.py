@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
@@ -19,17 +20,80 @@ from tdaf.errors import UnreadableSample, UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tdaf.media.video import Video
+    from tdaf.media.clip import Video
 
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
-VIDEOS = (
-    ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".m2ts",
-    ".3gp", ".ogv",
+IMAGES = (
+    ".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2", ".avif",
 )  # fmt: skip
+# what FFmpeg opens as a video, without GIF, which may be either
+VIDEOS = (
+    ".mp4", ".m4v", ".mov", ".qt", ".f4v", ".3gp", ".3g2", ".mj2", ".avi", ".divx", ".xvid", ".mkv", ".mk3d", ".webm",
+    ".mpg", ".mpeg", ".mpe", ".mpv", ".m1v", ".m2v", ".m2p", ".vob", ".mod", ".dat", ".ts", ".mts", ".m2ts", ".m2t",
+    ".tod", ".trp", ".wmv", ".asf", ".wtv", ".dvr-ms", ".flv", ".rm", ".rmvb", ".ogv", ".ogm", ".ogg", ".mxf", ".dv",
+    ".nut", ".amv", ".y4m", ".ivf", ".h261", ".h263", ".h264", ".264", ".avc", ".h265", ".265", ".hevc", ".mjpg",
+    ".mjpeg", ".obu",
+)  # fmt: skip
+MOVING = (*VIDEOS, ".gif")
 
 
 def is_video(path: Path) -> bool:
-    return path.suffix.lower() in VIDEOS
+    """By its ending; of GIF, whether it moves."""
+    suffix = path.suffix.lower()
+    return suffix in VIDEOS or (suffix == ".gif" and _moves(path))
+
+
+def is_data(name: str) -> bool:
+    """Whether a file or folder is more than what an operating system or a notebook left."""
+    return not name.startswith(".") and name not in ("@eaDir", "__MACOSX")
+
+
+def files_below(
+    folder: str | os.PathLike[str],
+    endings: tuple[str, ...],
+    deep: bool = True,
+    onerror: Callable[[OSError], None] | None = None,
+    without: Path | None = None,
+) -> tuple[list[str], Counter[str]]:
+    """Files with one of these endings, in any case.
+
+    Args:
+        folder: the folder, also of or in an archive; links are followed.
+        endings: small letters, with their dots.
+        deep: whether those in its sub-folders too.
+        onerror: told of folders that cannot be read; by default that is a UserError.
+        without: a sub-folder that is not looked into.
+
+    Returns:
+        Paths below the folder, with / between their parts, in torchvision's order: its own files, then those of each
+        sub-folder. And how many files have other endings, by their endings.
+    """
+    from tdaf.media import archive  # and with it NumPy
+
+    found, others = [], Counter()
+    for parent, folders, files in archive.walk(folder, onerror or _unreadable):
+        folders[:] = filter(is_data, folders) if deep else ()
+        if without is not None:
+            folders[:] = [name for name in folders if Path(parent, name).resolve() != without.resolve()]
+        below = os.path.relpath(parent, folder).replace(os.sep, "/") + "/" if parent != os.fspath(folder) else ""
+        files = sorted(filter(is_data, files))
+        names = [name for name in files if name.lower().endswith(endings)]
+        found.append((parent, [below + name for name in names]))
+        if len(names) < len(files):
+            others.update(os.path.splitext(name)[1].lower() for name in set(files).difference(names))
+    return [name for _, names in sorted(found) for name in names], others
+
+
+def folders_in(folder: str | os.PathLike[str]) -> list[str]:
+    """Sorted names of the folders in one, also of or in an archive. UserError where it cannot be read."""
+    from tdaf.media import archive
+
+    return sorted(filter(is_data, archive.inside(folder, _unreadable)[0]))
+
+
+def left_out(others: Counter[str], kind: str) -> dict[str, int]:
+    """The note that counts files of other endings than those of images or videos, the kind."""
+    some = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in others.most_common(5))
+    return {f"files that are no {kind} by their endings, left out ({some})": others.total()} if others else {}
 
 
 def write_skip_list(path: str | os.PathLike[str], names: Iterable[str]) -> None:
@@ -79,6 +143,22 @@ def read_skip_list(path: str | None, folders: tuple[str, ...] = (), example: str
     return names
 
 
+def _moves(path: Path) -> bool:
+    from PIL import Image
+
+    from tdaf.media import archive
+
+    try:
+        with archive.open_file(path) as file, Image.open(file) as image:
+            return getattr(image, "is_animated", False)
+    except Exception:  # PIL's plug-ins let many kinds of exception out of a damaged file
+        return False
+
+
+def _unreadable(error: OSError) -> None:
+    raise UserError(f"{error.filename}: {error.strerror}; it must be readable, with all that is in it") from error
+
+
 def _is_plain(name: str) -> bool:
     return name.isprintable() and name == name.strip() and not name.startswith('"') and "\\" not in name
 
@@ -96,26 +176,30 @@ class Media:
     """Image files and videos as one sequence of pictures (protocol: tdaf/task.py): one of each image file, all frames
     of each video.
 
-    Image files are opened only when they are read, and of an animated one the first picture is taken. Videos are
-    counted at once.
+    Image files are opened only when they are read; an animated GIF counts as a video, and of other files with several
+    pictures the first is taken. Videos are counted at once.
 
     Args:
-        paths: the files, in their order.
+        paths: the files, in their order. Pictures are turned as their EXIF tag says.
+        background: see `read_image`.
 
     Attributes:
+        reading: exif and background, with which images are read.
         videos: whether there is a video among them; reading is then fast in order only, and so belongs into one
             process.
         faults: what is wrong with a video, by its path. One without a readable frame has no picture here; one that is
             damaged on its way has those before the damage.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.videos = any(map(is_video, paths))
+    def __init__(self, paths: Sequence[Path], background: Sequence[int] | None = None) -> None:
+        self.reading = {"exif": True, "background": background}
+        self._videos = {path: _video(path) for path in paths if is_video(path)}
+        self.videos = bool(self._videos)
         self.faults: dict[Path, str] = {}
-        counts = {path: self._count(path) if is_video(path) else 1 for path in paths}
+        counts = {path: self._count(path) if path in self._videos else 1 for path in paths}
         self._files = [path for path, count in counts.items() if count]
         self._ends = list(accumulate(counts[path] for path in self._files))
-        self._video: Video | None = None
+        self._open: Video | None = None
         self._last: tuple[int, Tensor] | None = None
 
     def __len__(self) -> int:
@@ -133,7 +217,7 @@ class Media:
     def frame(self, index: int) -> int | None:
         """The frame in its video, from 0; None for an image file."""
         place = bisect_right(self._ends, index)
-        if not is_video(self._files[place]):
+        if self._files[place] not in self._videos:
             return None
         return index - (self._ends[place - 1] if place else 0)
 
@@ -142,12 +226,21 @@ class Media:
         frame = self.frame(index)
         return str(self.file(index)) if frame is None else f"{self.file(index)}, frame {frame}"
 
+    def seconds(self, path: Path, frame: int) -> float:
+        """When a frame of one of the videos is shown, after its first one; of one past the last, when that ends."""
+        return self._videos[path].seconds(frame)
+
+    def stamp(self, index: int) -> float | None:
+        """The same of a picture, where the rate of its video varies; else None."""
+        survey = self._videos[self.file(index)].survey
+        return survey.times[self.frame(index)] if survey.times else None
+
     def fps(self, path: Path) -> Fraction:
         """Frames a second of one of the videos."""
-        return _video(path).fps
+        return self._videos[path].fps
 
     def _count(self, path: Path) -> int:
-        video = _video(path)
+        video = self._videos[path]
         try:
             count, fault = len(video), video.fault
         except UnreadableSample as error:
@@ -161,15 +254,15 @@ class Media:
         if frame is None:
             from tdaf.media.image import read_image
 
-            return read_image(path)
-        if self._video is None or self._video.path != path:
-            if self._video is not None:
-                self._video.close()
-            self._video = _video(path)
-        return self._video.read(frame)
+            return read_image(path, **self.reading)
+        if self._open is not self._videos[path]:
+            if self._open is not None:
+                self._open.close()
+            self._open = self._videos[path]
+        return self._open.read(frame)
 
 
 def _video(path: Path) -> Video:
-    from tdaf.media.video import Video  # and with it PyAV, which images do not need
+    from tdaf.media.clip import Video  # and with it PyAV, which images do not need
 
     return Video(path)

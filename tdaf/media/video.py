@@ -1,18 +1,18 @@
-"""Video files through PyAV: opened, decoded in the order in which their frames are shown, and written.
+"""Video files through PyAV: opened, indexed, decoded in the order in which their frames are shown.
 
-torch is imported only where a tensor is made: scripts/prepare_kinetics.py needs none, in any of its processes.
+clip.py makes tensors of them; scripts/prepare_kinetics.py needs no torch, in any of its processes.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from itertools import islice, pairwise
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -20,169 +20,62 @@ from av.stream import Discard, Disposition
 from av.video.reformatter import VideoReformatter
 
 from tdaf.errors import UnreadableSample
+from tdaf.media import archive
 
-if TYPE_CHECKING:
-    from torch import Tensor
+Path = str | os.PathLike[str]
 
 USUAL_FPS = Fraction(25)  # where a file does not say a rate, or one that no camera has
 # "file:" because a colon in a name would be taken for a protocol; no list of addresses is followed
 LOCAL = {"protocol_whitelist": "file"}
+# whether rows become columns, and then whether up and down, left and right change places
+Orientation = tuple[bool, bool, bool]
+AS_IT_LIES = (False, False, False)
+# containers that say when a frame is shown
+STAMPED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "flv"}
+DELAYED = {"h264", "hevc", "vvc"}  # decoded by FFmpeg with a delay that their packets do not tell
 RIFF_SLACK = 16  # bytes; writers of AVI differ in what they count
 # RFC 8794 and 9559: an element is an identifier, a size, and that many bytes; live recordings leave the size open
 EBML, MATROSKA_SEGMENT, OPEN_END = b"\x1aE\xdf\xa3", b"\x18S\x80g", b"\xff" * 7
 # IndexError is PyAV's, where a damaged transport stream turns out to have more streams than its header
 DEMUX_ERRORS = (av.FFmpegError, IndexError)
-# each keeps its tables from frame to frame; predict reads and writes in turn, and so one for both would lose them
-_TO_RGB, _TO_YUV = VideoReformatter(), VideoReformatter()
+_TO_RGB = VideoReformatter()  # keeps its tables from frame to frame
 
 
-class Video:
-    """The frames of a video file in the order in which they are shown.
-
-    A turn by 90, 180 or 270 degrees that the file asks for is made, as players make it; mirroring and pixels that are
-    not square are left as they are. Where the size changes on the way, frames are scaled to the first one's. The file
-    is opened when it is first used, in each process anew, and closed at its end and by `close`.
+@dataclass(frozen=True)
+class FrameIndex:
+    """Where the key frames of a file lie.
 
     Args:
-        path: of the file. Nothing is read yet.
-
-    Raises:
-        UnreadableSample: by all but the constructor: a missing or empty file, one without a picture, or one that cannot
-            be decoded.
+        frames: how many frames are to be shown, None where only decoding tells.
+        before: of each key frame, the frames to be shown that precede it in the file. Without any key frame the file
+            can only be read from its start.
+        stamps: of each key frame, its time stamp in the stream's units.
+        kind: of these stamps, "dts" or "pts".
+        seek_offset: what a seek adds to a stamp, as FFmpeg takes a time to seek in mp4 for one of presentation.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self._counted: tuple[int, str | None] | None = None
-        self._frames: Any = None  # a generator of frames
-        self._next, self._size, self._process = 0, (0, 0), 0
-
-    def __len__(self) -> int:
-        """How many frames can be decoded, up to the first damage. What a file says of its length is often missing or
-        wrong, so all of it is decoded, once, which takes about as long as reading it."""
-        return self._count()[0]
-
-    @property
-    def fault(self) -> str | None:
-        """Why the file holds less than it should; None where it is sound."""
-        return self._count()[1]
-
-    @property
-    def fps(self) -> Fraction:
-        """Frames a second, the mean where the rate varies."""
-        with opened(self.path) as (_, stream):
-            rates = (stream.average_rate, stream.guessed_rate)
-            return next((Fraction(rate) for rate in rates if rate and 0 < rate <= 1000), USUAL_FPS)
-
-    def read(self, index: int) -> Tensor:
-        """Frame `index`, from 0, as uint8 RGB (3, H, W). Going on from the last one read is fast; going back begins at
-        the start again."""
-        import torch
-
-        if self._frames is None or index < self._next or self._process != os.getpid():
-            self.close()
-            self._frames, self._process = _frames_of(self.path), os.getpid()
-        for frame in self._frames:
-            if self._next == 0:
-                self._size = (frame.width, frame.height)
-            self._next += 1
-            if self._next > index:
-                return torch.from_numpy(upright(frame, *self._size)).permute(2, 0, 1)
-        raise UnreadableSample(f"it has {self._next} frames, and so no frame {index} ({self.path})")
-
-    def close(self) -> None:
-        if self._frames is not None:
-            self._frames.close()
-        self._frames, self._next = None, 0
-
-    def __enter__(self) -> Video:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_frames": None, "_next": 0}
-
-    def _count(self) -> tuple[int, str | None]:
-        if self._counted is None:
-            count, fault = 0, None
-            try:
-                for _ in _frames_of(self.path):
-                    count += 1
-                with opened(self.path) as (_, stream):
-                    check_whole(self.path, stream)
-            except UnreadableSample as error:
-                if not count:
-                    raise
-                fault = str(error)
-            self._counted = count, fault
-        return self._counted
+    frames: int | None = None
+    before: Sequence[int] = ()
+    stamps: Sequence[int] = ()
+    kind: str = "pts"
+    seek_offset: int = 0
 
 
-class VideoWriter:
-    """Frames to an mp4 file (h264, 4:2:0), which appears under its name when all is written, and not if that fails.
+@dataclass(frozen=True)
+class Survey:
+    """What all of a file holds.
 
-    A context manager. Odd sizes get another row or column, the last one again. Frames of another size than the first
-    are scaled to it. No frame, no file.
-
-    Args:
-        path: of the file.
-        fps: its frames a second.
-
-    Raises:
-        OSError: where the disk refuses.
+    frames: how many can be decoded, up to the first damage. times: of each, in seconds from the first one; None where
+    they follow evenly, or are not known. fault: why the file holds less than it should; None where it is sound.
     """
 
-    def __init__(self, path: str | os.PathLike[str], fps: Fraction | float) -> None:
-        self.path = Path(path)
-        self.fps = Fraction(fps).limit_denominator(100_000)
-        self._part = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        self._container: av.container.OutputContainer | None = None
-        self._written = 0
-
-    def write(self, picture: Tensor) -> None:
-        """picture: uint8 RGB (3, H, W)."""
-        pixels = picture.permute(1, 2, 0).numpy()
-        odd = [(0, side % 2) for side in pixels.shape[:2]]
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(np.pad(pixels, [*odd, (0, 0)], "edge")), "rgb24")
-        try:
-            if self._container is None:
-                self._container = av.open(f"file:{self._part}", "w", format="mp4")
-                options = {"preset": "veryfast", "crf": "20"}
-                self._stream = self._container.add_stream("libx264", rate=self.fps, options=options)
-                self._stream.width, self._stream.height = frame.width, frame.height
-                self._stream.pix_fmt = "yuv420p"
-            size = {"width": self._stream.width, "height": self._stream.height}
-            frame = _TO_YUV.reformat(frame, **size, format="yuv420p", threads=1)
-            frame.pts, frame.time_base = self._written, 1 / self.fps
-            self._container.mux(self._stream.encode(frame))
-        except av.FFmpegError as error:
-            raise OSError(error.errno, error.strerror, str(self.path)) from error
-        self._written += 1
-
-    def __enter__(self) -> VideoWriter:
-        return self
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        if self._container is None:
-            return
-        try:
-            if kind is None:
-                self._container.mux(self._stream.encode())
-            self._container.close()
-            if kind is None:
-                os.replace(self._part, self.path)
-        except av.FFmpegError as error:
-            raise OSError(error.errno, error.strerror, str(self.path)) from error
-        finally:
-            self._part.unlink(missing_ok=True)
+    frames: int
+    times: list[float] | None
+    fault: str | None
 
 
 @contextmanager
-def opened(
-    path: str | os.PathLike[str], probe: bool = True
-) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+def opened(path: Path, probe: bool = True) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """A video file while it is open: its container, and its first stream of pictures that is no cover image.
 
     The decoder has one thread: frame threads have been seen to hang, and more than one only pays for large pictures.
@@ -198,10 +91,10 @@ def opened(
         UnreadableSample: what is missing, empty, not a regular file, no video, or without a stream of pictures.
     """
     try:
-        about = os.stat(path)
-        if not stat.S_ISREG(about.st_mode):
+        size, _ = archive.about(path)
+        if not archive.is_file(path):
             raise UnreadableSample(f"not a file ({path})")
-        if not about.st_size:
+        if not size:
             raise UnreadableSample(f"the file is empty ({path})")
         container = _open(path, probe)
     except (av.FFmpegError, OSError) as error:
@@ -224,7 +117,7 @@ def opened(
 
 
 def decode(
-    path: str | os.PathLike[str],
+    path: Path,
     container: av.container.InputContainer,
     stream: av.VideoStream,
     promised: int | None = None,
@@ -257,11 +150,123 @@ def decode(
         raise UnreadableSample(f"not one frame in it ({path})")
 
 
+def count_frames(path: Path) -> int:
+    """How many frames a file has, from its table or packets, and by decoding all of it only where these do not tell.
+
+    Raises:
+        UnreadableSample: no video, no frame in it, or cut off.
+    """
+    with opened(path, probe=False) as (container, stream):
+        frames = index_of(path, container, stream).frames
+    return decode_whole(path) if frames is None else frames
+
+
+def decode_whole(path: Path) -> int:
+    """Decodes every frame and returns how many there are.
+
+    Raises:
+        UnreadableSample: one is damaged or missing, or the file ends before its container says so.
+    """
+    found = survey(path)
+    if found.fault is not None:
+        raise UnreadableSample(found.fault)
+    return found.frames
+
+
+def promised_frames(path: Path) -> int | None:
+    """How many frames the packets say that there are; None where only decoding tells. Raises UnreadableSample."""
+    with opened(path) as (container, stream):
+        return index_of(path, container, stream).frames
+
+
+def survey(path: Path) -> Survey:
+    """Decodes a file as far as it is sound. This is what "whole" means to training, check_data and predict alike.
+
+    Raises:
+        UnreadableSample: no video, or not one frame in it.
+    """
+    promised, faults, stamps, rate = None, [], [], USUAL_FPS
+    try:
+        promised = promised_frames(path)
+    except UnreadableSample as error:
+        faults.append(str(error))
+    try:
+        with opened(path) as (container, stream):
+            rate = frame_rate(stream)
+            for frame in decode(path, container, stream, promised):
+                stamps.append(frame.time)
+    except UnreadableSample as error:
+        faults.append(str(error))
+    fault = "; ".join(text.removesuffix(f" ({path})") for text in dict.fromkeys(faults)) + f" ({path})"
+    if not stamps:
+        raise UnreadableSample(fault)
+    return Survey(len(stamps), _uneven(stamps, float(rate)), fault if faults else None)
+
+
+def _uneven(stamps: list[float | None], rate: float) -> list[float] | None:
+    """Seconds from the first frame on, where they are known, rise, and are not those of an even `rate`."""
+    if None in stamps or any(later <= earlier for earlier, later in pairwise(stamps)):
+        return None
+    times = [stamp - stamps[0] for stamp in stamps]
+    even = all(abs(time - place / rate) < 0.5 / rate for place, time in enumerate(times))
+    return None if even else times
+
+
+def frame_index(container: av.container.InputContainer, stream: av.VideoStream) -> FrameIndex:
+    """From the table that an mp4 file begins or ends with, else from the headers of all packets, which reads the file
+    once. The container stands anywhere afterwards. Raises av.FFmpegError where the packets cannot be read."""
+    if has_frame_table(container, stream):
+        entries = stream.index_entries
+        # one at a time: hundreds of small objects at once set off Python's search for garbage
+        stamps = np.fromiter((entry.timestamp for entry in entries), np.int64, len(entries))
+        keys = np.fromiter((entry.is_keyframe for entry in entries), bool, len(entries))
+        shown = np.fromiter((not entry.is_discard for entry in entries), bool, len(entries))
+        (pts, dts), *second = [(packet.pts, packet.dts) for packet in islice(container.demux(stream), 2)]
+        if pts is None or dts is None or any(later is not None and later < pts for later, _ in second):
+            return FrameIndex()
+        kind, offset = "dts", pts - dts
+    else:
+        packets = [(p.pts, p.is_keyframe, not p.is_discard) for p in container.demux(stream) if p.size]
+        times = [pts for pts, _, shown in packets if shown or pts is None]
+        if not _are_shown_at(times, container.format.name, stream.codec_context.name):
+            return FrameIndex()
+        stamps, keys, shown = map(np.array, zip(*packets, strict=True))
+        kind, offset = "pts", 0
+    before = np.cumsum(shown) - shown
+    return FrameIndex(int(shown.sum()), before[keys], stamps[keys], kind, offset)
+
+
+def _are_shown_at(pts: list[int | None], container: str, codec: str) -> bool:
+    """Whether packets carry the time at which their frame is shown. AVI knows no such time: FFmpeg fills it in, rightly
+    where frames are shown in the order of their packets and the decoder's delay is known, wrongly for h264."""
+    if not pts or None in pts or len(set(pts)) < len(pts) or min(pts) < pts[0]:
+        return False
+    return container in STAMPED or (codec not in DELAYED and pts == sorted(pts))
+
+
+def index_of(path: Path, container: av.container.InputContainer, stream: av.VideoStream) -> FrameIndex:
+    """`frame_index`, with faults as UnreadableSample: also a file that ends too early, and one without a frame."""
+    check_whole(path, stream)
+    try:
+        index = frame_index(container, stream)
+    except DEMUX_ERRORS as error:
+        raise UnreadableSample(f"cut off or damaged: {getattr(error, 'strerror', error)} ({path})") from error
+    if index.frames == 0:
+        raise UnreadableSample(f"not one frame in it ({path})")
+    return index
+
+
+def frame_rate(stream: av.VideoStream) -> Fraction:
+    """Frames a second, the mean where the rate varies."""
+    rates = (stream.average_rate, stream.guessed_rate)
+    return next((Fraction(rate) for rate in rates if rate and 0 < rate <= 1000), USUAL_FPS)
+
+
 def upright(frame: av.VideoFrame, width: int, height: int) -> np.ndarray:
-    """RGB uint8 (height, width, 3), turned as the file asks for: (width, height, 3) after an odd quarter turn."""
+    """RGB uint8 (height, width, 3), turned and mirrored as the file asks for: (width, height, 3) by a quarter turn."""
     pixels = np.empty((height, width, 3), np.uint8)
     to_rgb(frame, pixels)
-    return np.ascontiguousarray(np.rot90(pixels, quarter_turns(frame)))
+    return as_shown(pixels, orientation(frame))
 
 
 def to_rgb(frame: av.VideoFrame, out: np.ndarray) -> None:
@@ -273,9 +278,22 @@ def to_rgb(frame: av.VideoFrame, out: np.ndarray) -> None:
     out.reshape(height, 3 * width)[:] = rows[:, : 3 * width]  # rows are padded
 
 
-def quarter_turns(frame: av.VideoFrame) -> int:
-    """Against the clock, with which the frame is to be shown."""
-    return round(frame.rotation / 90) % 4
+def orientation(frame: av.VideoFrame) -> Orientation:
+    """How the frame is to be shown, by its display matrix (ISO/IEC 14496-12, 8.5.2: pixel (x, y) is shown at x' = a x +
+    c y, y' = b x + d y); turns in between become quarter ones."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return AS_IT_LIES
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    swapped = abs(b) + abs(c) > abs(a) + abs(d)
+    return (True, b < 0, c < 0) if swapped else (False, d < 0, a < 0)
+
+
+def as_shown(pixels: np.ndarray, how: Orientation) -> np.ndarray:
+    """Frames (..., H, W, 3) turned and mirrored."""
+    swapped, down, across = how
+    pixels = pixels.swapaxes(-3, -2) if swapped else pixels
+    return np.ascontiguousarray(pixels[..., :: -1 if down else 1, :: -1 if across else 1, :])
 
 
 def has_frame_table(container: av.container.InputContainer, stream: av.VideoStream) -> bool:
@@ -283,12 +301,12 @@ def has_frame_table(container: av.container.InputContainer, stream: av.VideoStre
     return "mp4" in container.format.name and 0 < len(stream.index_entries) == stream.frames
 
 
-def check_whole(path: str | os.PathLike[str], stream: av.VideoStream) -> None:
+def check_whole(path: Path, stream: av.VideoStream) -> None:
     """Raises UnreadableSample where the file of an `opened` stream ends before its table of frames, or a matroska, webm
     or AVI header, says it does; no decoder tells where a format has no table."""
-    length = os.stat(path).st_size
+    length, _ = archive.about(path)
     end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
-    with open(path, "rb") as file:
+    with archive.open_file(path) as file:
         head = file.read(64)
     segment = head.find(MATROSKA_SEGMENT) + len(MATROSKA_SEGMENT)
     if head.startswith(b"RIFF"):
@@ -300,24 +318,23 @@ def check_whole(path: str | os.PathLike[str], stream: av.VideoStream) -> None:
         raise UnreadableSample(f"cut off: {end - length} bytes are missing at its end ({path})")
 
 
-def _open(path: str | os.PathLike[str], probe: bool) -> av.container.InputContainer:
-    url = f"file:{os.fspath(path)}"
-    with open(path, "rb") as file:
+def _open(path: Path, probe: bool) -> av.container.InputContainer:
+    is_member = archive.through(path) is not None
+
+    def source() -> str | BinaryIO:
+        return archive.open_file(path) if is_member else f"file:{os.fspath(path)}"
+
+    with archive.open_file(path) as file:
         mp4 = file.read(8)[4:] == b"ftyp"
     if mp4 and not probe:
         # one packet is read, and none decoded
         options = {"options": {"skip_frame": "all"}, "container_options": LOCAL | {"probesize": "32"}}
-        container = av.open(url, **options, metadata_errors="ignore")
+        container = av.open(source(), **options, metadata_errors="ignore")
         if all(has_frame_table(container, stream) for stream in _picture_streams(container)):
             return container
         container.close()
-    return av.open(url, container_options=LOCAL, metadata_errors="ignore")
+    return av.open(source(), container_options=LOCAL, metadata_errors="ignore")
 
 
 def _picture_streams(container: av.container.InputContainer) -> Iterator[av.VideoStream]:
     return (s for s in container.streams.video if not s.disposition & Disposition.attached_pic)
-
-
-def _frames_of(path: Path) -> Iterator[av.VideoFrame]:
-    with opened(path) as (container, stream):
-        yield from decode(path, container, stream)

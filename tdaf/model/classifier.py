@@ -44,6 +44,22 @@ class Classifier(nn.Module):
         return views, self.body(self.normalise(x.flatten(0, len(views) - 1)))[-1]
 
 
+class Probabilities(nn.Module):
+    """A classifier with its softmax, as one file for others. Protocol: `PredictionTask.deployed` in tdaf/task.py."""
+
+    raw = "logits"
+
+    def __init__(self, network: Classifier) -> None:
+        super().__init__()
+        self.network = network
+        self.dynamic = network.body.dims == 2 and isinstance(network.head, LinearHead)
+
+    def forward(self, input: Tensor) -> dict[str, Tensor]:
+        """uint8 RGB (B, 3, [T,] H, W) -> "probabilities" and "logits" (B, classes)."""
+        logits = self.network(input)
+        return {"probabilities": logits.softmax(-1), "logits": logits}
+
+
 def log_probabilities(outputs: Tensor) -> Tensor:
     """Logits (B, K), or (B, V, K) for V views, to float32 log-probabilities (B, K), the softmax averaged over views."""
     scores = outputs.float().log_softmax(-1)

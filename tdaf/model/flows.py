@@ -21,12 +21,12 @@ from torch.utils.checkpoint import checkpoint
 
 from tdaf.errors import UserError
 from tdaf.model.anar import ANAR, check_anar
-from tdaf.model.staged import Staged
+from tdaf.model.staged import Staged, gated_stages
 
 DOWNSAMPLE = ("area", "bilinear", "stride")
 NORM = ("mfbn", "shared")
 
-Gate = Callable[[Tensor], Tensor]  # a stage's map (B, C, *size) -> the factor (B, 1, *size) that it is multiplied by
+Gate = Callable[[Tensor], Tensor]  # a stage's map (B, C, *size) -> the factor (B, 1 or C, *size) it is multiplied by
 
 
 class Flows(nn.Module):
@@ -98,6 +98,9 @@ class TDAF(Flows):
         anar_width, depthwise, gate_init: of each gate; see `ANAR`.
         norm: "mfbn" (Eq. 4), or "shared": one set of statistics for all flows.
         rematerialise: keep each stage's input alone and compute the stage again in backward; also with one flow.
+        upsample, mask, learn_eta: designs of the gates that are not the paper's; see `ANAR`.
+        detach: x_l = h_l * (g_l[sg(a)] + eta), a the map of the flow before, through which sg lets no gradient: weights
+            learn by the last flow alone, which shares them. Not the paper's either ("end-to-end").
 
     Raises:
         UserError: a setting out of range.
@@ -116,13 +119,18 @@ class TDAF(Flows):
         norm: str = "mfbn",
         gate_init: str = "kaiming",
         rematerialise: bool = False,
+        upsample: str = "deconv",
+        mask: str = "one",
+        learn_eta: bool = False,
+        detach: bool = False,
     ) -> None:
         super().__init__(staged, flows, downsample, norm, rematerialise)
-        check_anar(anar, gate_init, eta)
-        self.eta = eta
-        for stage in _gated_stages(gated, len(self.stages), self.appended) if flows > 1 else ():
+        designs = (upsample, mask, learn_eta)
+        check_anar(anar, gate_init, eta, *designs)
+        self.eta, self.detach = eta, detach
+        for stage in gated_stages(gated, len(self.stages), self.appended) if flows > 1 else ():
             width = self.widths[stage - 1]
-            self.gates[str(stage)] = ANAR(width, anar, anar_width, self.dims, depthwise, gate_init, eta)
+            self.gates[str(stage)] = ANAR(width, anar, anar_width, self.dims, depthwise, gate_init, eta, *designs)
             take_gate(self.stages[stage - 1])
         self._share(norm)
 
@@ -139,8 +147,9 @@ class TDAF(Flows):
         maps = []
         for number, stage in enumerate(stages, start=1):
             if number <= len(above) and str(number) in gates:
-                gate = gates[str(number)]
-                x = self._run(_gated, (stage, gate), stage, x, gate, above[number - 1], self.eta)
+                gate, seen = gates[str(number)], above[number - 1]
+                seen = seen.detach() if self.detach else seen
+                x = self._run(_gated, (stage, gate), stage, x, gate, seen, gate.shortcut(self.eta))
             else:
                 x = self._run(stage, (stage,), x)
             maps.append(x)
@@ -220,15 +229,15 @@ def pyramid(x: Tensor, flows: int, dims: int, downsample: str = "area") -> list[
     return inputs[::-1]
 
 
-def mask(h: Tensor, gate: nn.Module, above: Tensor, eta: float) -> Tensor:
-    """g_l[above] + eta (Eq. 5): (B, 1, *size) for a map h (B, C, *size), above (B, A, *smaller) the previous flow's."""
+def mask(h: Tensor, gate: nn.Module, above: Tensor, eta: float | Tensor) -> Tensor:
+    """g_l[above] + eta (Eq. 5): (B, 1 or C, *size) for a map h (B, C, *size), above, the previous flow's, smaller."""
     # A deconvolution doubles a map whose size was rounded up: what lies beyond half of h is of no cell of h, and would
     # squeeze the mask. Elsewhere every size is half of the next flow's, rounded up, and nothing is cut.
-    above = above[(..., *(slice(-(-size // 2)) for size in h.shape[2:]))]
+    above = above[(..., *(slice((size + 1) // 2) for size in h.shape[2:]))]
     return gate(above, h.shape[2:]).to(h.dtype) + eta
 
 
-def _gated(stage: nn.Module, x: Tensor, gate: nn.Module, above: Tensor, eta: float) -> Tensor:
+def _gated(stage: nn.Module, x: Tensor, gate: nn.Module, above: Tensor, eta: float | Tensor) -> Tensor:
     # h_l[x] * (g_l[above] + eta), in one call of the stage
     return stage(x, gate=functools.partial(mask, gate=gate, above=above, eta=eta))
 
@@ -278,7 +287,7 @@ def _new_gated(kind: type[nn.Module]) -> nn.Module:
 
 
 def relu_gate(h: Tensor, m: Tensor, inplace: bool = False) -> Tensor:
-    """relu(h) * m, storing for backward no map but the result. h (B, C, *size), m (B, 1, *size) >= 0, of one dtype.
+    """relu(h) * m, storing for backward no map but the result. h (B, C, *size), m (B, 1 or C, *size) >= 0, one dtype.
 
     inplace writes into h, as nn.ReLU(inplace=True) does. Where m is 0 its gradient is taken as 0: a mask that
     comes from a sigmoid is 0 only where the sigmoid is flat.
@@ -306,7 +315,8 @@ class _ReluGate(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             # relu(h) is y / m, so h itself need not be kept. Half precision sums over channels in float32.
             wide = torch.promote_types(y.dtype, torch.float32)
-            total = (grad_y * y).sum(1, keepdim=True, dtype=wide)
+            total = grad_y * y
+            total = total if m.shape == y.shape else total.sum(1, keepdim=True, dtype=wide)
             grad_m = torch.where(m > 0, total / m, 0).to(m.dtype)
         if ctx.needs_input_grad[0]:
             grad_h = torch.ops.aten.threshold_backward(grad_y * m, y, 0)
@@ -380,21 +390,3 @@ def _statistics_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for layer, name, buffer in kept:
             setattr(layer, name, buffer)
-
-
-def _gated_stages(gated: str | Sequence[int], stages: int, appended: int) -> list[int]:
-    """The 1-based stages that the setting `gated` names."""
-    everywhere = list(range(1, stages))
-    if gated == "all":
-        return everywhere
-    if gated == "appended":
-        if appended < 2:
-            found = "only one appended stage, the last, which has no gate" if appended else "no appended stages"
-            raise UserError(f"gated=appended: this network has {found}; give all or a list of stages")
-        return everywhere[1 - appended :]
-    if isinstance(gated, str) or not all(stage in everywhere for stage in gated):
-        names = "all, appended" if appended > 1 else "all"
-        raise UserError(
-            f"gated={gated}: must be {names} or a list of stages between 1 and {stages - 1}; the last stage has no gate"
-        )
-    return sorted(set(gated))

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from tdaf.model.flows import Flows, GatedModule, GatedSequential
+from tdaf.model.staged import with_children
 
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 _DECONVOLUTIONS = (nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -46,7 +47,7 @@ def _fold(module: nn.Module) -> None:
     for conv, norm in _pairs(module, graph):
         fused = _fused(module.get_submodule(conv), module.get_submodule(norm))
         _replace(module, conv, fused)
-        _replace(module, norm, nn.Identity())
+        _replace(module, norm, with_children(module.get_submodule(norm), nn.Identity()))
 
 
 @functools.cache
@@ -64,6 +65,8 @@ class _Tracer(fx.Tracer):
 
 
 def _trace(module: nn.Module) -> fx.Graph | None:
+    if hasattr(module, "eval_graph"):  # a stage that was made of a traced network: backbones/cut.py
+        return module.eval_graph
     without_gate = {"gate": None} if isinstance(module, (GatedSequential, GatedModule)) else None
     try:
         return _Tracer().trace(module, without_gate)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tdaf.errors import UserError
-from tdaf.model.staged import Staged
+from tdaf.model.staged import Staged, with_children
 
 MODES = ("frozen", "affine", "trained")
 
@@ -96,4 +96,4 @@ def _fixed(norm: nn.Module, mode: str) -> FrozenBatchNorm2d | FixedBatchNorm2d:
         fixed.weight, fixed.bias = norm.weight, norm.bias
         fixed.num_batches_tracked = norm.num_batches_tracked
     fixed.running_mean, fixed.running_var = norm.running_mean, norm.running_var
-    return fixed
+    return with_children(norm, fixed)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +29,8 @@ def attention_maps(network: nn.Module, x: Tensor) -> dict[tuple[int, int], Tenso
 
     Returns:
         {(flow, stage): g (B, 1, [T,] H, W) in [0, 1]}, both 1-based. The mask at (n, l) was made from flow n-1 and
-        multiplied, with eta added, onto stage l of flow n; its size is that of the map. Empty without TDAF, or with one
-        flow.
+        multiplied, with eta added, onto stage l of flow n; its size is that of the map. Where each channel has a mask
+        of its own (mask="channel") their mean. Empty without TDAF, or with one flow.
 
     Raises:
         ValueError: the network holds two TDAFs.
@@ -39,7 +40,7 @@ def attention_maps(network: nn.Module, x: Tensor) -> dict[tuple[int, int], Tenso
     calls = _gate_calls(tdaf) if tdaf else {}
 
     def keep(gate: nn.Module, inputs: tuple, mask: Tensor) -> None:
-        masks[calls[gate][0]] = mask
+        masks[calls[gate][0]] = mask.mean(1, keepdim=True)
         calls[gate].rotate(-1)
 
     handles = [gate.register_forward_hook(keep) for gate in calls]
@@ -70,10 +71,13 @@ def mask_strides(network: nn.Module) -> dict[tuple[int, int], int]:
     return {(flow, stage): tdaf.strides[stage - 1] * 2 ** (tdaf.flows - flow) for flow, stage in keys}
 
 
+@torch.no_grad()
 def mask_eta(network: nn.Module) -> float | None:
-    """eta of Eq. 5: a map is multiplied by what lies between eta and 1 + eta. None for a network without masks."""
+    """eta of Eq. 5, of learnt ones the mean: a map is multiplied by what lies between eta and 1 + eta. None for a
+    network without masks."""
     tdaf = _only(network)
-    return tdaf.eta if tdaf is not None and _gate_calls(tdaf) else None
+    gates = _gate_calls(tdaf) if tdaf is not None else {}
+    return fmean(float(gate.shortcut(tdaf.eta)) for gate in gates) if gates else None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from torch import Tensor, nn
 
+from tdaf.errors import UserError
+
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -82,6 +84,24 @@ def _check_lengths(stages: Sequence[nn.Module], widths: list[int], strides: list
         )
 
 
+def gated_stages(gated: str | Sequence[int], stages: int, appended: int) -> list[int]:
+    """The 1-based stages that the setting `gated` names."""
+    everywhere = list(range(1, stages))
+    if gated == "all":
+        return everywhere
+    if gated == "appended":
+        if appended < 2:
+            found = "only one appended stage, the last, which has no gate" if appended else "no appended stages"
+            raise UserError(f"gated=appended: this network has {found}; give all or a list of stages")
+        return everywhere[1 - appended :]
+    if isinstance(gated, str) or not all(stage in everywhere for stage in gated):
+        names = "all, appended" if appended > 1 else "all"
+        raise UserError(
+            f"gated={gated}: must be {names} or a list of stages between 1 and {stages - 1}; the last stage has no gate"
+        )
+    return sorted(set(gated))
+
+
 def initialise(module: nn.Module) -> nn.Module:
     """The module itself, with every parameter drawn again (paper, Sec. 4: Kaiming initialisation).
 
@@ -104,3 +124,10 @@ def initialise(module: nn.Module) -> nn.Module:
         if part.bias is not None:
             nn.init.zeros_(part.bias)
     return module
+
+
+def with_children(old: nn.Module, new: nn.Module) -> nn.Module:
+    """`new`, which takes the place of `old`, with what stood under old's name: an activation that is called by it."""
+    for name, child in old.named_children():
+        new.add_module(name, child)
+    return new
