@@ -1,4 +1,4 @@
-"""What only a GPU can show: `python -m pytest -m gpu`, at most eight minutes on one card. Skipped where there is none.
+"""What only a GPU can show: `python -m pytest -m gpu`, made for eight minutes on one card. Skipped without one.
 
 TDAF_GPU_TESTS_ON=cpu runs the same functions on the CPU, smaller, so that they are not code that never ran: it says
 nothing of a GPU. scripts/gpu_day.py starts them, and so does its test.
