@@ -1,4 +1,4 @@
-"""All there is to try on a machine with a GPU: about an hour, of which ten minutes tell whether it works.
+"""All there is to try on a machine with a GPU: an hour by estimate, ten minutes of which tell if it works.
 
     python scripts/gpu_day.py out=FOLDER [device=cuda] [stages=tests,training] [limit=MINUTES] [data.root=PATH ...]
 

@@ -1,4 +1,4 @@
-"""What only a GPU can show: `python -m pytest -m gpu`, at most eight minutes on one card. Skipped where there is none.
+"""What only a GPU can show: `python -m pytest -m gpu`, made for eight minutes on one card. Skipped without one.
 
 TDAF_GPU_TESTS_ON=cpu runs the same functions on the CPU, smaller, so that they are not code that never ran: it says
 nothing of a GPU. scripts/gpu_day.py starts them, and so does its test.
@@ -309,7 +309,7 @@ def test_ranks_of_any_number_train_the_same_network(demo: Path, tmp_path: Path) 
     counts = [1, *itertools.takewhile(lambda count: count <= CARDS, (2, 4, 8))]
     how = ["trainer.sync_bn=true", "trainer.max_steps=1", "trainer.precision=fp32", "trainer.batch=8", "flows=3"]
     how += ["optim=sgd", "optim.lr=0.01", "optim.base_batch=8", "task.mixup=0", "task.cutmix=0", "demo.train=16"]
-    how += ["schedule=constant", "schedule.warmup_epochs=0"]
+    how += ["schedule=constant", "schedule.warmup_epochs=0", "trainer.deterministic=true"]
     config = tiny("imagenet", demo, *how, GPUS)
     weights = [ranked(config, tmp_path / str(count), count)["network"] for count in counts]
     for name, expected in weights[0].items():

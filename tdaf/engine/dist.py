@@ -196,20 +196,31 @@ def explain_peer_failure() -> Iterator[None]:
 def data_parallel(network: nn.Module, device: torch.device, deterministic: bool = False) -> nn.Module:
     """The network with its gradients averaged over the ranks, its buffers each rank's own; all must call this.
 
-    deterministic: gradients are summed in one order from the first step on. Else torch arranges them anew after a
-    run's first step and, again, after that of a run that goes on, which with three ranks and more changes roundings.
+    deterministic: gradients are added in the order of the ranks, at the price of gathering them. Else it depends on
+    where a gradient lies, and torch arranges them anew after the first step of a run, and of one that goes on.
     """
     if world() == 1:
         return network
     ids = [device.index] if device.type == "cuda" else None
-    how = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
-    if deterministic:  # the one setting with which torch leaves the arrangement alone
-        how["find_unused_parameters"] = True
-        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
     with warnings.catch_warnings():
         # torch 2.15 renames broadcast_buffers; the versions before know no other name
         warnings.simplefilter("ignore", FutureWarning)
-        return DistributedDataParallel(network, ids, **how)
+        parallel = DistributedDataParallel(network, ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+    if deterministic and world() > 2:  # of two there is but one order
+        parallel.register_comm_hook(None, lambda state, bucket: _mean_in_order(bucket.buffer()))
+    return parallel
+
+
+def _mean_in_order(mine: Tensor) -> torch.futures.Future[Tensor]:
+    shares = [torch.empty_like(mine) for _ in range(world())]
+
+    def mean(_: Any) -> Tensor:
+        total = shares[0]
+        for share in shares[1:]:
+            total += share
+        return total.div_(world())
+
+    return td.all_gather(shares, mine, async_op=True).get_future().then(mean)
 
 
 def statistics(network: nn.Module) -> dict[str, Tensor]:

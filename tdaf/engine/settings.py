@@ -24,8 +24,7 @@ class Settings:
         channels_last: whether kernels lie channels last in memory.
         compile: whether torch.compile compiles the network.
         sync_bn: whether batch norm takes its statistics over all ranks.
-        deterministic: whether to use torch's deterministic algorithms where there are any, and to add the ranks'
-            gradients in one order, also when a run goes on.
+        deterministic: whether to use torch's deterministic algorithms where there are any.
         evaluate_every: epochs between evaluations; 0: only at the end.
         stop_after: evaluations without a better one after which the run ends; None: it goes on to its last step.
         keep: of how many best evaluations the weights are kept, as checkpoints/step<step>-<value>.pt; 1: best.pt alone.
