@@ -4,8 +4,8 @@
                                 [size=224] [device=auto] [threads=N] [pairs=N] [images=160]
                                 [out=PATH]
 
-what: startup, loader, archives, trainer, model, bridge, fold, memory, compile, detection, pose, clips, latency; all by
-    default.
+what: startup, loader, archives, trainer, model, bridge, fold, memory, compile, onnx, detection, pose, clips, latency;
+    all by default.
 backbone: res50 by default, and for latency a table each of res50 and res101. batch: 8 by default, 128 on a GPU.
 device: auto, cpu or cuda. threads: of torch in this process.
 pairs: timed rounds of each measurement, instead of its own number. images: files for the loaders, a multiple of 32.
@@ -54,6 +54,7 @@ MEASURED_BY = {
     "fold": ("networks.folding",),
     "memory": ("networks.memory", "networks.traffic"),
     "compile": ("networks.compiled",),
+    "onnx": ("networks.exported",),
     "detection": ("networks.detection",),
     "pose": ("data.pose_crops", "data.pose_loader", "networks.pose_training"),
     "clips": ("data.clips",),
@@ -112,6 +113,10 @@ ROWS = {
         network("compiled", "forward, both compiled", device="cpu", high=1.23),
         network("compiled", "forward, both compiled", device="gpu", high=1.30),
         network("compiled_training", "training step, both compiled", device="gpu", high=1.35),
+    ],
+    "onnx": [
+        Row("onnx", "forward, TDAF", of="TDAF onnxruntime", to="TDAF folded", device="cpu"),
+        Row("onnx_plain", "forward, plain", of="plain onnxruntime", to="plain folded", measured="onnx", device="cpu"),
     ],
     "detection": [
         network("fcos_gflops", "GFLOPs of FCOS, 800x1344", low=1.091, high=1.101),

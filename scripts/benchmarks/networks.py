@@ -7,8 +7,11 @@ sides are built and placed as train.py does it: the same settings but for flows=
 from __future__ import annotations
 
 import gc
+import importlib.util
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,7 +30,10 @@ from tdaf import measure
 from tdaf.build import make
 from tdaf.cli import build
 from tdaf.cli.compose import Config, compose
+from tdaf.engine.export import export
+from tdaf.engine.exported import Exported
 from tdaf.engine.precision import Precision, float32
+from tdaf.engine.trained import Run
 from tdaf.errors import RunError
 from tdaf.model.backbones.library import stages
 from tdaf.model.fold import fold
@@ -92,6 +98,22 @@ def inference(settings: Settings) -> Found:
     """As they are and folded, and on a GPU the folded ones as CUDA graphs: all in the same rounds."""
     x = images(settings)
     return {"inference": _forward_times(_folded_sides(settings, x), x, settings, graphs=settings.gpu)}
+
+
+def exported(settings: Settings) -> Found:
+    """By onnxruntime on the CPU, beside the folded networks in PyTorch; nothing where it is not installed."""
+    if settings.gpu or importlib.util.find_spec("onnxruntime") is None:
+        return {}
+    networks = {}
+    with TemporaryDirectory() as folder:
+        for name, flows in ((PLAIN, 1), (TDAF, settings.flows)):
+            config, task = configured(settings, flows)
+            torch.manual_seed(0)
+            run = Run(Path(f"{name}.pt"), config, task.classes, build.network(config, task).state_dict())
+            file = Path(folder, f"{name}.onnx")
+            export(run, file)
+            networks |= {f"{name} onnxruntime": Exported(file), f"{name} folded": run.network(folded=True)}
+    return {"onnx": _forward_times(networks, images(settings), settings)}
 
 
 def compiled(settings: Settings) -> Found:

@@ -64,5 +64,10 @@ class AttentionBranchClassification(Classification):
     def evaluator(self) -> BranchAccuracy:
         return BranchAccuracy(self.protocol)
 
+    def deployed(self, network: nn.Module, onnx: bool) -> nn.Module:
+        made = super().deployed(network, onnx)
+        made.raw = None  # as evaluator and postprocess look for "logits" themselves
+        return made
+
     def postprocess(self, outputs: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
         return super().postprocess(outputs["logits"], batch)

@@ -47,16 +47,15 @@ class Classifier(nn.Module):
 class Probabilities(nn.Module):
     """A classifier with its softmax, as one file for others. Protocol: `PredictionTask.deployed` in tdaf/task.py."""
 
-    raw = "logits"
-
     def __init__(self, network: Classifier) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.raw = network, "logits"
         self.dynamic = network.body.dims == 2 and isinstance(network.head, LinearHead)
 
     def forward(self, input: Tensor) -> dict[str, Tensor]:
         """uint8 RGB (B, 3, [T,] H, W) -> "probabilities" and "logits" (B, classes)."""
         logits = self.network(input)
+        logits = logits["logits"] if isinstance(logits, dict) else logits  # of a network with other outputs besides
         return {"probabilities": logits.softmax(-1), "logits": logits}
 
 
