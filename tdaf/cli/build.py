@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -15,7 +16,9 @@ from tdaf.engine.trained import build_network as network
 from tdaf.engine.trained import build_task as task
 from tdaf.engine.trained import data_root
 from tdaf.errors import UserError
-from tdaf.model import pretrained
+
+if TYPE_CHECKING:
+    from tdaf.model import pretrained
 
 __all__ = ["data_root", "load_pretrained", "make", "network", "optimizer", "settings", "task"]
 
@@ -29,6 +32,8 @@ def load_pretrained(config: Config, network: nn.Module) -> pretrained.Report | N
     source = config["pretrained"]
     if source is None:
         return None
+    from tdaf.model import pretrained
+
     if source == "imagenet":
         name = config["weights"]
         if name is None:

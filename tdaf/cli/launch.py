@@ -12,7 +12,6 @@ from tdaf.cli.compose import Config
 from tdaf.cli.ending import FAULT, INTERRUPTED, MISTAKE, OK
 from tdaf.engine import dist
 from tdaf.engine.health import REQUEUE, Preempted
-from tdaf.engine.spawn import spawn
 from tdaf.errors import RunError, UserError, explain_file
 from tdaf.streams import lossy_streams
 
@@ -30,6 +29,8 @@ def launch(job: Job, config: Config) -> int:
         return _complain(error, MISTAKE)
     if dist.under_torchrun() or gpus <= 1:
         return run_rank(job, config, gpus)
+    from tdaf.engine.spawn import spawn
+
     return spawn(run_rank, (job, config, gpus), gpus)
 
 

@@ -14,7 +14,6 @@ import tdaf
 from tdaf import measure
 from tdaf.engine import dist, optim
 from tdaf.engine.precision import to_device
-from tdaf.engine.visualize import targets
 from tdaf.env import commit
 from tdaf.errors import UnreadableSample
 from tdaf.task import Dataset
@@ -42,6 +41,8 @@ def introduce(trainer: Trainer) -> None:
         f"{optim.describe(trainer.optimizer)}; {trainer.precision.kind} on {trainer.device}{trainer.precision.note}"
     )
     if settings.pictures and dist.rank() == 0 and hasattr(trainer.task, "draw_targets"):
+        from tdaf.engine.visualize import targets
+
         indices = range(min(settings.pictures, len(trainer.train_set)))
         for place, picture in enumerate(targets(trainer.task, trainer.train_set, indices, trainer.seed)):
             trainer.folder.picture(f"target/{place}", picture, 0)

@@ -22,7 +22,6 @@ from tdaf.engine.precision import Precision, check_compiler, deterministic, floa
 from tdaf.engine.schedule import Schedule, cosine
 from tdaf.engine.settings import LoaderSettings, Settings
 from tdaf.engine.summary import introduce, summarise
-from tdaf.engine.visualize import log_samples
 from tdaf.errors import RunError, UserError
 from tdaf.streams import Bar, lossy_streams
 from tdaf.task import Batch, Task
@@ -229,6 +228,8 @@ class Trainer:
 
     def _keep(self, better: bool) -> None:
         if self.settings.pictures and hasattr(self.task, "visualize"):
+            from tdaf.engine.visualize import log_samples  # and with it all that draws
+
             count, where = self.settings.pictures, (self.precision, self.folder, self.step)
             log_samples(self.eval_network, self.task, self.val_set, count, *where)
         values, folder = self.last.values, self.folder.checkpoints
