@@ -141,7 +141,7 @@ def fit(network: nn.Module, settings: Settings, feed: Feed, folder: Path) -> Non
     """Trains on what `feed` gives, for ever: no evaluation, no checkpoint."""
     config, task = configured(settings, settings.flows)
     task.dataset = lambda split: Endless(10**6 * settings.batch)
-    never = {"evaluate_every": 0, "checkpoint_every": 10**9, "log_every": STEPS}
+    never = {"evaluate_every": 0, "checkpoint_every": 10**9, "log_every": STEPS, "pictures": 0}
     trainer = Trainer(
         task,
         network,
