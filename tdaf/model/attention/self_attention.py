@@ -122,7 +122,7 @@ def local_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tens
     """
     height, width = q.shape[2:]
     side = BLOCK + EXTENT - 1
-    down, across = -(-height // BLOCK), -(-width // BLOCK)
+    down, across = (height + BLOCK - 1) // BLOCK, (width + BLOCK - 1) // BLOCK
     margin = EXTENT // 2
     spare = (down * BLOCK - height, across * BLOCK - width)
     q = F.pad(q, (0, spare[1], 0, spare[0])).unflatten(3, (across, BLOCK)).unflatten(2, (down, BLOCK))
@@ -143,7 +143,7 @@ def local_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tens
     logits += horizontal.unsqueeze(-2)
     out = v @ logits.flatten(6).flatten(4, 5).softmax(-1).mT  # (B, heads, down, across, d, queries of a block)
     out = out.unflatten(5, (BLOCK, BLOCK)).permute(0, 1, 4, 2, 5, 3, 6)
-    return out.reshape(len(q), -1, down * BLOCK, across * BLOCK)[:, :, :height, :width]
+    return out.reshape(q.shape[0], -1, down * BLOCK, across * BLOCK)[:, :, :height, :width]
 
 
 class AttentionAugmented:
