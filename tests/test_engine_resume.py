@@ -101,7 +101,7 @@ def test_a_run_goes_on_from_the_one_before_a_damaged_checkpoint(tmp_path: Path, 
     last.write_bytes(last.read_bytes()[:1000])
     starts: list[int] = []
     made = built(tmp_path)
-    made.folder.start = lambda step, evaluated, start=made.folder.start: starts.append(step) or start(step, evaluated)
+    made.folder.start = lambda step, *more, start=made.folder.start: starts.append(step) or start(step, *more)
     write = made._write
 
     def write_once(ranks: list[dict[str, Any]]) -> None:

@@ -258,12 +258,12 @@ def test_a_folder_that_may_not_be_read_is_one_line(
 ) -> None:
     """As root, whom nothing is forbidden, the refusal has to be made."""
 
-    def refused(split: Path) -> list[str]:
-        raise PermissionError(errno.EACCES, "Permission denied", str(split))
+    def refused(self: object, split: str) -> list[str]:
+        raise PermissionError(errno.EACCES, "Permission denied", split)
 
     from scripts import check_data
 
-    monkeypatch.setattr("tasks.classification.folder._class_folders", refused)
+    monkeypatch.setattr("tasks.classification.folder.ImageFolder._class_folders", refused)
     words = tiny(finished.parent)
     if command == "train":
         code = call(monkeypatch, [*words, f"run_dir={tmp_path / 'run'}"])

@@ -243,7 +243,7 @@ def test_predictor_answers_a_video_frame_by_frame(tmp_path: Path) -> None:
     assert len(answers) == len(frames) == 30 and answers[7][0]["text"] == predictor(frames[7])[0]["text"]
     short = videos.rewritten(film, tmp_path / "short.mp4", movflags="faststart")
     short.write_bytes(short.read_bytes()[:-600])
-    with pytest.warns(UserWarning, match="short.mp4: damaged after"):
+    with pytest.warns(UserWarning, match="short.mp4: .*damaged after"):
         assert 0 < len(predictor(short)) < 30
 
 

@@ -61,14 +61,14 @@ def compose(arguments: Sequence[str]) -> Config:
     if resume:
         return _resumed(Path(str(resume)), overrides)
     choosing = [o for o in overrides if _chooses_file(o, overrides)]
-    before, _ = load(tuple(o.input_line for o in choosing))
-    _check_names([o for o in overrides if o not in choosing], OmegaConf.to_container(before))
+    before = OmegaConf.to_container(load(tuple(o.input_line for o in choosing))[0])
+    _check_names([o for o in overrides if o not in choosing], before)
     after, choices = load(tuple(o.input_line for o in overrides))
     _check_recipe(choices["task"], choices["recipe"], overrides)
     config = {"name": choices["task"], "recipe": choices["recipe"], **_resolved(_of_kind(before, after))}
     _check_values(config)
     if config["run_dir"] is None:
-        changed = _changed(OmegaConf.to_container(before), OmegaConf.to_container(after), config)
+        changed = _changed(before, OmegaConf.to_container(after), config)
         chosen = [o.input_line for o in choosing if o.key_or_group not in NAMED]
         # no mechanism is no change, whether or not the command says so
         chosen = [text for text in chosen if not text.startswith("hydra") and text != "attention=none"]
@@ -100,7 +100,7 @@ def overridden(config: Config, arguments: Sequence[str]) -> Config:
         if _chooses_file(override, overrides):
             raise UserError(f"{override.input_line}: a run keeps its {override.key_or_group}")
     _check_names(overrides, config)
-    before, after = OmegaConf.create(config), OmegaConf.create(config)
+    after = OmegaConf.create(config)
     for override in overrides:
         key = override.key_or_group
         if override.is_delete():
@@ -112,7 +112,7 @@ def overridden(config: Config, arguments: Sequence[str]) -> Config:
                 OmegaConf.update(after, key, value, merge=isinstance(value, dict), force_add=True)
             except (OmegaConfBaseException, TypeError) as error:
                 raise UserError(f"{override.input_line}: this cannot be set ({first_line(error)})") from error
-    changed = _resolved(_of_kind(before, after))
+    changed = _resolved(_of_kind(config, after))
     _check_values(changed)
     return _at_home(changed)
 
@@ -242,11 +242,10 @@ def _check_names(overrides: Sequence[Override], config: Config) -> None:
                     raise UserError(f"{name}: there is no such setting{did_you_mean(name, known)}")
 
 
-def _of_kind(before: DictConfig, after: DictConfig) -> DictConfig:
-    """`after`, whole numbers made floats where floats stand in `before`. UserError for a value of another kind; null
+def _of_kind(old: Config, after: DictConfig) -> DictConfig:
+    """`after`, whole numbers made floats where floats stand in `old`. UserError for a value of another kind; null
     and ${...} are judged where the setting is used."""
-    old, new = OmegaConf.to_container(before), OmegaConf.to_container(after)
-    known = flat(old)
+    new, known = OmegaConf.to_container(after), flat(old)
     groups = {name.rsplit(".", depth)[0] for name in known for depth in range(1, name.count(".") + 1)}
     for key, value in flat(new).items():
         now = {} if key in groups else known.get(key)
