@@ -229,7 +229,7 @@ def test_sweeps_are_spelt_as_hydras() -> None:
     ("words", "code"),
     [
         ("--help", 0),
-        ("--cfg hydra", 0),
+        ("--cfg job", 0),
         ("anar=4", 2),
         ("--cfg job anar=4", 2),
         ("-m anar=3,4", 2),

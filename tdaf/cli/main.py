@@ -82,7 +82,7 @@ def question_or_sweep(flags: Sequence[str], words: Sequence[str]) -> int:
         raise UserError(f"{flags[0]}: this is for what --cfg job shows; add that, or leave {flags[0]} out")
     if not sweeping:
         config = compose(words)  # what a run would refuse is refused here too, in the same words
-        if "job" in flags:
+        if "job" in flags and words:  # what is composed of nothing else is known to go together
             from tdaf.cli import rehearsal
 
             rehearsal.choices(config)
