@@ -214,7 +214,6 @@ class CocoSplit:
         return image_notes(self.path(index), **self.reading, strict=scan == "strict")
 
 
-@functools.lru_cache(maxsize=4)
 def box_sizes(objects: np.ndarray) -> dict[str, int]:
     """How many of (K,) objects have which size, the square root of width times height, in pixels of the image."""
     sizes = np.sqrt(objects["bbox"][:, 2:].clip(0).prod(1))
@@ -223,6 +222,7 @@ def box_sizes(objects: np.ndarray) -> dict[str, int]:
     return dict(zip(names, counts, strict=True))
 
 
+@functools.lru_cache(maxsize=4)
 def _reordered(annotations: Annotations, *order: tuple[str, ...]) -> Annotations:
     return annotations.reordered(*order)
 

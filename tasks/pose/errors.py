@@ -122,16 +122,19 @@ def sections(found: Errors, names: Sequence[str]) -> dict[str, str]:
     return {
         "Errors by key point": paragraph(explained) + _table("key point", [everything, *by_joint], found),
         "Errors by size of persons": paragraph("Small: below 32 x 32 square pixels; large: 96 x 96 and more.")
-        + _table("persons", [everything, *by_size], found),
+        + _table("size", [everything, *by_size], found),
     }
 
 
 def _table(what: str, groups: Sequence[tuple[str, np.ndarray]], found: Errors) -> str:
     rows: list[Sequence[Any]] = [(what, "persons", "labelled", *KINDS, "distance", "")]
     for name, which in groups:
-        shares = np.bincount(found.kinds[which], minlength=len(KINDS)) / max(1, which.sum())
+        counts = np.bincount(found.kinds[which], minlength=len(KINDS))
+        shares = counts / (counts.sum() or np.nan)
         distances = found.distances[which & ~np.isnan(found.distances)]
         median = float(100 * np.median(distances)) if len(distances) else np.nan
         persons = len(np.unique(found.persons[which]))
-        rows.append((name, persons, int(which.sum()), *(100 * shares).tolist(), median, bar(shares.tolist())))
+        rows.append(
+            (name, persons, int(which.sum()), *(100 * shares).tolist(), median, bar(shares) if counts.any() else "")
+        )
     return legend(KINDS) + table(rows)

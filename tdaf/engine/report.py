@@ -19,8 +19,8 @@ from tdaf.errors import UnreadableSample
 
 PICTURES = 24  # mistakes that are shown as pictures
 PAIRS = 20  # of classes most often taken for one another, that are listed
-CELLS = 30  # classes up to which the confusion matrix is a table; with more it is a picture, a pixel a cell
-SIDE = 288  # pixels of a picture's long side on the page; a strip of frames may be as wide as the page
+CELLS = 30  # classes up to which the confusion matrix is a table; with more it is a picture of a pixel a cell
+SIDE = 288  # pixels of a picture's long side on the page; a strip of frames is as wide as the page
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")  # Paul Tol's bright scheme
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1200px; padding: 0 1em; color: #222 }
@@ -28,9 +28,10 @@ table { border-collapse: collapse; margin: 1em 0; font-variant-numeric: tabular-
 th, td { border: 1px solid #ddd; padding: 2px 8px; text-align: left } td.n { text-align: right }
 figure { display: inline-block; margin: 0 12px 16px 0; vertical-align: top }
 figure img { display: block; max-width: 100% }
-figcaption { font-size: 13px; max-width: 288px; overflow-wrap: anywhere } .wide figcaption { max-width: none }
+figcaption { font-size: 13px; max-width: 288px; overflow-wrap: anywhere }
+.wide img { width: 1152px } .wide figcaption { max-width: none }
 .scroll { overflow-x: auto } .key { display: inline-block; width: 12px; height: 12px; margin: 0 4px 0 12px }
-.bar { display: flex; width: 320px; height: 14px } p { max-width: 80ch }
+.name { white-space: nowrap } .bar { display: flex; width: 320px; height: 14px } p { max-width: 80ch }
 """
 
 
@@ -71,26 +72,23 @@ def figure(picture: Tensor, caption: str, wide: bool = False) -> str:
     from torchvision.io import encode_jpeg
 
     data = encode_jpeg(picture.cpu().contiguous(), 85).numpy().tobytes()
-    size = f"height={SIDE // 2}" if wide else f"{'width' if picture.shape[2] > picture.shape[1] else 'height'}={SIDE}"
+    size = "" if wide else f"{'width' if picture.shape[2] > picture.shape[1] else 'height'}={SIDE}"
     shown = f'<img {size} alt="" src="data:image/jpeg;base64,{base64.b64encode(data).decode()}">'
     return f"<figure{' class=wide' * wide}>{shown}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def bar(shares: Sequence[float]) -> Markup:
     """Parts of 1 in their colours, side by side; `legend` names them."""
-    parts = zip(shares, COLOURS, strict=False)
-    return Markup(
-        "<div class=bar>"
-        + "".join(f'<div style="width:{100 * share:.2f}%;background:{colour}"></div>' for share, colour in parts)
-        + "</div>"
+    parts = (
+        f'<div style="width:{100 * share:.2f}%;background:{colour}"></div>'
+        for share, colour in zip(shares, COLOURS, strict=False)
     )
+    return Markup(f"<div class=bar>{''.join(parts)}</div>")
 
 
 def legend(names: Sequence[str]) -> str:
-    keys = zip(names, COLOURS, strict=False)
-    return (
-        f"<p>{''.join(f'<span class=key style=background:{colour}></span>{escape(name)}' for name, colour in keys)}</p>"
-    )
+    key = "<span class=name><span class=key style=background:{}></span>{}</span>"
+    return f"<p>{' '.join(map(key.format, COLOURS, map(escape, names)))}</p>"
 
 
 def curves(named: Mapping[str, np.ndarray], x: str, y: str) -> str:
