@@ -109,6 +109,7 @@ def error_curves(annotations: Annotations, results: list[dict[str, Any]]) -> dic
     Precision (101, K) over recalls 0 to 1, of categories in the order of their ids; NaN for one without an object:
     "C75" and "C50", at this IoU; "Loc", at IoU 0.1, so that errors of localisation are forgiven; "Oth", boxes on
     objects of other categories are not counted either; "BG", no false one is counted; "FN", none is missed, which is 1.
+    A box is on an object of another category where a tenth of it is, as on a crowd.
     """
     truth = _dataset(annotations, "bbox")
     with contextlib.redirect_stdout(io.StringIO()):
