@@ -129,6 +129,20 @@ class PredictionTask(Task, Protocol):
     def draw_targets(self, batch: Batch) -> list[Tensor]:
         """Of a training batch each input with what is to be learnt of it: uint8 RGB (3, H, W), one a sample."""
 
+    def original(self, dataset: Dataset, index: int) -> Tensor:
+        """What sample `index` of a split is made from, before augmentation: uint8 RGB (3, H, W)."""
+
+    def counts(self, dataset: Dataset) -> dict[str, dict[str, int]]:
+        """What there is in a split, by title and by name: samples a class, boxes by size."""
+
+    def report(self, records: Mapping[int, Any], dataset: Dataset) -> dict[str, str]:
+        """Where an evaluation went wrong: HTML by heading, made of the parts of tdaf/engine/report.py.
+
+        Args:
+            records: the evaluator's, by the sample's place in the data set.
+            dataset: the split, for pictures of samples.
+        """
+
     def deployed(self, network: nn.Module, onnx: bool) -> nn.Module:
         """What export writes to a file for others (onnx: to one of ONNX): `forward` takes entries of a batch, by their
         names and "input" first, and gives named tensors, (B, ...) each, that are complete answers.

@@ -5,19 +5,58 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import people
 import pytest
 import torch
+from coco_files import document, save, save_images
 from commands import script
 from PIL import Image
 from tiny_run import DrawingTask, trainer
 
 from scripts.show_data import show_data
 from tasks.classification.task import Classification
+from tasks.coco.source import CocoFiles
 from tasks.detection.fcos import VARIANTS
 from tasks.detection.task import Fcos
+from tasks.pose.augment import Augmentation
+from tasks.pose.source import CocoKeypoints
+from tasks.pose.task import Pose
 from tdaf.engine.visualize import targets
 from tdaf.errors import UserError
-from tdaf.media.drawing import colour
+from tdaf.media.drawing import LINES, bars, colour
+
+
+def test_originals_and_counts(tmp_path: Path) -> None:
+    content = document()
+    for split in ("train2017", "val2017"):
+        save(tmp_path / "annotations" / f"instances_{split}.json", content)
+        save_images(tmp_path / split, content)
+    detection = Fcos(CocoFiles(str(tmp_path)), lambda image, boxes: None, None, [0.5] * 3, [0.5] * 3)
+    dataset = detection.dataset("train")
+    assert len(dataset) == 2 and detection.original(dataset, 1).shape == (3, 40, 60)  # 20 has no object, 10 a crowd too
+    by_category, by_size = detection.counts(dataset).values()
+    assert by_category == {"dog": 0, "cup": 2, "book": 1}
+    assert {name: count for name, count in by_size.items() if count} == {"below 8": 1, "8 to 16": 1, "16 to 32": 1}
+
+    for split in ("train", "val"):
+        people.write(tmp_path, [[people.annotation((2.0, 2.0, 40.0, 90.0))]], split=split)
+    pose = Pose(CocoKeypoints(str(tmp_path)), Augmentation(), [0.5] * 3, [0.5] * 3)
+    dataset = pose.dataset("train")
+    assert pose.original(dataset, 0).shape[1] >= people.HEIGHT
+    points, sizes = pose.counts(dataset).values()
+    assert points["nose"] == 1 and sum(points.values()) == 17 and sizes["32 to 64"] == 1
+
+
+def test_bars_are_as_long_as_their_counts() -> None:
+    def blue(picture: torch.Tensor, row: int) -> int:
+        return int((picture[:, 20 * row + 40] == torch.tensor([68, 119, 170])[:, None]).all(0).sum())
+
+    drawn = bars("samples", {"a": 10, "b": 5, "c": 0})
+    assert blue(drawn, 0) == pytest.approx(2 * blue(drawn, 1), abs=2) and blue(drawn, 2) == 1
+    many = bars("samples", {str(k): k for k in range(1000)})
+    assert (
+        many.shape == (3, 20 * (LINES + 3), 640) and blue(many, 0) > blue(many, LINES // 2 - 1) > blue(many, LINES) > 0
+    )
 
 
 class Names:
@@ -42,7 +81,12 @@ def test_the_sheet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.chdir(tmp_path)
     words = "recipe=check task.train_transform.size=40 task.mixup=0.5 samples=3 draws=2 out=deep/sheet.png"
     assert script(show_data, ["task=imagenet", *words.split()]) == 0
-    assert "3 of 20 training samples, 2 draws each" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "3 of 20 training samples, 2 draws each" in said and "deep/sheet-counts.png: images by class" in said
+    with Image.open("deep/sheet.png") as sheet, Image.open("deep/sheet-counts.png") as counts:
+        assert sheet.size[1] > sheet.size[0] * 3 / 4 and counts.size == (640, 12 * 20)
+    monkeypatch.delattr(Classification, "original")
+    assert script(show_data, ["task=imagenet", *words.split()]) == 0  # a task need not have one
     with Image.open("deep/sheet.png") as sheet:
         assert sheet.size[1] == pytest.approx(sheet.size[0] * 3 / 2, abs=4)
     monkeypatch.delattr(Classification, "draw_targets")

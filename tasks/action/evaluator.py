@@ -72,7 +72,7 @@ class VideoAccuracy:
         ranks, lines = [], []
         for video, group in groupby(sorted(records, key=lambda record: record.video), lambda record: record.video):
             windows = list(group)
-            mean = np.mean([window.probabilities for window in windows], axis=0, dtype=np.float64)
+            mean = video_probabilities(windows)
             order, label = np.argsort(-mean, kind="stable").tolist(), windows[0].label
             ranks.append(order.index(label))
             line = {"video": self.name(video), "class": self.classes[label], "windows": len(windows)}
@@ -81,6 +81,11 @@ class VideoAccuracy:
         loss = math.fsum(record.loss for record in records) / len(records)
         values = {"top1": by_video[0], "top5": by_video[1], "clip_top1": by_clip[0], "clip_top5": by_clip[1]}
         return {**values, "loss": loss, "videos": len(ranks)}, {"videos.json": "[\n" + ",\n".join(lines) + "\n]\n"}
+
+
+def video_probabilities(windows: Sequence[Record]) -> np.ndarray:
+    """(K,) float64, the mean over a video's windows."""
+    return np.mean([window.probabilities for window in windows], axis=0, dtype=np.float64)
 
 
 def _accuracy(ranks: list[int]) -> tuple[float, float]:

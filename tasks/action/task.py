@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from itertools import groupby
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tasks.action.data import Clips, Windows, evaluation_clips, training_clips
-from tasks.action.evaluator import VideoAccuracy
+from tasks.action.evaluator import Record, VideoAccuracy, video_probabilities
 from tasks.action.transforms import Transform
 from tasks.action.videos import Source
 from tdaf.errors import UserError
@@ -141,14 +142,40 @@ class Action:
             for strip, label in zip(_strips(batch["input"]), batch["label"].tolist(), strict=True)
         ]
 
+    def report(self, records: Mapping[int, Record], dataset: Clips) -> dict[str, str]:
+        """Of videos, each shown by the window that is surest of the video's wrong class."""
+        from tdaf.engine.report import Answer, classified
+
+        answers = []
+        for _, group in groupby(sorted(records.items(), key=lambda pair: pair[1].video), lambda pair: pair[1].video):
+            windows = list(group)
+            mean = video_probabilities([record for _, record in windows])
+            said = int(mean.argmax())
+            index, record = max(windows, key=lambda pair: pair[1].probabilities[said])
+            answers.append(Answer(index, record.label, said, float(mean[said])))
+
+        def strip(index: int) -> Tensor:
+            return _strips(_middle(dataset[index]["input"][None]))[0]
+
+        return classified(answers, self.classes, strip, dataset.name, wide=True)
+
+    def original(self, dataset: Clips, index: int) -> Tensor:
+        """Frames from the whole video."""
+        video, _ = dataset.locate(index)
+        frames = dataset.videos.read(video, lambda total: [k * (total - 1) // (STRIP - 1) for k in range(STRIP)])
+        return torch.cat(list(frames), dim=-1)
+
+    def counts(self, dataset: Clips) -> dict[str, dict[str, int]]:
+        found = Counter(dataset.videos.label(video) for video in range(len(dataset.videos)))
+        return {"videos by class": {name: found[k] for k, name in enumerate(self.classes)}}
+
     def deployed(self, network: nn.Module, onnx: bool) -> nn.Module:
         return Probabilities(network)
 
     def visualize(self, outputs: Tensor, batch: Batch) -> dict[str, list[Tensor]]:
         """Frames of each clip side by side, in time from left to right, with the best class; of several views the
         middle one."""
-        clips = batch["input"].cpu()
-        clips = clips if clips.ndim == 5 else clips[:, (clips.shape[1] - 1) // 2]
+        clips = _middle(batch["input"].cpu())
         best = map(_best, self._top5(outputs))
         return {"prediction": [labelled(strip, text) for strip, text in zip(_strips(clips), best, strict=True)]}
 
@@ -158,6 +185,11 @@ class Action:
             [{"class": self.classes[k], "probability": p} for k, p in zip(classes, values, strict=True)]
             for classes, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
         ]
+
+
+def _middle(clips: Tensor) -> Tensor:
+    """(B, [V,] 3, T, H, W) -> (B, 3, T, H, W)."""
+    return clips if clips.ndim == 5 else clips[:, (clips.shape[1] - 1) // 2]
 
 
 def _strips(clips: Tensor) -> list[Tensor]:

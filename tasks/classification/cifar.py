@@ -82,6 +82,9 @@ class CifarImages:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def label(self, index: int) -> int:
+        return int(self.labels[index])
+
     def name(self, index: int) -> str:
         """The batch's file and the row in it: data_batch_2[17]."""
         file, row = self.rows[index]
@@ -89,7 +92,7 @@ class CifarImages:
 
     def read(self, index: int) -> tuple[Tensor, int]:
         """uint8 RGB (3, 32, 32) and the class."""
-        return self.images[index], int(self.labels[index])
+        return self.images[index], self.label(index)
 
 
 def _contents(folder: Path, names: list[str], read: list[str]) -> dict[str, bytes]:

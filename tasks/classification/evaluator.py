@@ -11,7 +11,8 @@ from tdaf.errors import RunError
 from tdaf.model.classifier import log_probabilities
 from tdaf.task import Batch
 
-Record = tuple[list[int], int, float]  # best classes, best first; label; cross-entropy
+# best classes, best first; label; cross-entropy; probability of the best class
+Record = tuple[list[int], int, float, float]
 
 
 class Accuracy:
@@ -33,11 +34,12 @@ class Accuracy:
         """
         scores = log_probabilities(outputs)
         label = batch["label"].to(scores.device)
-        best = scores.sort(dim=1, descending=True, stable=True).indices[:, :5]
+        ordered = scores.sort(dim=1, descending=True, stable=True)
+        best, probability = ordered.indices[:, :5], ordered.values[:, :1].exp()
         loss = -scores.gather(1, label[:, None])
         # one transfer from the device for everything; class numbers are exact in float64
-        rows = torch.cat([loss.double(), label[:, None].double(), best.double()], 1).tolist()
-        return [([int(k) for k in row[2:]], int(row[1]), row[0]) for row in rows]
+        rows = torch.cat([loss.double(), probability.double(), label[:, None].double(), best.double()], 1).tolist()
+        return [([int(k) for k in row[3:]], int(row[2]), row[0], row[1]) for row in rows]
 
     def compute(self, records: list[Record]) -> dict[str, float]:
         """The numbers of a split.
@@ -51,7 +53,7 @@ class Accuracy:
         if not records:
             raise RunError("no sample was evaluated")
         count = len(records)
-        top1 = sum(label == best[0] for best, label, _ in records)
-        top5 = sum(label in best for best, label, _ in records)
-        loss = math.fsum(loss for _, _, loss in records) / count
+        top1 = sum(label == best[0] for best, label, *_ in records)
+        top5 = sum(label in best for best, label, *_ in records)
+        loss = math.fsum(loss for _, _, loss, _ in records) / count
         return {"top1": 100 * top1 / count, "top5": 100 * top5 / count, "loss": loss}

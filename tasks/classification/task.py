@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from tasks.classification.evaluator import Accuracy
+from tasks.classification.evaluator import Accuracy, Record
 from tasks.classification.transforms import Mixing, Transform
 from tdaf.errors import UserError
 from tdaf.media.drawing import labelled
@@ -22,7 +23,7 @@ from tdaf.task import Batch, Media
 
 
 class LabelledImages(Protocol):
-    """The images of one split. (`notes`, as a Dataset has them, it may have.)"""
+    """The images of one split. (`notes`, as a Dataset has them, and `label(index)` it may have.)"""
 
     skipped: int  # images left out by a skip list
 
@@ -227,12 +228,31 @@ class Classification:
             ]
         return [labelled(image, text) for image, text in zip(batch["input"], texts, strict=True)]
 
+    def report(self, records: Mapping[int, Record], dataset: Samples) -> dict[str, str]:
+        from tdaf.engine.report import Answer, classified
+
+        answers = [Answer(index, label, best[0], share) for index, (best, label, _, share) in records.items()]
+        return classified(answers, self.classes, lambda index: _shown(dataset[index]["input"]), dataset.name)
+
+    def original(self, dataset: Samples, index: int) -> Tensor:
+        return dataset.images.read(index)[0]
+
+    def counts(self, dataset: Samples) -> dict[str, dict[str, int]]:
+        """Images a class, where their source says classes without reading images."""
+        label = getattr(dataset.images, "label", None)
+        found = Counter(map(label, range(len(dataset)))) if label else None
+        return {} if found is None else {"images by class": {name: found[k] for k, name in enumerate(self.classes)}}
+
     def deployed(self, network: nn.Module, onnx: bool) -> nn.Module:
         return Probabilities(network)
 
     def visualize(self, outputs: Tensor, batch: Batch) -> dict[str, list[Tensor]]:
         """Each input with its answer; of ten views the centre crop is shown."""
-        inputs = batch["input"].cpu()
-        images = inputs if inputs.ndim == 4 else inputs[:, (inputs.shape[1] - 1) // 2]
+        images = map(_shown, batch["input"].cpu())
         answers = self.postprocess(outputs, batch)
         return {"prediction": [self.draw(image, [answer]) for image, answer in zip(images, answers, strict=True)]}
+
+
+def _shown(views: Tensor) -> Tensor:
+    """Of ten views the centre crop."""
+    return views if views.ndim == 3 else views[(len(views) - 1) // 2]

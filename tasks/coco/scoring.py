@@ -103,6 +103,38 @@ def score(
     return Scores(values, categories)
 
 
+def error_curves(annotations: Annotations, results: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """What boxes lose to which error, as COCO's analysis has it (Hoiem et al. 2012; cocoapi, CocoEval.m, analyze).
+
+    Precision (101, K) over recalls 0 to 1, of categories in the order of their ids; NaN for one without an object:
+    "C75" and "C50", at this IoU; "Loc", at IoU 0.1, so that errors of localisation are forgiven; "Oth", boxes on
+    objects of other categories are not counted either; "BG", no false one is counted; "FN", none is missed, which is 1.
+    A box is on an object of another category where a tenth of it is, as on a crowd.
+    """
+    truth = _dataset(annotations, "bbox")
+    with contextlib.redirect_stdout(io.StringIO()):
+        strict = _evaluated(truth, [dict(result) for result in results], "bbox", None, [0.1, 0.5, 0.75])
+        # what boxes of a category may lie on without harm are crowds of that category
+        found: dict[int, set[int]] = {}
+        for result in results:
+            found.setdefault(result["image_id"], set()).add(result["category_id"])
+        others = [
+            {**entry, "category_id": category, "iscrowd": 1}
+            for entry in truth["annotations"]
+            for category in found.get(entry["image_id"], ())
+            if category != entry["category_id"]
+        ]
+        entries = [{**entry, "id": number} for number, entry in enumerate([*truth["annotations"], *others], 1)]
+        lenient = _evaluated(
+            {**truth, "annotations": entries}, [dict(result) for result in results], "bbox", None, [0.1]
+        )
+    low, mid, high = np.asarray(strict.eval["precision"])[:, :, :, 0, -1]
+    other = np.asarray(lenient.eval["precision"])[0, :, :, 0, -1]
+    named = {"C75": high, "C50": mid, "Loc": low, "Oth": other, "BG": np.where(other > 0, 1.0, 0.0)}
+    named["FN"] = np.ones_like(other)
+    return {name: np.where(mid < 0, np.nan, values) for name, values in named.items()}
+
+
 def _dataset(annotations: Annotations, kind: str) -> dict[str, list[dict[str, Any]]]:
     """The annotations in COCO's format again, with the file's own digits."""
     images, rows = annotations.rows()
@@ -126,8 +158,14 @@ def _dataset(annotations: Annotations, kind: str) -> dict[str, list[dict[str, An
     }
 
 
-def _evaluated(truth: dict[str, list], results: list[dict[str, Any]], kind: str, sigmas: Sequence[float] | None) -> Any:
-    """The evaluator of whichever package, with its `eval` and `params` filled."""
+def _evaluated(
+    truth: dict[str, list],
+    results: list[dict[str, Any]],
+    kind: str,
+    sigmas: Sequence[float] | None,
+    thresholds: Sequence[float] | None = None,
+) -> Any:
+    """The evaluator of whichever package, with its `eval` and `params` filled. thresholds: None for COCO's ten."""
     try:
         from faster_coco_eval import COCO
         from faster_coco_eval import COCOeval_faster as COCOeval
@@ -147,6 +185,8 @@ def _evaluated(truth: dict[str, list], results: list[dict[str, Any]], kind: str,
     evaluation.params.catIds = [category["id"] for category in truth["categories"]]
     if sigmas is not None:
         evaluation.params.kpt_oks_sigmas = np.array(sigmas, np.float64)
+    if thresholds is not None:
+        evaluation.params.iouThrs = np.array(thresholds)
     evaluation.evaluate()
     evaluation.accumulate()
     return evaluation

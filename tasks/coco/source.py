@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote
@@ -22,6 +23,16 @@ from tdaf.media.files import read_skip_list
 from tdaf.media.image import Colour, checked_background, image_notes, image_size, read_image
 
 ENCODED = re.compile("%[0-9A-Fa-f]{2}")
+EDGES = (
+    8,
+    16,
+    32,
+    64,
+    96,
+    128,
+    256,
+    512,
+)  # of the bins of boxes by size; COCO's small end at 32, its medium ones at 96
 
 
 class Source(Protocol):
@@ -201,6 +212,14 @@ class CocoSplit:
         """Reads an image as `image_notes` does, strict: with its decoder that stops at any damage."""
         self.read(index)
         return image_notes(self.path(index), **self.reading, strict=scan == "strict")
+
+
+def box_sizes(objects: np.ndarray) -> dict[str, int]:
+    """How many of (K,) objects have which size, the square root of width times height, in pixels of the image."""
+    sizes = np.sqrt(objects["bbox"][:, 2:].clip(0).prod(1))
+    counts = np.histogram(sizes, [0, *EDGES, np.inf])[0].tolist()
+    names = [f"below {EDGES[0]}", *(f"{a} to {b}" for a, b in pairwise(EDGES)), f"{EDGES[-1]} and more"]
+    return dict(zip(names, counts, strict=True))
 
 
 @functools.lru_cache(maxsize=4)

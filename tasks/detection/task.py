@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tasks.coco.source import Source
+from tasks.coco.source import Source, box_sizes
 from tasks.detection.data import Detections, PredictDataset
-from tasks.detection.evaluator import CocoBoxes
+from tasks.detection.evaluator import CocoBoxes, Record
 from tasks.detection.fcos import VARIANTS, Decoder, FcosNetwork, Outputs, assign, locations, losses
 from tasks.detection.transforms import Transform
 from tdaf.errors import UserError
@@ -177,6 +178,21 @@ class Fcos:
             )
             drawn.append(with_boxes(image, own, texts, [colour(int(label)) for label in labels]))
         return drawn
+
+    def report(self, records: Mapping[int, Record], dataset: Detections) -> dict[str, str]:
+        return self.evaluator().report(list(records.values()))
+
+    def original(self, dataset: Detections, index: int) -> Tensor:
+        return dataset.split.read(int(dataset.images[index]))
+
+    def counts(self, dataset: Detections) -> dict[str, dict[str, int]]:
+        """Objects that are no crowd, by category and by size."""
+        annotations = dataset.split.annotations
+        objects = annotations.all_objects[annotations.only(dataset.images).rows()[1]]
+        objects = objects[~objects["iscrowd"]]
+        found = np.bincount(objects["category"], minlength=len(self.classes)).tolist()
+        by_class = dict(zip(self.classes, found, strict=True))
+        return {"objects by category": by_class, "boxes by side in pixels": box_sizes(objects)}
 
     def deployed(self, network: nn.Module, onnx: bool) -> nn.Module:
         from tasks.detection.deploy import Detector  # registers an operation, which nothing else needs

@@ -64,7 +64,7 @@ class KeypointAP:
         """COCO's ten numbers in 0..1 by name, "AP" first (-1 where there is nothing to find): of the first column, and
         with more than one of each as well under "<column>/AP" and so on. And the files keypoints-<column>.json, COCO's
         key-point results, whose digits are cut before they are scored; and columns.md, a table."""
-        results = [self._results([record for record in records if record[0] == k]) for k in range(len(self.columns))]
+        results = [self.results([record for record in records if record[0] == k]) for k in range(len(self.columns))]
         values = [score(self.annotations, own, "keypoints", self.sigmas).values for own in results]
         files = {
             f"keypoints-{column}.json": json.dumps(own, separators=(",", ":"))
@@ -83,7 +83,7 @@ class KeypointAP:
         by_column = {f"{column}/{name}": value for column, own in named for name, value in own.items()}
         return {**values[0], **by_column}, {**files, "columns.md": table}
 
-    def _results(self, records: list[Record]) -> list[dict[str, Any]]:
+    def results(self, records: list[Record]) -> list[dict[str, Any]]:
         """Those of one column that OKS-NMS keeps, in COCO's format, the best of each image first."""
         images: dict[int, list[Record]] = {}
         for record in records:

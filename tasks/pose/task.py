@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tasks.coco.source import Source
+from tasks.coco.source import Source, box_sizes
 from tasks.pose import source
 from tasks.pose.augment import Augmentation, framed
 from tasks.pose.data import Persons, PredictDataset, annotated, detected, people_in
-from tasks.pose.evaluator import KeypointAP, in_image, in_input, oks_nms, rescored
+from tasks.pose.evaluator import KeypointAP, Record, in_image, in_input, oks_nms, rescored
 from tasks.pose.simplepose import KeyPoints, PoseNetwork, deconvolved, encode, flip_merged, heatmap_loss
 from tdaf.errors import UserError
+from tdaf.media.drawing import boxes as with_boxes
 from tdaf.media.drawing import heat, skeletons
 from tdaf.media.files import Media
 from tdaf.model.normalise import Normalise
@@ -238,6 +239,26 @@ class Pose:
         maps, _ = encode(joints[..., :2], joints[..., 2], size, 4, self.sigma)
         rows = zip(batch["input"], joints, maps, strict=True)
         return [heat(crop, own) for crop, points, own in rows]
+
+    def report(self, records: Mapping[int, Record], dataset: Persons) -> dict[str, str]:
+        """Of the first column."""
+        from tasks.pose.errors import errors, sections
+
+        evaluator = self.evaluator()
+        results = evaluator.results([record for record in records.values() if record[0] == 0])
+        return sections(errors(evaluator.annotations, results, self.pairs, self.sigmas), self.classes)
+
+    def original(self, dataset: Persons, index: int) -> Tensor:
+        """The image, with the person's box."""
+        image, box, *_ = dataset.persons[index]
+        return with_boxes(dataset.split.read(int(image)), torch.tensor(box[None]), [""])
+
+    def counts(self, dataset: Persons) -> dict[str, dict[str, int]]:
+        """Labelled key points by name, and persons by size."""
+        objects = dataset.split.annotations.all_objects[dataset.persons["row"]]
+        labelled = (objects["keypoints"][..., 2] > 0).sum(0).tolist()
+        by_name = dict(zip(self.classes, labelled, strict=True))
+        return {"labelled key points": by_name, "persons by side of their box in pixels": box_sizes(objects)}
 
     def deployed(self, network: nn.Module, onnx: bool) -> nn.Module:
         return KeyPoints(network)

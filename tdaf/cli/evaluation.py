@@ -162,6 +162,7 @@ def evaluate_checkpoint(
     folded: bool = False,
     trust: Sequence[str] = (),
     out: Path | None = None,
+    report: bool = False,
 ) -> int:
     """Evaluates on as many ranks as `gpus` says; prints the numbers and writes `evaluation-<protocol>.json`, with the
     overrides.
@@ -172,6 +173,7 @@ def evaluate_checkpoint(
         folded: with every batch norm folded into its convolution.
         trust: see `load_checkpoint`.
         out: where it is written; None: the run folder, and where that cannot be written, nowhere, which is said.
+        report: whether evaluation-<protocol>/report.html is written too, a page that shows the mistakes.
 
     Returns:
         An exit code, as `launch` has them.
@@ -179,10 +181,12 @@ def evaluate_checkpoint(
     from tdaf.cli.launch import launch
 
     run = open_run(checkpoint, overrides, trust)  # a mistake is found before ranks are started
+    if report and not hasattr(run.task(), "report"):
+        raise UserError(f"report=true: the task of {run.path} has no method report (see tdaf/task.py)")
     if out is not None:
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
-    job = functools.partial(_rank, str(checkpoint), tuple(overrides), folded, tuple(trust), out)
+    job = functools.partial(_rank, str(checkpoint), tuple(overrides), folded, tuple(trust), out, report)
     return launch(job, run.settings)
 
 
@@ -198,12 +202,13 @@ def _rank(
     folded: bool,
     trust: Sequence[str],
     out: Path | None,
+    report: bool,
     _: dict,
     device: torch.device,
 ) -> None:
     from tdaf.cli.run import loader_settings
     from tdaf.engine import dist
-    from tdaf.engine.evaluate import evaluate
+    from tdaf.engine.evaluate import REPORT, evaluate
     from tdaf.engine.log import RunFolder, to_json
     from tdaf.engine.precision import Precision
 
@@ -222,6 +227,7 @@ def _rank(
         loader=loader_settings(run.settings),
         precision=precision,
         seed=run.settings["seed"],
+        report=str(run.path) if report else None,
     )
     if dist.rank() != 0:
         return
@@ -235,6 +241,8 @@ def _rank(
         folder.write(f"evaluation-{result.protocol}.json", to_json({**how, **result.as_dict()}) + "\n")
         for name, text in result.files.items():
             folder.write(f"evaluation-{result.protocol}/{name}", text)
+            if name == REPORT:
+                print(folder.folder / f"evaluation-{result.protocol}" / name, flush=True)
     except RunError as error:
         if out is not None:
             raise

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from tdaf.errors import RunError
 from tdaf.task import Dataset, Evaluator, Task
 
 EARLY = 3  # evaluations of a run in which the weights that are not averaged are measured too
+REPORT = "report.html"
 WIDE = 0.2  # a difference of two metrics that is told, as a part of the larger one
 
 
@@ -98,6 +100,7 @@ def evaluate(
     precision: Precision | None = None,
     seed: int = 0,
     progress: Callable[[Loader], None] = lambda loader: None,
+    report: str | None = None,
 ) -> Evaluation:
     """Runs the network over this rank's share of a split, and computes the numbers on rank 0 for all ranks.
 
@@ -110,6 +113,7 @@ def evaluate(
         precision: number format and device; None: "auto" where the network is.
         seed: of the samples' random numbers.
         progress: called with the loader before the first batch is read and before each is run.
+        report: the title of report.html, a page that is added to the files (`report` in tdaf/task.py); None: no page.
 
     Raises:
         RunError: more samples than `max_bad` cannot be read, in this share or in all of them together; an output of the
@@ -128,7 +132,8 @@ def evaluate(
     except RuntimeError as error:
         raise reading.explained(error) from None
     shares = dist.gather((records, reading.bad, faults))
-    result = dist.run_on_all_ranks(lambda: _result(shares, evaluator, reading) if dist.rank() == 0 else None)
+    making = None if report is None else functools.partial(_report, report, task)
+    result = dist.run_on_all_ranks(lambda: _result(shares, evaluator, reading, making) if dist.rank() == 0 else None)
     numbers = dist.broadcast(result and result.as_dict())  # the files, which may be large, stay with rank 0
     return result or Evaluation(**numbers)
 
@@ -182,7 +187,16 @@ def _tensors(outputs: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(child)
 
 
-def _result(shares: list[tuple[list, dict]], evaluator: Evaluator, loader: Loader) -> Evaluation:
+def _report(title: str, task: Task, result: Evaluation, records: list[tuple[int, Any]], dataset: Dataset) -> Evaluation:
+    from tdaf.engine.report import page  # draws, which an evaluation in training does not
+
+    made = page(title, [str(result)], task.report(dict(records), dataset))
+    return replace(result, files={**result.files, REPORT: made})
+
+
+def _result(
+    shares: list[tuple[list, dict]], evaluator: Evaluator, loader: Loader, report: Callable[..., Evaluation] | None
+) -> Evaluation:
     faults = [name for *_, names in shares for name in names]
     if faults:
         names = ", ".join(faults[:3]) + (f" and {len(faults) - 3} more" if len(faults) > 3 else "")
@@ -201,4 +215,5 @@ def _result(shares: list[tuple[list, dict]], evaluator: Evaluator, loader: Loade
         raise RunError("not one sample of the split could be read; see scripts/check_data.py")
     computed = evaluator.compute([record for _, record in records])
     values, texts = computed if isinstance(computed, tuple) else (computed, {})
-    return Evaluation(values, len(records), len(bad) + loader.dataset.skipped, evaluator.protocol, texts)
+    result = Evaluation(values, len(records), len(bad) + loader.dataset.skipped, evaluator.protocol, texts)
+    return result if report is None else report(result, records, loader.dataset)

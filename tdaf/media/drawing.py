@@ -11,7 +11,7 @@ import colorsys
 import functools
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from itertools import groupby
@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 SMALLEST = 192  # pixels of the short side below which a picture is enlarged
+LINES = 60  # of a histogram
 GOLDEN = 0.6180339887  # of a turn from hue to hue: however many colours are taken, their hues lie spread out
 
 Colour = tuple[int, int, int]
@@ -235,6 +236,26 @@ def _canvas(picture: Tensor) -> tuple[Image.Image, int]:
 
 def _tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def bars(title: str, counts: Mapping[str, int], width: int = 640) -> Tensor:
+    """A histogram, a line a name. Of more than `LINES` names the most and the least frequent ones."""
+    rows = list(counts.items())
+    if len(rows) > LINES:
+        rows = sorted(rows, key=lambda row: -row[1])
+        half = LINES // 2
+        rows = [*rows[:half], (f"... {len(rows) - 2 * half} between these", 0), *rows[-half:]]
+    letters, most, left = Lettering(14), max([1, *counts.values()]), width // 3
+    image = Image.new("RGB", (width, 20 * (len(rows) + 2)), "white")
+    draw = ImageDraw.Draw(image)
+    letters.write(draw, (8, 16), letters.fitted(f"{title} ({sum(counts.values())})", width - 16), "black")
+    for place, (name, count) in enumerate(rows):
+        y = 20 * (place + 2)
+        letters.write(draw, (8, y), letters.fitted(name, left - 16), "black")
+        length = round((width - left - 80) * count / most)
+        draw.rectangle((left, y - 7, left + length, y + 6), fill=(68, 119, 170))
+        letters.write(draw, (left + length + 6, y), "" if name.startswith("... ") else str(count), "black")
+    return _tensor(image)
 
 
 def _line_width(image: Image.Image) -> int:
