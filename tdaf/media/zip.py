@@ -93,7 +93,7 @@ def _entries(
             extra_end = name_end + entry[7]
             if magic != b"PK\1\2":
                 raise struct.error
-            if extra_end + entry[8] > len(chunk):
+            if extra_end > len(chunk):
                 break
             yield entry, chunk[at + ENTRY.size : name_end], chunk[name_end:extra_end]
             at = extra_end + entry[8]
