@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
+import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +20,7 @@ from packing import PACKERS, contents, deflated, nested, tar, zipped
 
 from tdaf.errors import UnreadableSample, UserError
 from tdaf.media import archive, members
+from tdaf.media import zip as zip_table
 from tdaf.media.image import read_image
 from tdaf.media.tar import scan
 
@@ -257,6 +261,74 @@ def test_zips_that_claim_what_is_not_so(tmp_path: Path) -> None:
         archive.read(path / "other")
     with pytest.raises(UnreadableSample, match="not an image|the file"):
         read_image(path / "bomb")
+
+
+class Pipe(io.BytesIO):
+    """A file that cannot go back, behind whose members zipfile writes data descriptors."""
+
+    def seek(self, *place: int) -> int:
+        raise OSError("a pipe")
+
+    tell = seek
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_a_zip_is_listed_as_zipfile_does(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random archives: zip64, data descriptors, comments, extra fields, names of all scripts, many chunks."""
+    choice = random.Random(seed)
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 300 if seed & 1 else 1 << 31)
+    monkeypatch.setattr(zip_table, "CHUNK", 500 if seed & 2 else 1 << 20)
+    out, method = Pipe() if seed & 4 else io.BytesIO(), (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(out, "w") as target:
+        for number in range(choice.choice((0, 1, 60, 60))):
+            info = zipfile.ZipInfo(choice.choice(("a/", "ä/日本/", "b/c/" * 9)) + f"{number}{choice.choice(('', '/'))}")
+            info.compress_type, info.comment = choice.choice(method), b"PK" * choice.randrange(20)
+            info.extra = choice.choice((b"", b"\x99\x99\2\0ab", b"\1"))
+            target.writestr(
+                info, b"" if info.is_dir() else choice.randbytes(choice.randrange(99)) * choice.randrange(9)
+            )
+        target.comment = choice.choice((b"", b"a comment"))
+    data = (b"PK\3\4, but not its own" if seed & 8 else b"") + out.getvalue()
+    (tmp_path / "x.zip").write_bytes(data)
+
+    def listed(size: int) -> tuple[list[tuple], str]:
+        found = []
+        with (tmp_path / "x.zip").open("rb") as file:
+            fault = zip_table.scan(file.fileno(), size, lambda *member: found.append(member), lambda steps: None)
+        return found, fault
+
+    with zipfile.ZipFile(tmp_path / "x.zip") as source:
+        expected = [
+            (i.filename.encode(), i.header_offset, i.compress_size, i.file_size, i.CRC, 2 if i.compress_type else 1)
+            for i in source.infolist()
+        ]
+        assert listed(len(data)) == (expected, "")
+        if expected:
+            assert all(
+                archive.read(tmp_path / "x.zip" / name).tobytes() == source.read(name)
+                for name in source.namelist()
+                if name[-1] != "/"
+            )
+    for _ in range(200):  # damaged anywhere in the table, nothing but one line comes of it
+        hurt = bytearray(data)
+        for _ in range(choice.randrange(4)):
+            hurt[-1 - choice.randrange(min(len(data), 400))] = choice.randrange(256)
+        (tmp_path / "x.zip").write_bytes(hurt[: len(hurt) - choice.randrange(30) * choice.randrange(2)])
+        with suppress(ValueError):
+            listed(len(hurt))
+
+
+def test_names_in_a_zip_that_are_no_utf8(tmp_path: Path) -> None:
+    """As DOS wrote them, and as Info-ZIP adds them in UTF-8."""
+    data = zipped(tmp_path / "x.zip", {"??/1": b"1"}).read_bytes()
+    (tmp_path / "x.zip").write_bytes(data.replace(b"??/1", "äö/1".encode("cp437")))
+    assert archive.read(tmp_path / "x.zip/äö/1").tobytes() == b"1"
+    info = zipfile.ZipInfo("??/1")
+    name = "日本/1".encode()
+    info.extra = struct.pack("<HHBL", 0x7075, 5 + len(name), 1, zlib.crc32(b"??/1")) + name
+    with zipfile.ZipFile(tmp_path / "y.zip", "w") as target:
+        target.writestr(info, b"2")
+    assert archive.read(tmp_path / "y.zip/日本/1").tobytes() == b"2"
 
 
 def test_a_name_twice_counts_as_in_unpacking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,31 +11,30 @@ import hashlib
 import io
 import json
 import os
-import stat
-import struct
 import sys
-import zipfile
 import zlib
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from tdaf.errors import UnreadableSample, UserError
-from tdaf.media.tar import CUT, RAW, clean, scan, shown
+from tdaf.media.tar import CUT, RAW, scan, shown
+from tdaf.media.zip import DEFLATED, LOCAL, STORED
+from tdaf.media.zip import scan as scan_zip
 from tdaf.streams import Bar
 
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 ZIP = (b"PK\3\4", b"PK\5\6")
 KEPT_FROM = 1000  # members; what is listed in a moment leaves no file behind
+PART = 4096  # members
 HEAD = 1024  # bytes of a kept list before its arrays
 COLUMNS = {"ends": "<u8", "offsets": "<u8", "stored": "<u8", "sizes": "<u8", "checks": "<u4", "kinds": "u1"}
-STORED, DEFLATED = 1, 2  # behind a zip member's own header
-LOCAL = 30  # bytes of a zip member's own header, before its name
 SLACK = 256  # bytes; more than what usually follows that name
 LARGEST = 1 << 32  # bytes that one member may inflate to
 RATIO = 1032  # nothing inflates to more times its length (zlib's technical details)
@@ -87,7 +86,7 @@ class Archive:
         if not self._load():
             with _alone(self._file):  # another rank may have listed it meanwhile
                 if not self._load():
-                    self._list()
+                    self._keep(*self._listed())
 
     def __del__(self) -> None:
         with suppress(AttributeError, OSError):
@@ -184,7 +183,7 @@ class Archive:
         """The rows of all that lies in a folder."""
         return (self._first(folder + b"/"), self._first(folder + b"0")) if folder else (0, len(self))
 
-    def _list(self) -> None:
+    def _listed(self) -> tuple[bytes, int, str]:
         listing = Listing()
         with Bar(f"listing {os.path.basename(self.path)} (MB)", self.size >> 20, quiet=self.size < 1 << 28) as bar:
             start = self.pread(0, min(8, self.size)).tobytes()
@@ -192,45 +191,18 @@ class Archive:
             if packer:
                 raise UserError(f"{self.path} {to_convert(packer, self.path)}")
             try:
-                if start.startswith(ZIP):
-                    self._list_zip(listing)
-                else:
-                    listing.fault = scan(self._file, self.size, listing.add, bar.advance)
+                reader = scan_zip if start.startswith(ZIP) else scan
+                listing.fault = reader(self._file, self.size, listing.add, bar.advance)
             except ValueError as error:
                 raise UserError(f"{self.path}: {error}") from error
         if not listing.names:
             raise UserError(f"{self.path} {listing.fault or 'holds nothing'}: is it a tar or zip file, and whole?")
-        self._keep(*_packed(listing, self.path))
+        return _packed(listing, self.path)
 
-    def _list_zip(self, listing: Listing) -> None:
-        try:
-            with open(os.dup(self._file), "rb") as file, zipfile.ZipFile(file) as archive:
-                members = archive.infolist()
-        except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, struct.error) as error:
-            raise ValueError("cut off, or no zip file: its table of members, at its end, cannot be read") from error
-        for member in members:
-            name = os.fsencode(member.filename.replace("\\", "/"))
-            if member.flag_bits & 1:
-                raise ValueError(f"{shown(member.filename)} is encrypted; pack the files again without a password")
-            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                how = f"{shown(member.filename)} is compressed by method {member.compress_type}"
-                raise ValueError(f"{how}, neither stored nor deflated; pack the files again")
-            if stat.S_ISLNK(member.external_attr >> 16) and member.create_system == 3:
-                raise ValueError(f"{shown(member.filename)} is a link; pack the files themselves")
-            kind = DEFLATED if member.compress_type else STORED
-            if kind == STORED and member.file_size != member.compress_size:
-                sizes = f"{member.file_size} bytes and is stored in {member.compress_size}"
-                raise ValueError(f"{shown(member.filename)} claims {sizes}; bring the archive again")
-            if not 0 <= member.header_offset <= self.size - LOCAL - member.compress_size:
-                listing.fault, kind = f"{shown(member.filename)} lies beyond the end of the archive", CUT
-            sizes = (0, 0) if kind == CUT else (member.compress_size, member.file_size)
-            listing.add(clean(name), 0 if kind == CUT else member.header_offset, *sizes, member.CRC, kind)
-
-    def _keep(self, columns: dict[str, np.ndarray], names: bytes, fault: str) -> None:
+    def _keep(self, payload: bytes, count: int, fault: str) -> None:
         """Takes the arrays, and writes them to a file where there are many: beside the archive, or where that may not
         be, in the user's cache folder."""
-        payload = b"".join([*(column.tobytes() for column in columns.values()), names])
-        self._take(np.frombuffer(payload, np.uint8), len(columns["ends"]), fault)
+        self._take(np.frombuffer(payload, np.uint8), count, fault)
         if len(self) < KEPT_FROM:
             return
         about = {"archive": [self.size, self.changed], "count": len(self), "check": zlib.crc32(payload)}
@@ -315,22 +287,25 @@ def to_convert(packer: str, file: str, target: str | None = None) -> str:
     return f"is compressed, and cannot be read from the middle; convert it once: {packer} -dc {file} > {new}"
 
 
-def _packed(listing: Listing, path: str) -> tuple[dict[str, np.ndarray], bytes, str]:
-    """The arrays, sorted by name. Of several members of one name the last stays, as in unpacking, and that is said."""
-    names = listing.names
-    order = sorted(range(len(names)), key=names.__getitem__)
-    last = [a for a, b in zip(order, [*order[1:], -1], strict=True) if b < 0 or names[a] != names[b]]
-    twice = [names[a] for a, b in zip(order, order[1:], strict=False) if names[a] == names[b] and names[a][-1:] != b"/"]
+def _packed(listing: Listing, path: str) -> tuple[bytes, int, str]:
+    """The arrays, sorted by name; for how many members; the fault. Of several members of one name the last stays, as in
+    unpacking, and that is said."""
+    names = np.array(listing.names, object)
+    order = np.argsort(names, kind="stable")
+    names = names[order]
+    last = np.append(names[1:] != names[:-1], True)
+    twice = [name for name in names[~last] if name[-1:] != b"/"]
     if twice:
         first = shown(twice[0])
         said = f"{path}: {len(twice)} members are in it again under the same name ({first} first); the last one counts"
         print(said, file=sys.stderr, flush=True)
-    kept = np.array(last, np.int64)
-    lengths = np.fromiter((len(names[row]) for row in last), np.uint64, len(last))
-    columns = {"ends": np.cumsum(lengths, dtype=np.uint64)}
-    for name in ("offsets", "stored", "sizes", "checks", "kinds"):
-        columns[name] = np.array(getattr(listing, name), COLUMNS[name])[kept]
-    return columns, b"".join(names[row] for row in last), listing.fault
+    names, order = names[last], order[last]
+    columns = [np.cumsum(np.fromiter(map(len, names), "<u8", len(names)))]
+    for name, kind in islice(COLUMNS.items(), 1, None):
+        columns.append(np.frombuffer(getattr(listing, name), kind)[order])
+    # in parts: joining takes 80 bytes of memory for each of what it joins
+    parts = [b"".join(names[at : at + PART]) for at in range(0, len(names), PART)]
+    return b"".join([*columns, *parts]), len(names), listing.fault
 
 
 @contextmanager

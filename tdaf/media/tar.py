@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -20,6 +21,11 @@ NOT_FILES = {
     b"M": "a part of a file",
 }  # fmt: skip
 PAX = re.compile(rb"(\d+) ([^=]+)=")
+HEADER = struct.Struct("100s 24x 12s 12x 8s c 100x 6s 82x 155s 12x")  # name, bytes, sum, kind, magic, name's beginning
+
+# sets: to look for bytes in bytes takes ten times as long
+ABOUT_NEXT, FILES = {b"L", b"K", b"x", b"g"}, {b"0", b"\0", b"7"}
+DOTS = {b"", b".", b"/"}  # names that begin so are to be cleaned
 
 Add = Callable[[bytes, int, int, int, int, int], None]  # (name, offset, stored, size, check, kind)
 
@@ -71,7 +77,7 @@ def _scan(file: int, at: int, end: int, prefix: bytes, add: Add, advance: Callab
         except Damaged:
             return fault or f"is damaged at byte {at}"
         begin, at = at + BLOCK, at + BLOCK + (length + BLOCK - 1) // BLOCK * BLOCK
-        if kind in b"LKxg":
+        if kind in ABOUT_NEXT:
             if length > LONGEST or begin + length > end:
                 return fault or f"is damaged or cut off at byte {begin}"
             data = os.pread(file, length, begin)
@@ -92,7 +98,7 @@ def _scan(file: int, at: int, end: int, prefix: bytes, add: Add, advance: Callab
             long_name, pax = b"", {}
         if kind in NOT_FILES:
             raise ValueError(f"its member {shown(name)} is {NOT_FILES[kind]}; pack the files themselves")
-        if name[:1] in b"./" or b"/." in name or b"//" in name:
+        if name[:1] in DOTS or name.find(b"/.") >= 0 or name.find(b"//") >= 0:
             name = clean(name)
         if kind == b"5" or name[-1:] == b"/":
             if name.strip(b"/"):
@@ -106,7 +112,7 @@ def _scan(file: int, at: int, end: int, prefix: bytes, add: Add, advance: Callab
             add(prefix + name[:-4] + b"/", 0, 0, 0, 0, RAW)
             fault = _scan(file, begin, begin + length, prefix + name[:-4] + b"/", add, advance, depth - 1) or fault
             passed = max(passed, at >> 20)
-        elif kind in b"0\0" + b"7":
+        elif kind in FILES:
             add(prefix + name, begin, length, length, 0, RAW)
         if at >> 20 > passed:
             advance(steps=(at >> 20) - passed)
@@ -116,25 +122,25 @@ def _scan(file: int, at: int, end: int, prefix: bytes, add: Add, advance: Callab
 
 def _header(block: bytes) -> tuple[bytes, int, bytes]:
     """(name, bytes, kind) of a member. Raises Damaged."""
+    name, size, total, kind, magic, front = HEADER.unpack(block)
     try:
-        field = block[148:156]
         # Adler's low half is 1 + the sum of all bytes, modulo 65521; the sum's own field counts as blanks
-        if ((zlib.adler32(block) & 0xFFFF) - 1 - sum(field) + 256 - int(field.rstrip(b" \0") or b"0", 8)) % 65521:
+        if ((zlib.adler32(block) & 0xFFFF) - 1 - sum(total) + 256 - int(total.rstrip(b" \0") or b"0", 8)) % 65521:
             raise Damaged
-        if block[124] < 128:
-            length = int(block[124:136].split(b"\0", 1)[0].strip() or b"0", 8)
-        elif block[124] == 128:
-            length = int.from_bytes(block[125:136], "big")
+        if size[0] < 128:
+            length = int(size.split(b"\0", 1)[0].strip() or b"0", 8)
+        elif size[0] == 128:
+            length = int.from_bytes(size[1:], "big")
         else:
             raise Damaged
     except ValueError as error:
         raise Damaged from error
     if length < 0 or length >= 1 << 60:
         raise Damaged
-    name = block[:100].split(b"\0", 1)[0]
-    if block[257:263] == b"ustar\0" and block[345]:
-        name = block[345:500].split(b"\0", 1)[0] + b"/" + name
-    return name, length, block[156:157]
+    name = name.split(b"\0", 1)[0]
+    if front[0] and magic == b"ustar\0":
+        name = front.split(b"\0", 1)[0] + b"/" + name
+    return name, length, kind
 
 
 def _pax(data: bytes) -> dict[bytes, bytes]:
