@@ -50,6 +50,8 @@ def _new_settings(settings: Settings) -> None:
             "mask": "one",
             "learn_eta": False,
             "detach": False,
+            "preactivation": False,
+            "deeper": 0,
             **settings["tdaf"],
         }
 

@@ -39,6 +39,8 @@ def literal(
     eta: float,
     mfbn: bool,
     detach=False,
+    preactivation=False,
+    deeper=0,
 ):
     """Eqs. 1-5 with plain loops. Returns the last flow's maps, all masks, and the modules used by flow."""
     n_stages = len(plain.stages)
@@ -52,16 +54,20 @@ def literal(
     for n in range(1, n_flows + 1):
         used[n] = (copy.deepcopy(plain.stages), copy.deepcopy(tdaf.gates)) if mfbn else (h, g)  # Eq. 4
         value = inputs[n]
-        for number in range(1, n_stages - (n_flows - n) + 1):  # Eq. 1
-            value = used[n][0][number - 1](value)
-            if (n - 1, number) in maps and number in gated:  # Eqs. 3 and 5
+        for number in range(1, min(n_stages, n_stages - (n_flows - n) + deeper) + 1):  # Eq. 1
+            stage, has_gate = used[n][0][number - 1], (n - 1, number) in maps and number in gated
+            value = (stage[:-1] if preactivation and has_gate else stage)(value)
+            if has_gate:  # Eqs. 3 and 5
                 above = maps[n - 1, number]
                 for axis in range(2, x.dim()):  # of deconvolutions, whose maps may be larger than half
                     above = above.narrow(axis, 0, min(above.shape[axis], math.ceil(value.shape[axis] / 2)))
                 gate = used[n][1][str(number)]
                 masks[n, number] = gate(above.detach() if detach else above, value.shape[2:])
                 raised = eta if gate.logit is None else 1 / (1 + torch.exp(-gate.logit))
-                value = value * (masks[n, number] + raised)
+                if preactivation:
+                    value = torch.relu(value + masks[n, number] + raised - 1)
+                else:
+                    value = value * (masks[n, number] + raised)
             maps[n, number] = value
     return [maps[n_flows, number] for number in range(1, n_stages + 1)], masks, used
 

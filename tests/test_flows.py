@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from tdaf.errors import UserError
 from tdaf.model.backbones.resnet import resnet
 from tdaf.model.backbones.vgg import vgg
-from tdaf.model.flows import TDAF, MultiScale, halve, relu_gate
+from tdaf.model.flows import TDAF, MultiScale, halve
 from tdaf.model.fold import fold
+from tdaf.model.gated import relu_gate
 from tdaf.model.maps import attention_maps, mask_eta
 from tdaf.model.staged import Staged
 
@@ -32,6 +33,10 @@ CASES += [(2, 3, "area", "all", 0.5, "mfbn", anar) for anar in (2, 5, 7)]
 CASES = [(*case, {}) for case in CASES]
 DESIGNS = [{"upsample": "resize"}, {"mask": "channel"}, {"learn_eta": True}, {"detach": True}]
 CASES += [(2, 3, "area", "all", 0.3, "mfbn", 5, design) for design in DESIGNS]
+CASES += [(2, 3, "area", [1, 2], 0.3, norm, 3, {"preactivation": True}) for norm in ("mfbn", "shared")]
+CASES += [(2, 4, "area", "all", 0.3, "mfbn", 3, {"deeper": deeper}) for deeper in (1, 3)]
+CASES += [(2, 2, "area", [2, 4], 0.5, "shared", 3, {"deeper": 1})]
+CASES += [(3, 3, "area", [1], 0.5, "mfbn", 3, {"deeper": 1, "preactivation": True, "mask": "channel"})]
 CASES += [(3, 2, "area", "all", 0.5, "mfbn", 3, {key: value for design in DESIGNS for key, value in design.items()})]
 
 
@@ -42,9 +47,12 @@ def test_equals_the_equations(dims, flows, how, gated, eta, norm, anar, design):
     settings = dict(flows=flows, eta=eta, downsample=how, gated=gated, norm=norm, anar=anar, anar_width=32, **design)
     tdaf = TDAF(copy.deepcopy(plain), **settings).double()
     x = torch.randn(3, 3, *SIZES[dims], dtype=torch.float64)
-    stages = [1, 2, 3] if gated == "all" else gated
-    expected, masks, used = literal(plain, tdaf, x, flows, how, stages, eta, norm == "mfbn", design.get("detach"))
-    assert len(masks) == sum(1 for n in range(2, flows + 1) for s in stages if s < 4 - (flows - n))
+    deeper = design.get("deeper", 0)
+    stages = [1, 2, 3, 4][: 4 if deeper else 3] if gated == "all" else gated
+    own = {key: design[key] for key in ("detach", "preactivation", "deeper") if key in design}
+    expected, masks, used = literal(plain, tdaf, x, flows, how, stages, eta, norm == "mfbn", **own)
+    depths = {n: min(4, 4 - (flows - n) + deeper) for n in range(1, flows + 1)}
+    assert len(masks) == sum(1 for n in range(2, flows + 1) for s in stages if s <= depths[n - 1])
     maps = tdaf(x)
     assert len(maps) == 4
     for ours, theirs in zip(maps, expected, strict=True):
@@ -165,6 +173,10 @@ def test_multi_scale_sees_every_flow(norm):
         ({"upsample": "nearest"}, "upsample=nearest: must be one of deconv, resize"),
         ({"mask": "all"}, "mask=all: must be one of one, channel"),
         ({"learn_eta": True, "eta": 0}, "0 < eta < 1; eta is 0"),
+        ({"preactivation": True}, "preactivation=true needs stages that end in an nn.ReLU"),
+        ({"deeper": 3}, "deeper=3: must be between 0 and 2 with flows=3"),
+        ({"deeper": -1, "flows": 1}, "deeper=-1: must be between 0 and"),
+        ({"deeper": 1, "gated": [5]}, r"gated=\[5\]: .* between 1 and 4; no other has a gate"),
         ({"anar_width": 100}, "anar_width=100: must be null or a positive multiple of 32"),
     ],
 )
@@ -184,7 +196,7 @@ def test_the_defaults_are_the_papers_and_each_design_is_a_switch():
         return network.state_dict(), network(x)[-1]
 
     state, maps = built()
-    same = built(upsample="deconv", mask="one", learn_eta=False, detach=False)
+    same = built(upsample="deconv", mask="one", learn_eta=False, detach=False, preactivation=False, deeper=0)
     assert all(torch.equal(state[key], same[0][key]) for key in state) and torch.equal(maps, same[1])
     detached, learnt = built(detach=True), built(learn_eta=True)
     assert detached[0].keys() == state.keys() and torch.equal(detached[1], maps)
@@ -193,6 +205,40 @@ def test_the_defaults_are_the_papers_and_each_design_is_a_switch():
     channel, resized = built(mask="channel")[0], built(upsample="resize")[0]
     assert channel["gates.2.mask.weight"].shape[0] == tiny().widths[1] and state["gates.2.mask.weight"].shape[0] == 1
     assert resized["gates.1.last.1.weight"].shape[2:] == (3, 3) and state["gates.1.last.0.weight"].shape[2:] == (4, 4)
+    deeper = built(deeper=1)[0]
+    assert {key.split(".")[1] for key in deeper.keys() - state.keys() if key.startswith("gates.")} == {"4"}
+
+
+@pytest.mark.parametrize(
+    "design", [{"preactivation": True, "gated": [1, 2]}, {"deeper": 2}, {"deeper": 1, "norm": "shared"}]
+)
+def test_a_design_folds_is_computed_again_saved_and_starts_as_the_identity(design):
+    torch.manual_seed(0)
+    plain = settle(tiny())
+    network = TDAF(copy.deepcopy(plain), flows=3, anar_width=32, gate_init="identity", **design)
+    x = torch.randn(2, 3, 40, 33)
+    if "norm" not in design:  # statistics of one's own are the plain network's only as long as they are copies
+        for ours, theirs in zip(network.eval()(x), plain.eval()(x), strict=True):
+            assert_near(ours, theirs)
+    again = TDAF(tiny(), flows=3, anar_width=32, rematerialise=True, **design)
+    nn.init.normal_(network.gates["2"].mask.weight)
+    again.load_state_dict(network.state_dict())
+    for net in (network.train(), again):
+        loss_of(net(x)).backward()
+    for (name, p), q in zip(network.named_parameters(), again.named_parameters(), strict=True):
+        assert torch.equal(p.grad, q[1].grad), name
+    for ours, theirs in zip(fold(again)(x), pickle.loads(pickle.dumps(again)).eval()(x), strict=True):
+        assert_near(ours, theirs, 1e-5)
+    depths = [min(4, 1 + n + design.get("deeper", 0)) for n in (1, 2)]  # S(1) and S(2), whose maps have a gate
+    gated = design.get("gated", [1, 2, 3, 4])
+    assert {*attention_maps(again, x)} == {
+        (n, s) for n, seen in zip((2, 3), depths, strict=True) for s in gated if s <= seen
+    }
+
+
+def test_a_product_before_the_relu_is_the_papers():
+    z, m = torch.randn(2, 5, 4, 3), torch.rand(2, 1, 4, 3)
+    torch.testing.assert_close(torch.relu(z * m), relu_gate(z, m))
 
 
 def test_a_learnt_eta_is_one_number_a_stage_shared_by_all_flows():

@@ -33,7 +33,7 @@ RANGES = {
     "[1, 3]": "fold",
     "[0, 31]": "randaugment",
     "[1, 100]": "corner_scales crops",
-    "[0, 100]": "convs",
+    "[0, 100]": "convs deeper",
     "(0, 1000000000]": "trainer.batch accumulate checkpoint_every log_every base_batch max_steps stop_after keep",
     "(0, 8192]": "size short_side short_sides max_size train_transform.scale",
     "[0, 1024]": "workers",

@@ -1,7 +1,7 @@
 """TDAF (paper, Sec. 3) and its multi-scale control (Sec. 4.5): a staged network as N flows which share all weights.
 
 Eq. 1, the depth of a flow: `depth`. Eq. 2, what a flow reads: `pyramid`. Eqs. 3 and 5, the gate that a flow's map puts
-on the next flow's: `mask` and `relu_gate`, inside the call of a `GatedSequential`. Eq. 4, multi-flow batch norm:
+on the next flow's: `mask`, inside the call of a stage (gated.py). Eq. 4, multi-flow batch norm:
 `clone_flows`, which shares Parameters and copies statistics.
 """
 
@@ -21,12 +21,11 @@ from torch.utils.checkpoint import checkpoint
 
 from tdaf.errors import UserError
 from tdaf.model.anar import ANAR, check_anar
+from tdaf.model.gated import take_gate
 from tdaf.model.staged import Staged, gated_stages
 
 DOWNSAMPLE = ("area", "bilinear", "stride")
 NORM = ("mfbn", "shared")
-
-Gate = Callable[[Tensor], Tensor]  # a stage's map (B, C, *size) -> the factor (B, 1 or C, *size) it is multiplied by
 
 
 class Flows(nn.Module):
@@ -41,7 +40,9 @@ class Flows(nn.Module):
         tied: False lets every flow keep Parameters of its own from then on, in `state_dict` too (`fold` does).
     """
 
-    def __init__(self, staged: Staged, flows: int, downsample: str, norm: str, rematerialise: bool) -> None:
+    def __init__(
+        self, staged: Staged, flows: int, downsample: str, norm: str, rematerialise: bool, deeper: int = 0
+    ) -> None:
         super().__init__()
         most = len(staged.stages)
         if isinstance(flows, bool) or not isinstance(flows, int) or not 1 <= flows <= most:
@@ -49,6 +50,9 @@ class Flows(nn.Module):
         for name, value, choices in (("downsample", downsample, DOWNSAMPLE), ("norm", norm, NORM)):
             if value not in choices:
                 raise UserError(f"{name}={value}: must be one of {', '.join(choices)}")
+        if isinstance(deeper, bool) or not isinstance(deeper, int) or not 0 <= deeper <= (flows - 1 or most):
+            raise UserError(f"deeper={deeper}: must be between 0 and {flows - 1 or most} with flows={flows}")
+        self.deeper = deeper if flows > 1 else 0
         self.stages = staged.stages
         self.widths, self.strides = list(staged.widths), list(staged.strides)
         self.dims, self.classifier, self.appended = staged.dims, staged.classifier, staged.appended
@@ -57,18 +61,23 @@ class Flows(nn.Module):
 
     def _share(self, norm: str) -> None:
         """Makes the earlier flows, and sharing survive loading (assign=True too). The last thing a constructor does."""
-        self.earlier = nn.ModuleList(clone_flows(self.stages, self.gates, self.flows) if norm == "mfbn" else [])
+        depths = [self.depth(flow) for flow in range(1, self.flows)] if norm == "mfbn" else []
+        self.earlier = nn.ModuleList(clone_flows(self.stages, self.gates, depths))
         self.tied = True
         self.register_state_dict_post_hook(_drop_shared)
         self.register_load_state_dict_pre_hook(_expect_shared)
         self.register_load_state_dict_post_hook(tie)
+
+    def depth(self, flow: int) -> int:
+        """S(n), the number of stages of flow n (1-based): Eq. 1, and as many more as `deeper` says, at most all."""
+        return min(depth(flow, self.flows, len(self.stages)) + self.deeper, len(self.stages))
 
     def flow_modules(self, flow: int) -> tuple[list[nn.Module], Mapping[str, nn.Module]]:
         """The S(n) stages of flow n (1-based), and the gates by stage number that it may run."""
         if flow < self.flows and len(self.earlier):
             modules = self.earlier[flow - 1]
             return list(modules["stages"]), modules["gates"]
-        return list(self.stages)[: depth(flow, self.flows, len(self.stages))], self.gates
+        return list(self.stages)[: self.depth(flow)], self.gates
 
     def _run(self, run: Callable[..., Tensor], modules: tuple[nn.Module, ...], *inputs: object) -> Tensor:
         return rematerialised(run, modules, *inputs) if self.rematerialise else run(*inputs)
@@ -101,6 +110,13 @@ class TDAF(Flows):
         upsample, mask, learn_eta: designs of the gates that are not the paper's; see `ANAR`.
         detach: x_l = h_l * (g_l[sg(a)] + eta), a the map of the flow before, through which sg lets no gradient: weights
             learn by the last flow alone, which shares them. Not the paper's either ("end-to-end").
+        preactivation: x_l = relu(z_l + g_l[a] + eta - 1), z_l being what the stage gives to its last ReLU. The mask
+            moves the ReLU's threshold, so it can also open what is closed; a mask of 1 - eta still changes nothing. Not
+            the paper's. (A product there would be: relu(m z) = m relu(z) for m >= 0.) Needs stages that end in an
+            nn.ReLU.
+        deeper: d, S(n) = min(L, L - (N - n) + d) in the place of Eq. 1: a coarse flow goes on for d stages more. With
+            d > 0 flow N - 1 has a map of the last stage too, so "all" gates stages 1..L. Not the paper's. At most
+            N - 1, with which each flow runs all stages.
 
     Raises:
         UserError: a setting out of range.
@@ -123,15 +139,18 @@ class TDAF(Flows):
         mask: str = "one",
         learn_eta: bool = False,
         detach: bool = False,
+        preactivation: bool = False,
+        deeper: int = 0,
     ) -> None:
-        super().__init__(staged, flows, downsample, norm, rematerialise)
+        super().__init__(staged, flows, downsample, norm, rematerialise, deeper)
         designs = (upsample, mask, learn_eta)
         check_anar(anar, gate_init, eta, *designs)
         self.eta, self.detach = eta, detach
-        for stage in gated_stages(gated, len(self.stages), self.appended) if flows > 1 else ():
+        seen, whole = self.depth(flows - 1), (len(self.stages), self.appended)
+        for stage in gated_stages(gated, seen, *whole) if flows > 1 else ():
             width = self.widths[stage - 1]
             self.gates[str(stage)] = ANAR(width, anar, anar_width, self.dims, depthwise, gate_init, eta, *designs)
-            take_gate(self.stages[stage - 1])
+            take_gate(self.stages[stage - 1], preactivation)
         self._share(norm)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -242,97 +261,15 @@ def _gated(stage: nn.Module, x: Tensor, gate: nn.Module, above: Tensor, eta: flo
     return stage(x, gate=functools.partial(mask, gate=gate, above=above, eta=eta))
 
 
-class GatedSequential(nn.Sequential):
-    """A stage whose call may include its gate; where it ends in a plain nn.ReLU, the two are one operation."""
-
-    def forward(self, x: Tensor, gate: Gate | None = None) -> Tensor:
-        """x (B, C, *size) -> the stage's map, times gate(map)."""
-        if gate is None:
-            return super().forward(x)
-        *layers, last = self
-        if type(last) is not nn.ReLU or not layers:
-            h = super().forward(x)
-            return h * gate(h)
-        for layer in layers:
-            x = layer(x)
-        return relu_gate(x, gate(x), last.inplace)
-
-
-class GatedModule:
-    """The same for a stage of a class of its own; `take_gate` puts it in front of that class."""
-
-    def forward(self, x: Tensor, gate: Gate | None = None) -> Tensor:
-        h = super().forward(x)
-        return h if gate is None else h * gate(h)
-
-    def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:
-        return _new_gated, (type(self).__mro__[2],), self.__dict__  # pickle finds no class that was made at run time
-
-
-def take_gate(stage: nn.Module) -> None:
-    """Lets the stage be called with a gate, so that its hooks see the gated map. It keeps its names, hooks and type."""
-    if type(stage) is nn.Sequential:
-        stage.__class__ = GatedSequential
-    elif not isinstance(stage, (GatedSequential, GatedModule)):
-        stage.__class__ = _gated_class(type(stage))
-
-
-@functools.cache
-def _gated_class(kind: type[nn.Module]) -> type[nn.Module]:
-    return type(f"Gated{kind.__name__}", (GatedModule, kind), {"__module__": kind.__module__})
-
-
-def _new_gated(kind: type[nn.Module]) -> nn.Module:
-    return object.__new__(_gated_class(kind))
-
-
-def relu_gate(h: Tensor, m: Tensor, inplace: bool = False) -> Tensor:
-    """relu(h) * m, storing for backward no map but the result. h (B, C, *size), m (B, 1 or C, *size) >= 0, one dtype.
-
-    inplace writes into h, as nn.ReLU(inplace=True) does. Where m is 0 its gradient is taken as 0: a mask that
-    comes from a sigmoid is 0 only where the sigmoid is flat.
-    """
-    # A compiler plans memory itself, and does not follow every function that writes into its input.
-    inplace = inplace and not torch.compiler.is_compiling()
-    if torch.is_grad_enabled() and (h.requires_grad or m.requires_grad):
-        return _ReluGate.apply(h, m, inplace)
-    return (h.relu_() if inplace else h.relu()).mul_(m)
-
-
-class _ReluGate(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, h: Tensor, m: Tensor, inplace: bool) -> Tensor:
-        y = (h.relu_() if inplace else h.relu()).mul_(m)
-        if inplace:
-            ctx.mark_dirty(h)
-        ctx.save_for_backward(y, m)
-        return y
-
-    @staticmethod
-    def backward(ctx, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        y, m = ctx.saved_tensors
-        grad_h = grad_m = None
-        if ctx.needs_input_grad[1]:
-            # relu(h) is y / m, so h itself need not be kept. Half precision sums over channels in float32.
-            wide = torch.promote_types(y.dtype, torch.float32)
-            total = grad_y * y
-            total = total if m.shape == y.shape else total.sum(1, keepdim=True, dtype=wide)
-            grad_m = torch.where(m > 0, total / m, 0).to(m.dtype)
-        if ctx.needs_input_grad[0]:
-            grad_h = torch.ops.aten.threshold_backward(grad_y * m, y, 0)
-        return grad_h, grad_m, None
-
-
-def clone_flows(stages: nn.ModuleList, gates: nn.ModuleDict, flows: int) -> list[nn.ModuleDict]:
+def clone_flows(stages: nn.ModuleList, gates: nn.ModuleDict, depths: Sequence[int]) -> list[nn.ModuleDict]:
     """Flows 1..N-1, each cut to its S(n) stages and to the gates it reads: those of stages that flow n-1 has too.
+    depths: S(1)..S(N-1).
 
     A flow is a deep copy with the very same Parameters: only buffers are copied (Eq. 4). So any norm is multi-flow.
     """
     shared = {id(p): p for p in chain(stages.parameters(), gates.parameters())}
     earlier = []
-    for flow in range(1, flows):
-        own = depth(flow, flows, len(stages))
-        read = own - 1 if flow > 1 else 0
+    for read, own in zip([0, *depths], depths, strict=False):
         flow_gates = nn.ModuleDict({key: gate for key, gate in gates.items() if int(key) <= read})
         flow_modules = nn.ModuleDict({"stages": nn.ModuleList(list(stages)[:own]), "gates": flow_gates})
         earlier.append(copy.deepcopy(flow_modules, dict(shared)))

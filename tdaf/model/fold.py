@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from tdaf.model.flows import Flows, GatedModule, GatedSequential
+from tdaf.model.flows import Flows
+from tdaf.model.gated import GatedModule, GatedSequential
 from tdaf.model.staged import with_children
 
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)

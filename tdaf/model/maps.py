@@ -14,7 +14,7 @@ from statistics import fmean
 import torch
 from torch import Tensor, nn
 
-from tdaf.model.flows import TDAF, Flows, depth
+from tdaf.model.flows import TDAF, Flows
 
 CLOSED, OPEN = 0.05, 0.95  # below and above, a gate is called saturated: the sigmoid's slope is a fifth of its largest
 
@@ -238,6 +238,6 @@ def _gate_calls(tdaf: TDAF) -> dict[nn.Module, deque[tuple[int, int]]]:
     calls: dict[nn.Module, deque[tuple[int, int]]] = defaultdict(deque)
     for flow in range(2, tdaf.flows + 1):
         for stage, gate in tdaf.flow_modules(flow)[1].items():
-            if int(stage) < depth(flow, tdaf.flows, len(tdaf.stages)):
+            if int(stage) <= tdaf.depth(flow - 1):
                 calls[gate].append((flow, int(stage)))
     return dict(calls)

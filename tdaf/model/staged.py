@@ -84,21 +84,20 @@ def _check_lengths(stages: Sequence[nn.Module], widths: list[int], strides: list
         )
 
 
-def gated_stages(gated: str | Sequence[int], stages: int, appended: int) -> list[int]:
-    """The 1-based stages that the setting `gated` names."""
-    everywhere = list(range(1, stages))
+def gated_stages(gated: str | Sequence[int], seen: int, stages: int, appended: int) -> list[int]:
+    """The 1-based stages that the setting `gated` names. seen: how many the flow before the last has, of all stages."""
+    everywhere, appended = list(range(1, seen + 1)), appended - (stages - seen)
+    last = "the last stage has no gate" if seen < stages else "no other has a gate"
     if gated == "all":
         return everywhere
     if gated == "appended":
-        if appended < 2:
-            found = "only one appended stage, the last, which has no gate" if appended else "no appended stages"
+        if appended < 1:
+            found = "only one appended stage, the last, which has no gate" if appended == 0 else "no appended stages"
             raise UserError(f"gated=appended: this network has {found}; give all or a list of stages")
-        return everywhere[1 - appended :]
+        return everywhere[-appended:]
     if isinstance(gated, str) or not all(stage in everywhere for stage in gated):
-        names = "all, appended" if appended > 1 else "all"
-        raise UserError(
-            f"gated={gated}: must be {names} or a list of stages between 1 and {stages - 1}; the last stage has no gate"
-        )
+        names = "all, appended" if appended > 0 else "all"
+        raise UserError(f"gated={gated}: must be {names} or a list of stages between 1 and {seen}; {last}")
     return sorted(set(gated))
 
 
