@@ -231,6 +231,8 @@ def _streamed(
                 with copy.open("wb") as file:
                     shutil.copyfileobj(members.extractfile(member), file)
                 yield Job(copy, written / place.relative_to(out), *how, path)
+    except UserError:
+        raise
     except (tarfile.TarError, EOFError, zlib.error, ValueError) as error:
         raise RunError(f"{path} is damaged, cut off or no archive ({error}); bring it again, then go on") from error
 
