@@ -1,6 +1,6 @@
 """Makes a set of videos small and quick to read clips from: short side 256, and a key frame every 12 frames.
 
-    python scripts/prepare_kinetics.py root=DIR out=DIR [short_side=256] [gop=12] [crf=20] [workers=N]
+    python scripts/prepare_kinetics.py root=DIR out=DIR [short_side=256] [gop=12] [crf=20] [workers=N] [tar=true]
 
 Every video below ROOT becomes an h264 mp4 at the same place below OUT, without sound, with its own times; what is
 smaller already is not enlarged, and turns and mirroring that the file asks for are made. Annotation files (csv, txt)
@@ -9,25 +9,28 @@ place where they lie, and are never unpacked: a few videos at a time are in OUT,
 place. A video that is damaged or cut off is named and left out. It may be stopped at any moment: run again, it
 goes on, and what is finished is left as it is. short_side: pixels. gop: frames from one key frame to the next. crf:
 x264's quality, 0 to 51, less is better. workers: processes, as many as cores. Exit codes: 0 all done; 1 some could not
-be; 2 a mistake.
+be; 2 a mistake. tar=true: each folder of OUT, train/ say, is a plain tar instead, train.tar, in the order in which the
+videos are done; one of them at a time is a file. Training reads it as it is.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import sys
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from fractions import Fraction
 from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, BinaryIO, NamedTuple
 
 import av
 from av.video.frame import PictureType
@@ -38,14 +41,14 @@ from tdaf.cli.script import Positive, main
 from tdaf.errors import RunError, UnreadableSample, UserError
 from tdaf.media import archive
 from tdaf.media.files import MOVING, files_below, left_out
-from tdaf.media.tar import clean
+from tdaf.media.tar import Writer, clean
 from tdaf.media.video import AS_IT_LIES, decode, frame_rate, opened, orientation, promised_frames, upright
 
 Side = Annotated[int, "a whole number, 16 or more", lambda value: value >= 16]
 Quality = Annotated[int, "a whole number from 0 to 51", lambda value: 0 <= value <= 51]
 NOTES = (".csv", ".txt")
 PACKED, COMPRESSED = (".tar", ".zip"), (".tar.gz", ".tgz")
-COPIES = ".copies"  # folder in OUT of what is being read of compressed archives
+COPIES = ".copies"  # folder in OUT of what is read of compressed archives, or written on its way into a tar
 _CONVERTER = VideoReformatter()
 
 
@@ -64,6 +67,37 @@ class Job(NamedTuple):
         return f"{self.member_of}: {self.target.stem}" if self.member_of else str(self.source)
 
 
+class Tars(ExitStack):
+    """Of every folder in `out` one tar, which goes on where it was."""
+
+    def __init__(self, out: Path) -> None:
+        super().__init__()
+        self._out, self._writers = out, {}
+
+    def __contains__(self, place: Path) -> bool:
+        writer, name = self._of(place)
+        return name in writer.names
+
+    def add(self, place: Path, content: BinaryIO, size: int) -> None:
+        writer, name = self._of(place)
+        writer.add(name, content, size)
+
+    def _of(self, place: Path) -> tuple[Writer, str]:
+        """The tar that a file would be in, which would lie at `place`, and its name there."""
+        folder, _, name = place.relative_to(self._out).as_posix().partition("/")
+        path = self._out / f"{folder}.tar"
+        if not name:
+            raise UserError(f"tar=true: {folder} lies in no folder, whose tar it could be in; put the videos into one")
+        if folder not in self._writers:
+            if (self._out / folder).is_dir():
+                raise UserError(f"{self._out / folder} is there, and would be read instead of {path}: delete it")
+            try:
+                self._writers[folder] = self.enter_context(Writer(path, go_on=True))
+            except ValueError as error:
+                raise UserError(f"{path}: {error}") from error
+        return self._writers[folder], name
+
+
 def prepare(
     *,
     root: Path,
@@ -72,37 +106,60 @@ def prepare(
     gop: Positive = 12,
     crf: Quality = 20,
     workers: Positive | None = None,
+    tar: bool = False,
 ) -> int:
     """Returns the exit code; the settings are those of the command line."""
     if not root.is_dir():
         raise UserError(f"root={root}: no such folder")
     if out.resolve().is_relative_to(root.resolve()) or root.resolve().is_relative_to(out.resolve()):
         raise UserError(f"out={out} lies in root, or root in it: give a folder of its own")
+    bad: list[Job] = []
     try:
-        how = short_side, gop, crf
-        targets, compressed = _targets(root, out)
-        jobs = [Job(source, target, *how) for target, source in targets.items()]
-        todo = [job for job in jobs if not job.target.exists()]
-        print(f"{len(jobs)} videos, {len(jobs) - len(todo)} of them done before", flush=True)
-        streams = (_streamed(path, out / path.parent.relative_to(root), out, how) for path in compressed)
-        bad: list[Job] = []
-        number, total = 0, "" if compressed else f" of {len(todo)}"
-        todo_and_streams = chain(todo, chain.from_iterable(streams))
-        for number, (job, fault) in enumerate(_done(todo_and_streams, workers or len(os.sched_getaffinity(0))), 1):
-            if job.member_of:
-                job.source.unlink(missing_ok=True)
-            if fault is not None:
-                bad.append(job)
-                print(f"left out: {job.shown}: {fault}", flush=True)
-            if number % 100 == 0 or number == len(todo):
-                print(f"{number}{total} videos", flush=True)
+        with Tars(out) as tars:
+            done = tars.__contains__ if tar else Path.exists
+            how, written = (short_side, gop, crf), out / COPIES if tar else out
+            sources, notes, compressed = _found(root, out)
+            jobs = [
+                Job(source, written / place.relative_to(out), *how)
+                for place, source in sources.items()
+                if not done(place)
+            ]
+            before = len(sources) - len(jobs)
+            print(f"{len(sources)} videos, {before} of them done before", flush=True)
+            packed = {_top(place, out) for place in [*sources, *(out / path.relative_to(root) for path in compressed)]}
+            for place, source in notes.items():
+                is_packed = tar and _top(place, out) in packed
+                if not (place in tars if is_packed else place.exists()):
+                    content = archive.read(source).tobytes()
+                    if is_packed:
+                        tars.add(place, io.BytesIO(content), len(content))
+                    else:
+                        place.parent.mkdir(parents=True, exist_ok=True)
+                        place.write_bytes(content)
+            streams = (
+                _streamed(path, out / path.parent.relative_to(root), out, written, how, done) for path in compressed
+            )
+            number, total = 0, "" if compressed else f" of {len(jobs)}"
+            jobs_and_streams = chain(jobs, chain.from_iterable(streams))
+            for number, (job, fault) in enumerate(_done(jobs_and_streams, workers or len(os.sched_getaffinity(0))), 1):
+                if job.member_of:
+                    job.source.unlink(missing_ok=True)
+                if fault is not None:
+                    bad.append(job)
+                    print(f"left out: {job.shown}: {fault}", flush=True)
+                elif tar:
+                    with job.target.open("rb") as video:
+                        tars.add(out / job.target.relative_to(written), video, job.target.stat().st_size)
+                    job.target.unlink()
+                if number % 100 == 0 or number == len(jobs):
+                    print(f"{number}{total} videos", flush=True)
     except OSError as error:
         raise RunError(f"{error}; run the same command again to go on") from error
     finally:
         shutil.rmtree(out / COPIES, ignore_errors=True)
     for folder, count in Counter(job.member_of or job.source.parent for job in bad).most_common():
         print(f"{count:6d} left out in {folder}")
-    print(f"{len(jobs) - len(todo) + number - len(bad)} videos in {out}, {len(bad)} left out")
+    print(f"{before + number - len(bad)} videos in {out}, {len(bad)} left out")
     return 1 if bad else 0
 
 
@@ -124,10 +181,15 @@ def encode(job: Job) -> str | None:
     return None
 
 
-def _targets(root: Path, out: Path) -> tuple[dict[Path, Path], list[Path]]:
-    """Each video's source by its target, in the order of their paths, and the compressed archives; annotation files are
-    copied on the way."""
+def _top(place: Path, out: Path) -> str:
+    return place.relative_to(out).parts[0]
+
+
+def _found(root: Path, out: Path) -> tuple[dict[Path, Path], dict[Path, Path], list[Path]]:
+    """The source of each video, and of each annotation file, by its place below `out`, in the order of their paths; and
+    the compressed archives."""
     sources: dict[Path, Path] = {}
+    notes: dict[Path, Path] = {}
     names, others = files_below(root, (*MOVING, *NOTES, *PACKED, *COMPRESSED))
     places = {root / name: Path(name) for name in names if not name.lower().endswith(PACKED)}
     for path in (root / name for name in names if name.lower().endswith(PACKED)):
@@ -142,18 +204,19 @@ def _targets(root: Path, out: Path) -> tuple[dict[Path, Path], list[Path]]:
             if target in sources:
                 raise UserError(f"{sources[target]} and {source} would both become {target}; rename one")
             sources[target] = source
-        elif name.endswith(NOTES) and not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(archive.read(source).tobytes())
+        elif name.endswith(NOTES):
+            notes[target] = source
     for note, count in left_out(others, "videos").items():
         print(f"{count} {note}")
     compressed = [source for source in places if source.name.lower().endswith(COMPRESSED)]
     if not sources and not compressed:
         raise UserError(f"root={root}: there is no video below it ({', '.join(MOVING)})")
-    return sources, compressed
+    return sources, notes, compressed
 
 
-def _streamed(path: Path, place: Path, out: Path, how: tuple[int, int, int]) -> Iterator[Job]:
+def _streamed(
+    path: Path, folder: Path, out: Path, written: Path, how: tuple[int, int, int], done: Callable[[Path], bool]
+) -> Iterator[Job]:
     """The videos of a compressed tar that are not done, one after the other, each copied out of it."""
     (out / COPIES).mkdir(parents=True, exist_ok=True)
     try:
@@ -161,13 +224,15 @@ def _streamed(path: Path, place: Path, out: Path, how: tuple[int, int, int]) -> 
             for number, member in enumerate(members):
                 if not (member.isfile() and member.name.lower().endswith(MOVING)):
                     continue
-                target = (place / os.fsdecode(clean(os.fsencode(member.name)))).with_suffix(".mp4")
-                if target.exists():
+                place = (folder / os.fsdecode(clean(os.fsencode(member.name)))).with_suffix(".mp4")
+                if done(place):
                     continue
                 copy = out / COPIES / f"{path.name}-{number}{Path(member.name).suffix}"
                 with copy.open("wb") as file:
                     shutil.copyfileobj(members.extractfile(member), file)
-                yield Job(copy, target, *how, path)
+                yield Job(copy, written / place.relative_to(out), *how, path)
+    except UserError:
+        raise
     except (tarfile.TarError, EOFError, zlib.error, ValueError) as error:
         raise RunError(f"{path} is damaged, cut off or no archive ({error}); bring it again, then go on") from error
 

@@ -22,7 +22,7 @@ from tdaf.errors import UnreadableSample, UserError
 from tdaf.media import archive, members
 from tdaf.media import zip as zip_table
 from tdaf.media.image import read_image
-from tdaf.media.tar import scan
+from tdaf.media.tar import Writer, scan
 
 FILES = {
     "b/x.txt": b"x" * 1000,
@@ -406,6 +406,34 @@ def test_where_a_folder_cannot_be_written_the_cache_keeps_it(kept: Path, monkeyp
     assert file.name.startswith("x.tar.") and list(kept.parent.iterdir()) == [kept]
     monkeypatch.setattr(members, "scan", None)
     assert archive.read(kept / "a/8").tobytes() == b"8"
+
+
+def test_a_tar_that_is_written_goes_on_after_any_byte(tmp_path: Path) -> None:
+    files = {"a/1": b"1" * 700, "a/" + "n" * 150: b"long", "b/2": b"", "b/3": b"3" * 1024}
+
+    def write(names: list[str]) -> None:
+        with Writer(tmp_path / "x.tar", go_on=True) as target:
+            for name in names:
+                if name not in target.names:
+                    target.add(name, io.BytesIO(files[name]), len(files[name]))
+
+    write([*files])
+    whole = (tmp_path / "x.tar").read_bytes()
+    for end in range(0, len(whole), 83):
+        (tmp_path / "x.tar").unlink()
+        (tmp_path / ".x.tar.part").write_bytes(whole[:end])
+        write([*files])
+        assert (tmp_path / "x.tar").read_bytes() == whole and len(list(tmp_path.iterdir())) == 1
+    (tmp_path / "x.tar").unlink()
+    for _ in range(2):
+        with pytest.raises(KeyError):
+            write(["a/1", "nothing"])
+        assert [path.name for path in tmp_path.iterdir()] == [".x.tar.part"]
+    write([*files])
+    assert (tmp_path / "x.tar").read_bytes() == whole
+    with Writer(tmp_path / "y.tar", go_on=True):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["x.tar"]
 
 
 def test_progress_ends_at_the_size(tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+import tarfile
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -91,6 +94,68 @@ def test_archives_become_what_their_folders_would(taken: Path, tmp_path: Path, c
     with pytest.raises(RunError, match="part_0.tar.gz is damaged, cut off or no archive .*bring it again, then go on"):
         called(f"root={root}", f"out={tmp_path / 'other'}", *how)
     assert not (tmp_path / "other/.copies").exists()
+
+
+def test_tars_hold_what_the_folders_would(taken: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    """Also when it is stopped, and when there is more to do later."""
+    monkeypatch.setattr(prepare_kinetics, "_done", copied)
+    how = ("short_side=48", "gop=6", "workers=1")
+    root, plain, out = tmp_path / "set", tmp_path / "plain", tmp_path / "small"
+    shutil.copytree(taken, root)
+    (root / "train/note.txt").write_text("a note\n")
+    tar_gz(root / "train/part_0.tar.gz", {"c/turned.mp4": (root / "val/c/turned.mp4").read_bytes()})
+    assert called(f"root={root}", f"out={plain}", *how) == 1
+    made = files(plain)
+    assert called(f"root={root}", f"out={out}", *how, "tar=true") == 1 and "4 videos in" in capsys.readouterr().out
+
+    def packed() -> dict[str, bytes]:
+        assert set(files(out)) == {"train.tar", "val.tar", "train.csv"} and len(list(out.iterdir())) == 3
+        inside = {s: contents_of_tar(out / f"{s}.tar") for s in ("train", "val")}
+        return {"train.csv": (out / "train.csv").read_bytes()} | {
+            f"{split}/{name}": content for split, found in inside.items() for name, content in found.items()
+        }
+
+    assert packed() == made and len(made) == 6
+    whole = {name: (out / name).read_bytes() for name in ("train.tar", "val.tar")}
+    for share in (0, 0.3, 0.7, 0.98):  # as kill -9 leaves them
+        for name, content in whole.items():
+            (out / name).unlink()
+            (out / f".{name}.part").write_bytes(content[: int(len(content.rstrip(b"\0")) * share)])
+        assert called(f"root={root}", f"out={out}", *how, "tar=true") == 1 and packed() == made
+    before = [line for line in capsys.readouterr().out.splitlines() if "done before" in line]
+    assert before[0] == "5 videos, 0 of them done before" and before[3] == "5 videos, 2 of them done before"
+    stamp = (out / "train.tar").stat().st_mtime_ns
+    shutil.copy(root / "val/c/turned.mp4", root / "val/c/more.mp4")
+    assert called(f"root={root}", f"out={out}", *how, "tar=true") == 1
+    assert packed() == made | {"val/c/more.mp4": made["val/c/turned.mp4"]}
+    assert (out / "train.tar").stat().st_mtime_ns == stamp
+    (out / "train").mkdir()
+    with pytest.raises(UserError, match=r"small/train is there, and would be read instead of .*train.tar: delete it"):
+        called(f"root={root}", f"out={out}", *how, "tar=true")
+    shutil.copy(root / "val/c/turned.mp4", root / "flat.mp4")
+    with pytest.raises(UserError, match="tar=true: flat.mp4 lies in no folder"):
+        called(f"root={root}", f"out={tmp_path / 'other'}", *how, "tar=true")
+    (root / "flat.mp4").unlink()
+    tar_gz(root / "part_1.tar.gz", {"flat.mp4": b""})
+    with pytest.raises(UserError, match="tar=true: flat.mp4 lies in no folder"):
+        called(f"root={root}", f"out={tmp_path / 'other'}", *how, "tar=true")
+
+
+def copied(jobs: Iterator[Job], workers: int) -> Iterator[tuple[Job, str | None]]:
+    """For encoding, which gives other bits in another run (x264's threads)."""
+    for job in jobs:
+        if job.source.stem in ("cut", "sound"):
+            yield job, "bad"
+            continue
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        job.target.write_bytes(b"small" + job.source.read_bytes())
+        yield job, None
+
+
+def contents_of_tar(path: Path) -> dict[str, bytes]:
+    with tarfile.open(path) as source:
+        assert len(source.getnames()) == len(set(source.getnames()))
+        return {member.name: source.extractfile(member).read() for member in source}
 
 
 def test_what_is_written(taken: Path, tmp_path: Path) -> None:

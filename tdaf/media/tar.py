@@ -170,30 +170,74 @@ class Writer:
 
     Args:
         path: of the file.
+        go_on: what an earlier writer of it, stopped at any moment, or done, has put into it stays; and what this one
+            puts into it, if it is stopped.
+
+    Attributes:
+        names: with `go_on`, of the files in it.
+
+    Raises:
+        ValueError: with `go_on`, what lies there is no archive of data.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.count = path, 0
+    def __init__(self, path: Path, go_on: bool = False) -> None:
+        self.path, self.count, self.names, self._goes_on = path, 0, set(), go_on
         self._part = path.with_name(f".{path.name}.part")
+        self._tar: tarfile.TarFile | None = None
 
     def __enter__(self) -> Writer:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._tar = tarfile.open(self._part, "w", format=tarfile.GNU_FORMAT)
+        if self._goes_on and self.path.exists():
+            self.names, _ = _whole(self.path)  # it keeps its name until something is to be added
+        else:
+            self._begin()
         return self
 
     def add(self, name: str, content: BinaryIO | None, size: int = 0) -> None:
         """name: with / between its parts. content: None for a folder. size: its bytes."""
+        if self._tar is None:
+            self.path.replace(self._part)
+            self._begin()
         member = tarfile.TarInfo(name)
         member.size, member.mode = size, 0o644
         if content is None:
             member.type, member.mode = tarfile.DIRTYPE, 0o755
         self._tar.addfile(member, content)
         self.count += content is not None
+        if self._goes_on:
+            self.names.add(name)
 
     def __exit__(self, kind: type | None, *rest: object) -> None:
+        if self._tar is None:
+            return
         try:
-            self._tar.close()
-            if kind is None:
+            with self._file:
+                self._tar.close()
+            if kind is None and (self.names or not self._goes_on):
                 self._part.replace(self.path)
         finally:
-            self._part.unlink(missing_ok=True)
+            if not self._goes_on or not self.names:
+                self._part.unlink(missing_ok=True)
+
+    def _begin(self) -> None:
+        end = 0
+        if self._goes_on and self._part.exists():
+            self.names, end = _whole(self._part)
+        self._file = self._part.open("r+b" if end else "wb")
+        self._file.truncate(end)
+        self._file.seek(end)
+        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.GNU_FORMAT)
+
+
+def _whole(path: Path) -> tuple[set[str], int]:
+    """The files in a tar that may be cut off, and where the last whole one ends. Raises ValueError."""
+    names, ends = set(), [0]
+
+    def add(name: bytes, offset: int, stored: int, size: int, check: int, kind: int) -> None:
+        if kind == RAW and offset:
+            names.add(os.fsdecode(name))
+            ends.append(offset + stored)
+
+    with path.open("rb") as file:
+        scan(file.fileno(), os.fstat(file.fileno()).st_size, add, lambda steps: None)
+    return names, (max(ends) + BLOCK - 1) // BLOCK * BLOCK
