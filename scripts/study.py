@@ -26,8 +26,9 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -46,7 +47,8 @@ GROUPS = {"mechanisms": "comparison", "ablations": "ablations"}  # plans that ar
 @dataclass(frozen=True)
 class Row:
     """A network under comparison. settings: what train.py is told. against: names of the rows it is tested against.
-    cost_of: the row whose multiply-adds in training it is to have, by settings that train it longer, `longer`."""
+    cost_of: the row whose multiply-adds in training it is to have; cost_by: how, trained "longer" or with a "wider"
+    backbone; equal: the settings that make it so."""
 
     name: str
     settings: tuple[str, ...]
@@ -54,7 +56,8 @@ class Row:
     seeds: tuple[int, ...]
     note: str = ""
     cost_of: str = ""
-    longer: tuple[str, ...] = ()
+    cost_by: str = "longer"
+    equal: tuple[str, ...] = ()
 
     @property
     def slug(self) -> str:
@@ -119,8 +122,14 @@ def study(
     processes = processes or len(devices) or os.cpu_count() or 1
 
     from results import comparison, evidence
+    from results.runs import composed
 
-    whole = comparison.at_equal_cost(whole, lambda row: merged(row, rest))
+    for row in (row for group in whole for row in group.rows):
+        with named(row):
+            composed(*merged(row, rest))
+    whole, left_out = comparison.at_equal_cost(whole, lambda row: merged(row, rest))
+    equal = [f"{row.name}: {' '.join(row.equal)}" for group in whole for row in group.rows if row.equal]
+    print("".join(f"{line}\n" for line in [*equal, *(f"left out: {line}" for line in left_out)]), end="")
     planned = trials([group for group in whole if not groups or group.name in groups], runs, rest, seeds)
     unfinished = missing(planned)
     print(f"{len(planned)} runs, {len(unfinished)} of them to train, {processes} at a time; {runs}", flush=True)
@@ -190,26 +199,50 @@ def _plan(name: str) -> dict[str, Any]:
     known = ", ".join(sorted([*GROUPS, *(file.stem for file in folder.glob("*.yaml"))]))
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        rows, names = content["rows"], [row["name"] for row in content["rows"]]
-        texts = [
-            *names,
-            content["title"],
-            *content["settings"],
-            *content["against"],
-            *(s for r in rows for s in r["settings"]),
-        ]
-        texts += [row.get(key, "") for row in rows for key in ("note", "cost_of")]
-        if not all(isinstance(text, str) for text in texts) or not all(type(seed) is int for seed in content["seeds"]):
-            raise TypeError("a name, a setting or a seed is of another kind")
-        if unknown := {*content["against"], *(row["cost_of"] for row in rows if "cost_of" in row)} - {*names}:
-            raise ValueError(f"there is no row {', '.join(sorted(unknown))}")
+        _check_plan(content)
     except OSError as error:
         raise UserError(f"plan={name}: {error.strerror}; give a file, or one of {known}") from error
-    except (KeyError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
-        why = f"it has no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+    except (ValueError, yaml.YAMLError) as error:
+        mark = getattr(error, "problem_mark", None)  # of a file that is no YAML
+        why = f"line {mark.line + 1}: {error.problem}" if mark else str(error).partition("\n")[0]
         raise UserError(f"plan={name}: {path} is no plan like those in configs/study/: {why}") from error
     group = {"name": path.stem, "timed": False, **{key: content[key] for key in ("title", "against", "rows")}}
     return {"settings": content["settings"], "seeds": content["seeds"], "groups": [group]}
+
+
+def _check_plan(content: Any) -> None:
+    """Raises ValueError, which says what is wrong, for what is no plan."""
+    _check_keys("it", content, {"title": str, "settings": list, "seeds": list, "against": list, "rows": list})
+    optional = {"seeds": list, "against": list, "note": str, "cost_of": str, "cost_by": str}
+    for number, row in enumerate(content["rows"], start=1):
+        _check_keys(f"row {number}", row, {"name": str, "settings": list}, optional)
+    rows, names = content["rows"], [row["name"] for row in content["rows"]]
+    if twice := [name for name, count in Counter(Row(name, (), (), ()).slug for name in names).items() if count > 1]:
+        raise ValueError(f"two rows are called {twice[0]}")
+    for part in (content, *rows):
+        if wrong := [text for text in part["settings"] if not isinstance(text, str) or "=" not in text]:
+            raise ValueError(f"{wrong[0]} is no setting like flows=3")
+        if wrong := [seed for seed in part.get("seeds", []) if type(seed) is not int or seed < 0]:
+            raise ValueError(f"{wrong[0]} is no seed: give whole numbers")
+        if wrong := [name for name in (*part.get("against", []), part.get("cost_of", names[0])) if name not in names]:
+            raise ValueError(f"there is no row {wrong[0]}")
+        if part.get("cost_by", "longer") not in ("longer", "wider"):
+            raise ValueError(f"cost_by is longer or wider, not {part['cost_by']}")
+        if part.get("cost_of") == part.get("name", ""):
+            raise ValueError(f"{part['name']} is to cost what it costs itself")
+
+
+def _check_keys(where: str, node: Any, needed: dict[str, type], optional: dict[str, type] | None = None) -> None:
+    known = {**needed, **(optional or {})}
+    if not isinstance(node, dict):
+        raise ValueError(f"{where} has no {', '.join(needed)}")
+    if absent := [key for key in needed if key not in node]:
+        raise ValueError(f"{where} has no {absent[0]!r}")
+    for key, value in node.items():
+        if key not in known:
+            raise ValueError(f"{where} has {key!r}; known are {', '.join(known)}")
+        if not isinstance(value, known[key]) or value in ("", []) and key in ("name", "rows", "seeds"):
+            raise ValueError(f"{key} of {where} is no {'list' if known[key] is list else 'text'}, or empty")
 
 
 def _groups(plan: dict[str, Any], small: dict[str, Any] | None = None) -> list[Group]:
@@ -225,7 +258,7 @@ def _groups(plan: dict[str, Any], small: dict[str, Any] | None = None) -> list[G
             settings = {setting.partition("=")[0]: setting for setting in given}  # the later one counts
             against = tuple(name for name in row.get("against", group["against"]) if name != row["name"])
             seeds = tuple(next(part["seeds"] for part in (small, row, group, plan) if "seeds" in part))
-            words = (row.get("note", ""), row.get("cost_of", ""))
+            words = (row.get("note", ""), row.get("cost_of", ""), row.get("cost_by", "longer"))
             rows.append(Row(row["name"], tuple(settings.values()), against, seeds, *words))
         if rows:
             groups.append(Group(group["name"], group["title"], tuple(rows), group.get("timed", True)))
@@ -246,7 +279,7 @@ def trials(groups: Sequence[Group], runs: Path, more: Sequence[str], seeds: Sequ
 
 def merged(row: Row, more: Sequence[str]) -> tuple[str, ...]:
     """A row's settings with more; of one that is given twice the later one counts."""
-    return tuple({text.partition("=")[0]: text for text in (*row.settings, *more, *row.longer)}.values())
+    return tuple({text.partition("=")[0]: text for text in (*row.settings, *more, *row.equal)}.values())
 
 
 def missing(trials: Sequence[Trial]) -> list[Trial]:
@@ -256,9 +289,19 @@ def missing(trials: Sequence[Trial]) -> list[Trial]:
     unfinished: list[Trial] = []
     for trial in trials:
         built = any(trial.row.name == other.row.name for other in unfinished)  # seeds change nothing of the network
-        if is_missing(composed(*trial.command), check=not built):
-            unfinished.append(trial)
+        with named(trial.row):
+            if is_missing(composed(*trial.command), check=not built):
+                unfinished.append(trial)
     return unfinished
+
+
+@contextmanager
+def named(row: Row) -> Iterator[None]:
+    """What is wrong with a row's settings is said with its name."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{row.name}: {error}") from error
 
 
 class Stopped(Exception):

@@ -90,6 +90,7 @@ def test_every_plan_is_of_networks_that_start(name: str) -> None:
     own = [] if name == "night" else ["task=imagenet", "recipe=demo"]
     assert set(group.references) <= {row.name for row in group.rows} and len({row.slug for row in group.rows}) >= 4
     configs = [compose([*study.merged(row, own)]) for row in group.rows if not row.cost_of]
+    assert [row.cost_by for row in group.rows if row.cost_of] in ([], ["longer", "wider"])
     for config in configs:
         rehearsal.choices(config)
         assert [d for d in differences(configs[0], config) if not d.startswith(NETWORK)] == []
@@ -100,7 +101,8 @@ def test_every_plan_is_of_networks_that_start(name: str) -> None:
 
 def test_a_plan_of_ones_own_and_training_at_equal_cost(tmp_path: Path, monkeypatch, capsys) -> None:
     longer = "{name: longer, settings: [flows=1], cost_of: TDAF}"
-    rows = f"[{{name: plain, settings: [flows=1]}}, {{name: TDAF, settings: []}}, {longer}]"
+    wider = "{name: wider, settings: [flows=1], cost_of: TDAF, cost_by: wider}"
+    rows = f"[{{name: plain, settings: [flows=1]}}, {{name: TDAF, settings: []}}, {longer}, {wider}]"
     plan = tmp_path / "mine.yaml"
     plan.write_text(f"title: Mine\nsettings: [flows=3]\nseeds: [0]\nagainst: [plain]\nrows: {rows}\n")
     monkeypatch.chdir(tmp_path)
@@ -118,16 +120,42 @@ def test_a_plan_of_ones_own_and_training_at_equal_cost(tmp_path: Path, monkeypat
     assert re.search(r"^plain: 1 steps of \d+ ms: .* hours a seed, 2 seeds$", capsys.readouterr().out, re.MULTILINE)
     assert not list(tmp_path.glob("runs/**/config.yaml"))
     (group,) = study.read(plan=str(plan))
-    (equal,) = comparison.at_equal_cost([group], lambda row: study.merged(row, [*own, "milestones=[1]"]))
-    plain, tdaf, longer = (compose([*study.merged(row, own)]) for row in equal.rows)
+    (equal,), left_out = comparison.at_equal_cost([group], lambda row: study.merged(row, [*own, "milestones=[1]"]))
+    plain, tdaf, longer, wider = (compose([*study.merged(row, own)]) for row in equal.rows)
+    # 16 x sqrt(ratio) is 19.2; the multiply-adds of the network that is trained, counted anew, with all its layers
+    assert wider["backbone"]["width"] == 19 and wider["trainer"] == plain["trainer"] and not left_out
+    assert comparison._cost(wider) == pytest.approx(comparison._cost(tdaf), rel=0.06)
+    assert equal.rows[3].note.startswith("width 19, ") and "of TDAF" in equal.rows[3].note
     ratio = 0.0283 / 0.0197  # docs/study.md counts these networks' multiply-adds
     assert tdaf["trainer"] == plain["trainer"] and longer["trainer"]["epochs"] == pytest.approx(2 * ratio, rel=0.01)
-    assert longer["schedule"]["decay"]["milestones"] == [1] and equal.rows[2].longer[0].startswith("trainer.epochs=2.8")
+    assert longer["schedule"]["decay"]["milestones"] == [1] and equal.rows[2].equal[0].startswith("trainer.epochs=2.8")
     monkeypatch.setattr(study, "run", lambda trials, *how: {} if [start(compose([*t.command])) for t in trials] else {})
     assert call(monkeypatch, arguments, lambda: main(study.study, study.__doc__)) == 0
     page = (tmp_path / "runs/study-mine/study.md").read_text()
     assert page.count("## The masks of") == 1 and re.search(r"all masks have is \d+% of their variance", page)
     assert "| plain | " in page and "- TDAF - plain: " in page and "top-1, 95 % interval" in page
+
+
+@pytest.mark.parametrize(
+    ("settings", "row"),
+    [
+        (["backbone=vgg11"], "wide: this backbone has no width to change"),
+        (["pretrained=imagenet", "backbone=res18"], "wide: pretrained=imagenet: weights have a width of their own"),
+        (["attention=se"], "wide: no width is nearer to the multiply-adds of TDAF than its own, 16"),
+        (["attention=se", "backbone=res18"], ""),
+    ],
+)
+def test_what_cannot_be_widened_is_left_out_and_said(settings: list[str], row: str) -> None:
+    rows = [
+        study.Row("TDAF", ("anar=3", "flows=3"), (), (0,)),
+        study.Row("wide", ("flows=1",), (), (0,), "", "TDAF", "wider"),
+    ]
+    own = ["task=imagenet", "recipe=demo", "demo.train=40", "demo.val=20", *settings]
+    (group,), left_out = comparison.at_equal_cost(
+        [study.Group("x", "X", tuple(rows))], lambda row: study.merged(row, own)
+    )
+    assert left_out == [row] * bool(row) and len(group.rows) == 2 - bool(row)
+    assert row or group.rows[1].equal == ("++backbone.width=72",)  # a multiple of 8, as SE divides channels
 
 
 def test_what_can_be_said_and_how_many_seeds_it_takes(monkeypatch) -> None:
@@ -256,7 +284,8 @@ def test_masks_of_a_network_that_ignores_them(small) -> None:
         ),
         ("plan=paper flows=2", "flows=2: the rows of paper differ in flows"),
         ("plan=paper difference=0", "difference=0: give points, above 0"),
-        (f"plan={ROOT}/configs/train.yaml", "is no plan like those in configs/study/: it has no 'rows'"),
+        (f"plan={ROOT}/configs/train.yaml", "is no plan like those in configs/study/: it has no 'title'"),
+        ("plan=paper task=imagenet anar=4", "plain: anar=4: give 2, 3, 5 or 7"),
     ],
 )
 def test_a_mistake_is_a_line(arguments: str, words: str, tmp_path: Path, monkeypatch, capsys) -> None:
@@ -265,3 +294,39 @@ def test_a_mistake_is_a_line(arguments: str, words: str, tmp_path: Path, monkeyp
     error = capsys.readouterr().err
     assert error.startswith("error: ") and words in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+PLAIN = (
+    "title: Mine\nsettings: [flows=3]\nseeds: [0]\nagainst: [plain]\nrows:\n- {name: plain, settings: [flows=1]}\n- "
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("title: [a\n", "line 2: expected ',' or ']'"),
+        ("\x00", "special characters are not allowed"),
+        ("- 3\n", "it has no title, settings, seeds, against, rows"),
+        (PLAIN + "{name: x}", "row 2 has no 'settings'"),
+        (PLAIN + "{name: x, settings: [flows]}", "flows is no setting like flows=3"),
+        (PLAIN + "{name: x, settings: flows=1}", "settings of row 2 is no list"),
+        (PLAIN + "{name: x, settings: [], extra: 3}", "row 2 has 'extra'; known are name, settings, seeds, against"),
+        (PLAIN + "{name: plain, settings: []}", "two rows are called plain"),
+        (PLAIN + "{name: x, settings: [], seeds: [a]}", "a is no seed"),
+        (PLAIN + "{name: x, settings: [], against: [y]}", "there is no row y"),
+        (PLAIN + "{name: x, settings: [], cost_of: y}", "there is no row y"),
+        (PLAIN + "{name: x, settings: [], cost_of: x}", "x is to cost what it costs itself"),
+        (PLAIN + "{name: x, settings: [], cost_of: plain, cost_by: y}", "cost_by is longer or wider, not y"),
+        (PLAIN + "{name: x, settings: [anar=4]}", "error: x: anar=4: give 2, 3, 5 or 7"),
+        (PLAIN + "{name: x, settings: [foo=1]}", "error: x: foo=1: there is no setting foo"),
+    ],
+)
+def test_a_mistake_in_a_plan_is_a_line(text: str, words: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    plan = tmp_path / "mine.yaml"
+    plan.write_text(text)
+    monkeypatch.chdir(tmp_path)
+    arguments = [f"plan={plan}", "task=imagenet", "recipe=demo"]
+    assert call(monkeypatch, arguments, lambda: main(study.study, study.__doc__)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and words in error and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]

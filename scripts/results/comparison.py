@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections import defaultdict
@@ -16,14 +17,17 @@ from scipy import stats
 
 from benchmarks.timing import interleaved, timed
 from results.runs import Run, composed, find
+from tdaf.build import takes
 from tdaf.cli import build
 from tdaf.cli.rehearsal import meta_network
 from tdaf.engine.data import TrainingOrder
 from tdaf.engine.precision import Precision, float32
 from tdaf.engine.summary import gflops
+from tdaf.errors import UserError
 
 if TYPE_CHECKING:
     from study import Group, Row, Trial
+    from tdaf.task import Task
 
 LEVEL, POWER = 0.95, 0.8
 MOST = 1000  # seeds that are counted to
@@ -118,28 +122,69 @@ def said(groups: Sequence[Group], runs: Path, difference: float) -> list[str]:
     return lines
 
 
-def at_equal_cost(groups: Sequence[Group], command: Callable[[Row], Sequence[str]]) -> list[Group]:
-    """The groups, rows with `cost_of` trained so much longer that their multiply-adds in training are those of the row
-    that it names: epochs, steps and milestones grow by the ratio of one sample's. command: a row's settings."""
-    rows = {row.name: row for group in groups for row in group.rows}
+def at_equal_cost(groups: Sequence[Group], command: Callable[[Row], Sequence[str]]) -> tuple[list[Group], list[str]]:
+    """The groups, rows with `cost_of` made so that their multiply-adds in training are those of the row that it names;
+    and a line on each row that cannot be, which is left out. command: a row's settings.
 
-    def longer(row: Row) -> Row:
+    longer: epochs, steps and milestones grow by the ratio of one sample's. wider: the backbone's `width` is the one
+    whose network is nearest; the note says how near.
+    """
+    rows, left_out = {row.name: row for group in groups for row in group.rows}, []
+
+    def equal(row: Row) -> Row | None:
         if not row.cost_of:
             return row
-        config, other = (composed(*command(one)) for one in (row, rows[row.cost_of]))
-        ratio, trainer, decay = _cost(other) / _cost(config), config["trainer"], config["schedule"]["decay"]
-        settings = [f"trainer.epochs={trainer['epochs'] * ratio:.4g}"] if trainer["epochs"] else []
-        settings += [f"trainer.max_steps={round(trainer['max_steps'] * ratio)}"] if trainer["max_steps"] else []
-        if "milestones" in decay:
-            later = ",".join(str(round(milestone * ratio)) for milestone in decay["milestones"])
-            settings.append(f"schedule.decay.milestones=[{later}]")
-        return replace(row, longer=tuple(settings))
+        target = _cost(composed(*command(rows[row.cost_of])))
+        try:
+            return (_wider if row.cost_by == "wider" else _longer)(row, command(row), target)
+        except UserError as error:
+            left_out.append(f"{row.name}: {error}")
+            return None
 
-    return [replace(group, rows=tuple(map(longer, group.rows))) for group in groups]
+    made = [replace(group, rows=tuple(filter(None, map(equal, group.rows)))) for group in groups]
+    return made, left_out
 
 
-def _cost(config: dict[str, Any]) -> float:
+def _longer(row: Row, command: Sequence[str], target: float) -> Row:
+    config = composed(*command)
+    ratio, trainer, decay = target / _cost(config), config["trainer"], config["schedule"]["decay"]
+    settings = [f"trainer.epochs={trainer['epochs'] * ratio:.4g}"] if trainer["epochs"] else []
+    settings += [f"trainer.max_steps={round(trainer['max_steps'] * ratio)}"] if trainer["max_steps"] else []
+    if "milestones" in decay:
+        later = ",".join(str(round(milestone * ratio)) for milestone in decay["milestones"])
+        settings.append(f"schedule.decay.milestones=[{later}]")
+    return replace(row, equal=tuple(settings))
+
+
+def _wider(row: Row, command: Sequence[str], target: float) -> Row:
+    config = composed(*command)
+    backbone = config["backbone"]
+    if not takes(backbone, "width", "backbone"):
+        raise UserError("this backbone has no width to change")
+    if config["pretrained"]:
+        raise UserError(f"pretrained={config['pretrained']}: weights have a width of their own")
     task = build.task(config)
+
+    @functools.cache
+    def cost(width: int) -> float:
+        return _cost(composed(*command, f"++backbone.width={width}"), task)
+
+    width = backbone.get("width", 64)  # ResNet's own
+    grain = 8 if backbone.get("attention") else 1  # mechanisms divide channels
+    growth = math.sqrt(target / _cost(config, task))  # convolutions grow by the square
+    width = max(width, grain * round(width * growth / grain))
+    step = grain if cost(width) < target else -grain
+    while (cost(width + step) - target) * step < 0:
+        width += step
+    width = min(width, width + step, key=lambda one: abs(cost(one) - target))
+    if width == backbone.get("width", 64):
+        raise UserError(f"no width is nearer to the multiply-adds of {row.cost_of} than its own, {width}")
+    note = f"width {width}, {cost(width) / target:.2f} times the multiply-adds of {row.cost_of}"
+    return replace(row, equal=(f"++backbone.width={width}",), note=f"{row.note}: {note}".removeprefix(": "))
+
+
+def _cost(config: dict[str, Any], task: Task | None = None) -> float:
+    task = task or build.task(config)
     return gflops(meta_network(config, task), task.dataset("val"), torch.device("meta"))
 
 

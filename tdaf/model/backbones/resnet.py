@@ -92,7 +92,8 @@ def resnet(
 
     Args:
         depth: 18, 34, 50, 101 or 152.
-        width: planes of the first layer, 64 in every published network; the others have 2, 4 and 8 times as many.
+        width: planes of the first layer, 64 in every published network; the others have 2, 4 and 8 times as many. 8 or
+            more; a multiple of 8 with attention, whose mechanisms divide channels.
         stem: "imagenet", 7x7 with stride 2 and a pool, strides 4, 8, 16, 32; "small" (inputs of about 64 pixels) and
             "cifar" (32), 3x3 with stride 2 or 1 and no pool, strides from 2 or 1 on.
         attention: None or "none"; or a mechanism, as in tdaf/model/attention: `channels -> module` for the end of every
@@ -102,8 +103,8 @@ def resnet(
     Raises:
         UserError: a setting that has no network.
     """
-    _check(depth, groups, width_per_group, width, stem, dims)
     attention = mechanisms.resolve(attention)
+    _check(depth, groups, width_per_group, width, stem, dims, attention is not None)
     block, counts = _LAYERS[depth]
     network = _Wide(width, block, counts, num_classes=1, groups=groups, width_per_group=width_per_group)
     if stem != "imagenet":
@@ -129,7 +130,9 @@ def resnet(
     return initialise(staged)
 
 
-def _check(depth: int, groups: int, width_per_group: int, width: int, stem: str, dims: int) -> None:
+def _check(
+    depth: int, groups: int, width_per_group: int, width: int, stem: str, dims: int, attention: bool = False
+) -> None:
     if depth not in _LAYERS:
         raise UserError(f"depth={depth}: ResNet has the depths {', '.join(map(str, _LAYERS))}")
     if stem not in STEMS:
@@ -138,7 +141,7 @@ def _check(depth: int, groups: int, width_per_group: int, width: int, stem: str,
         raise UserError(f"dims={dims}: choose 2 (images) or 3 (clips)")
     if groups < 1 or width_per_group < 1:
         raise UserError(f"groups={groups}, width_per_group={width_per_group}: both must be 1 or more")
-    if width < 8 or width % 8:
-        raise UserError(f"width={width}: give a multiple of 8")
+    if width < 8 or (attention and width % 8):
+        raise UserError(f"width={width}: give {'a multiple of 8, as there is attention' if attention else '8 or more'}")
     if depth < 50 and (groups, width_per_group) != (1, 64):
         raise UserError(f"depth={depth}: groups and width_per_group need bottlenecks, so a depth of 50 or more")
