@@ -309,7 +309,7 @@ def test_a_zip_is_listed_as_zipfile_does(seed: int, tmp_path: Path, monkeypatch:
                 for name in source.namelist()
                 if name[-1] != "/"
             )
-    for _ in range(200):  # damaged anywhere in the table, nothing but one line comes of it
+    for _ in range(40):  # damaged anywhere in the table, nothing but one line comes of it
         hurt = bytearray(data)
         for _ in range(choice.randrange(4)):
             hurt[-1 - choice.randrange(min(len(data), 400))] = choice.randrange(256)
