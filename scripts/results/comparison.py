@@ -135,8 +135,10 @@ def at_equal_cost(groups: Sequence[Group], command: Callable[[Row], Sequence[str
         if not row.cost_of:
             return row
         target = _cost(composed(*command(rows[row.cost_of])))
+        if row.cost_by == "longer":
+            return _longer(row, command(row), target)
         try:
-            return (_wider if row.cost_by == "wider" else _longer)(row, command(row), target)
+            return _wider(row, command(row), target)
         except UserError as error:
             left_out.append(f"{row.name}: {error}")
             return None
