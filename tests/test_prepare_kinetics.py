@@ -81,8 +81,12 @@ def test_archives_become_what_their_folders_would(taken: Path, tmp_path: Path, c
     said = capsys.readouterr().out
     plain, made = files(tmp_path / "plain"), files(out)
     assert made.keys() == plain.keys() and "3 videos in" in said and "2 left out" in said
-    # MPEG-4's decoder does not give the same bits every time
-    assert all(made[name] == plain[name] for name in plain if "mpeg4" not in name)
+    for name in plain:  # neither x264 nor MPEG-4's decoder gives the same bits every time
+        if name.endswith(".mp4"):
+            ours, theirs = (videos.decoded(folder / name).astype(int) for folder in (out, tmp_path / "plain"))
+            assert ours.shape == theirs.shape and abs(ours - theirs).mean() < 2
+        else:
+            assert made[name] == plain[name]
     assert f"left out: {root}/train/part_0.tar.gz: cut: cut off" in said
     assert f"left out: {root}/val/part_0.zip/c/sound.mp4: it has no pictures" in said
     (out / "train/a b/mpeg4.mp4").unlink()
