@@ -76,13 +76,13 @@ def question_or_sweep(flags: Sequence[str], words: Sequence[str]) -> int:
     sweeping = any(flag in SWEEP for flag in flags)
     if sweeping and len(flags) == 1:
         return sweep(words)
-    from tdaf.cli.compose import compose
-
     if all(flag in DETAILS for flag in flags if flag.startswith("-")):
         raise UserError(f"{flags[0]}: this is for what --cfg job shows; add that, or leave {flags[0]} out")
-    if not sweeping:
-        config = compose(words)  # what a run would refuse is refused here too, in the same words
-        if "job" in flags and words:  # what is composed of nothing else is known to go together
+    if words and not sweeping:  # what a run would refuse is refused here too, in the same words
+        from tdaf.cli.compose import compose
+
+        config = compose(words)
+        if "job" in flags:
             from tdaf.cli import rehearsal
 
             rehearsal.choices(config)
