@@ -177,9 +177,6 @@ class EvaluationOrder:
             yield [(0, i) for i in self.mine[first : first + self.batch]]
 
 
-# Reading
-
-
 class Loader:
     """Batches of a split, with "index" (B,) int64 added, and with unreadable samples left out and counted.
 
@@ -229,12 +226,16 @@ class Loader:
         while True:
             workers, children = self._workers, multiprocessing.active_children()
             with limits.quiet_leftovers():
+                # a worker begins with the run's own handler: what ends it waits until it can hear that
+                before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
                 try:
                     return iter(self._loader(workers))
                 except (OSError, RuntimeError, MemoryError) as error:
                     code = limits.refused(error)
                     if not workers or not code:
                         raise
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, before)
             for child in multiprocessing.active_children():
                 if child not in children:
                     child.kill()
@@ -266,9 +267,8 @@ class Loader:
             else:
                 fault = None
             if fault is not None:
-                del (
-                    batches
-                )  # not within `except`: the error's frames would keep the workers, and torch would tell again
+                # not within `except`: the error's frames would keep the workers, and torch would tell again
+                del batches
                 raise fault
             for index, name, reason in batch.pop("bad"):
                 self._count(index, name, reason)
