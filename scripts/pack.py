@@ -17,6 +17,7 @@ import tdaf.cli.ending  # noqa: F401  first: from here on Ctrl-C is a line
 from tdaf.cli.script import main
 from tdaf.errors import RunError, UnreadableSample, UserError
 from tdaf.media import archive
+from tdaf.media.files import refuse_unreadable
 from tdaf.media.tar import Writer
 from tdaf.streams import Bar
 
@@ -34,7 +35,7 @@ def pack(*words: str, out: Path) -> None:
     if out.resolve().is_relative_to(Path(folder).resolve()):
         raise UserError(f"out={out} lies in {folder}: give a place outside")
     archive.check_whole(folder, 0)
-    places = sorted(archive.walk(folder, _unreadable))
+    places = sorted(archive.walk(folder, refuse_unreadable))
     names = [os.path.join(place, name) for place, _, files in places for name in sorted(files)]
     empty = [place for place, folders, files in places if place != folder and not folders and not files]
     try:
@@ -51,10 +52,6 @@ def pack(*words: str, out: Path) -> None:
             f"{getattr(error, 'filename', None) or ''} {error}; nothing was left in {out}".strip()
         ) from error
     print(f"{out}: {tar.count} files, {out.stat().st_size / 1e9:.2f} GB")
-
-
-def _unreadable(error: OSError) -> None:
-    raise UserError(f"{error.filename}: {error.strerror}; it must be readable, with all that is in it") from error
 
 
 if __name__ == "__main__":

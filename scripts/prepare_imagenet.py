@@ -205,7 +205,7 @@ def kaggle_images(file: Path, split: str) -> Iterator[tuple[str, bytes]]:
     names = {
         f"{folder}/{name}": f"{folder}/{name}" for folder in folders for name in archive.inside(f"{base}/{folder}")[1]
     }
-    names |= {f"{labels[os.path.splitext(name)[0]]}/{name}": name for name in flat if labels}
+    names |= {f"{label}/{name}": name for name in flat if (label := labels.get(os.path.splitext(name)[0]))}
     if not names:
         raise UserError(f"kaggle={file}: no {INSIDE}/{split} in it; is it {KAGGLE}?")
     for target, name in names.items():

@@ -11,7 +11,6 @@ Other settings are train.py's. Exit codes as train.py's.
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,13 +44,16 @@ def show_data(*, out: Path = Path("data.png"), samples: Positive = 8, draws: Pos
     dataset = task.dataset("train")
     count = min(samples, len(dataset))
     indices = [len(dataset) * k // count for k in range(count)]
+    originals, whole = [], hasattr(task, "original")
+    for index in indices.copy():
+        try:  # a sample that cannot be read is in no column
+            dataset[index]
+            originals += [task.original(dataset, index)] if whole else []
+        except UnreadableSample:
+            indices.remove(index)
     columns = [targets(task, dataset, indices, mix_seed(config["seed"], "show", draw)) for draw in range(draws)]
     columns = [[_shrunk(picture) for picture in column] for column in columns]
-    if hasattr(task, "original"):
-        originals = []
-        for index in indices:
-            with suppress(UnreadableSample):
-                originals.append(task.original(dataset, index))
+    if whole:
         sides = [picture.shape[1] for picture in columns[0]]
         columns.insert(0, [_of_height(own, side) for own, side in zip(originals, sides, strict=True)])
     cells = [picture for row in zip(*columns, strict=True) for picture in row]

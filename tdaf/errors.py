@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _OF_NAMES_AND_RIGHTS = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
@@ -28,3 +30,12 @@ def explain_file(error: OSError) -> UserError | RunError | None:
         return None
     kind = UserError if error.errno in _OF_NAMES_AND_RIGHTS else RunError
     return kind(f"{error.filename}: {error.strerror}")
+
+
+@contextmanager
+def explained_files() -> Iterator[None]:
+    """Raises what `explain_file` says in place of the system's error, where it says something."""
+    try:
+        yield
+    except OSError as error:
+        raise explain_file(error) or error from error.__cause__

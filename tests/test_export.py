@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pages
 import pytest
 import torch
@@ -27,7 +28,6 @@ from tdaf.engine.predict import Predictor
 from tdaf.engine.trained import build_network, build_task, load_checkpoint
 from tdaf.errors import RunError, UserError
 
-onnx = pytest.importorskip("onnx")
 torch.set_num_threads(1)
 DRAWN = {"imagenet": 48, "coco_fcos": 128, "coco_pose": 128, "kinetics": 32}
 SMALL = {
@@ -181,6 +181,12 @@ def test_suppression_is_the_same_by_torchvision_alone() -> None:
     kept = kept_one_by_one(boxes, scores, labels, 3, 0.3)
     assert torch.equal(kept, kept_by_torchvision(boxes, scores, labels, 3, 0.3))
     assert 3 < kept.sum() < (scores > 0).sum() and not kept[scores <= 0].any()
+
+
+def test_a_network_for_clips_is_exported_where_its_data_are_gone(demo: Any, tmp_path: Path) -> None:
+    run = saved(tmp_path / "run", "kinetics", demo("kinetics"), "flows=1")
+    words = [f"checkpoint={run}", f"out={tmp_path / 'model.pt2'}", f"data.root={tmp_path / 'gone'}"]
+    assert script(command, words) == 0 and (tmp_path / "model.pt2").is_file()
 
 
 def test_mistakes(exported: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

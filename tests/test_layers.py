@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -106,6 +107,16 @@ def test_no_circle() -> None:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_name_that_is_imported_is_there(name: str) -> None:
+    """Also those that are imported within a function, which may be called once a year."""
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ("tdaf", "tasks"):
+            module = importlib.import_module(node.module)
+            for one in node.names:
+                assert hasattr(module, one.name) or f"{node.module}.{one.name}" in MODULES, f"{node.module}: {one.name}"
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("tdaf.model")])

@@ -23,16 +23,8 @@ from tdaf.media.files import read_skip_list
 from tdaf.media.image import Colour, checked_background, image_notes, image_size, read_image
 
 ENCODED = re.compile("%[0-9A-Fa-f]{2}")
-EDGES = (
-    8,
-    16,
-    32,
-    64,
-    96,
-    128,
-    256,
-    512,
-)  # of the bins of boxes by size; COCO's small end at 32, its medium ones at 96
+# of the bins of boxes by size; COCO's small end at 32, its medium ones at 96
+EDGES = (8, 16, 32, 64, 96, 128, 256, 512)
 
 
 class Source(Protocol):

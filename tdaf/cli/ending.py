@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
-from tdaf.errors import RunError, UserError, explain_file
+from tdaf.errors import RunError, UserError, explained_files
 from tdaf.streams import LossyStream, mute, open_closed_streams
 
 OK, FAULT, MISTAKE, INTERRUPTED, UNHEARD = 0, 1, 2, 130, 141  # the last as the shell has it of SIGPIPE
@@ -30,8 +30,9 @@ def end_well(command: Callable[[], int]) -> int:
     open_closed_streams()
     errors, sys.stderr = sys.stderr, LossyStream(sys.stderr, "standard error")
     try:
-        code = command()
-        sys.stdout.flush()
+        with explained_files():
+            code = command()
+            sys.stdout.flush()
         return code
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # nobody sees the second one
@@ -44,9 +45,6 @@ def end_well(command: Callable[[], int]) -> int:
         mute(sys.stdout)
         return UNHEARD
     except OSError as error:
-        explained = explain_file(error)
-        if explained is not None:
-            return complain(explained, MISTAKE if isinstance(explained, UserError) else FAULT)
         if error.errno not in (errno.ENOSPC, errno.EIO):
             raise
         mute(sys.stdout)

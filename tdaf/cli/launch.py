@@ -12,7 +12,7 @@ from tdaf.cli.compose import Config
 from tdaf.cli.ending import FAULT, INTERRUPTED, MISTAKE, OK
 from tdaf.engine import dist
 from tdaf.engine.health import REQUEUE, Preempted
-from tdaf.errors import RunError, UserError, explain_file
+from tdaf.errors import RunError, UserError, explained_files
 from tdaf.streams import lossy_streams
 
 Job = Callable[[Config, torch.device], None]
@@ -39,7 +39,7 @@ def run_rank(job: Job, config: Config, gpus: int) -> int:
     """One rank of the job, on a GPU if `gpus` is not 0. Returns its exit code."""
     timeout = dist.collective_timeout(config["trainer"]["hang_timeout"], config["loader"]["timeout"])
     try:
-        with dist.explain_peer_failure():
+        with explained_files(), dist.explain_peer_failure():
             job(config, dist.join("cuda" if gpus else "cpu", timeout))
         return OK
     except Preempted as stopped:
@@ -50,11 +50,6 @@ def run_rank(job: Job, config: Config, gpus: int) -> int:
         return _complain(error, FAULT)
     except torch.cuda.OutOfMemoryError as error:
         return _complain(f"out of GPU memory: {str(error).splitlines()[0]} ({_smaller(config)})", FAULT)
-    except OSError as error:
-        explained = explain_file(error)
-        if explained is None:
-            raise
-        return _complain(explained, MISTAKE if isinstance(explained, UserError) else FAULT)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal and `spawn` both send one
         return _complain("interrupted; the same command goes on from the last checkpoint", INTERRUPTED)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from tdaf.errors import RunError, UserError, explain_file
+from tdaf.errors import RunError, UserError, explained_files
 
 FOR_EVER = 7 * 24 * 3600  # seconds; a process group needs some limit
 T = TypeVar("T")
@@ -155,7 +155,8 @@ def run_on_all_ranks(function: Callable[[], T]) -> T:
     """
     result, fault = None, None
     try:
-        result = _explain_files(function)
+        with explained_files():
+            result = function()
     except (UserError, RunError) as error:
         if world() == 1:
             raise
@@ -166,16 +167,6 @@ def run_on_all_ranks(function: Callable[[], T]) -> T:
         kind, message = first
         raise kind(message if rank() == 0 else "")
     return result
-
-
-def _explain_files(function: Callable[[], T]) -> T:
-    try:
-        return function()
-    except OSError as error:
-        explained = explain_file(error)
-        if explained is None:
-            raise
-        raise explained from error
 
 
 @contextmanager

@@ -203,7 +203,7 @@ def _drawn(folder: Path, dims: int) -> Path:
     if dims == 2:
         picture.save(folder / "drawn.png")
         return folder / "drawn.png"
-    from tdaf.media.video import VideoWriter
+    from tdaf.media.clip import VideoWriter
 
     with VideoWriter(folder / "drawn.mp4", 25) as video:
         for shift in range(64):

@@ -135,9 +135,7 @@ class MLflow:
     """MLflow's tracking, where MLFLOW_TRACKING_URI says; without it into mlruns/ beside the run's own folder."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        os.environ.setdefault(
-            "MLFLOW_ALLOW_FILE_STORE", "true"
-        )  # what works without a server, and is asked for by name
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # which works without a server, and has to be allowed
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param
 

@@ -70,7 +70,7 @@ def files_below(
     from tdaf.media import archive  # and with it NumPy
 
     found, others = [], Counter()
-    for parent, folders, files in archive.walk(folder, onerror or _unreadable):
+    for parent, folders, files in archive.walk(folder, onerror or refuse_unreadable):
         folders[:] = filter(is_data, folders) if deep else ()
         if without is not None:
             folders[:] = [name for name in folders if Path(parent, name).resolve() != without.resolve()]
@@ -87,7 +87,7 @@ def folders_in(folder: str | os.PathLike[str]) -> list[str]:
     """Sorted names of the folders in one, also of or in an archive. UserError where it cannot be read."""
     from tdaf.media import archive
 
-    return sorted(filter(is_data, archive.inside(folder, _unreadable)[0]))
+    return sorted(filter(is_data, archive.inside(folder, refuse_unreadable)[0]))
 
 
 def left_out(others: Counter[str], kind: str) -> dict[str, int]:
@@ -155,7 +155,8 @@ def _moves(path: Path) -> bool:
         return False
 
 
-def _unreadable(error: OSError) -> None:
+def refuse_unreadable(error: OSError) -> None:
+    """For walks: raises UserError for a folder that cannot be listed."""
     raise UserError(f"{error.filename}: {error.strerror}; it must be readable, with all that is in it") from error
 
 

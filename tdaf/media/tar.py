@@ -15,7 +15,7 @@ from typing import BinaryIO
 BLOCK = 512
 LONGEST = 1 << 20  # bytes of a name or of a pax header
 DEPTH = 3  # of tars in tars
-RAW, CUT = 0, 3  # as in archive.py
+RAW, CUT = 0, 3  # kinds of members; zip.py has the others
 NOT_FILES = {
     b"1": "a hard link", b"2": "a link", b"3": "a device", b"4": "a device", b"6": "a pipe", b"S": "a sparse file",
     b"M": "a part of a file",
