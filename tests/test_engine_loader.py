@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import re
@@ -15,7 +16,9 @@ import pytest
 import torch
 from tiny_run import Pictures, run, same, trainer
 
+from tdaf.engine import data
 from tdaf.engine.data import EvaluationOrder, Loader, TrainingOrder, generator_state, restore_generators
+from tdaf.engine.health import Preemption
 from tdaf.errors import RunError, UserError
 
 
@@ -167,6 +170,27 @@ def test_a_stalled_read_is_named() -> None:
     loader = Loader(Stalling(9), EvaluationOrder(9, 2), seed=0, workers=1, timeout=1)
     with pytest.raises(RunError, match=r"no batch within timeout=1 s; being read: picture-5\.jpg"):
         list(loader)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of DataLoader, which lacks its workers
+def test_a_worker_that_is_ended_while_it_starts_hears_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where Ctrl-C comes between the fork and the worker's own handling of signals: DataLoader ends it at once."""
+    settle, workers = data._settle, []
+
+    def late(worker: int) -> None:
+        time.sleep(0.5)
+        settle(worker)
+
+    def interrupt(*_: object) -> None:
+        workers.extend(multiprocessing.active_children())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data, "_settle", late)
+    monkeypatch.setattr(torch.utils.data._utils.signal_handling, "_set_worker_pids", interrupt)
+    with Preemption(), pytest.raises(KeyboardInterrupt):
+        next(iter(Loader(Pictures(9), EvaluationOrder(9, 2), seed=0, workers=1)))
+    workers[-1].join(10)
+    assert workers[-1].exitcode == 0
 
 
 class Dying(Pictures):
