@@ -20,7 +20,7 @@ from tdaf.errors import UserError
 from tdaf.model.attention.abn import AttentionBranch2d
 from tdaf.model.backbones.resnet import resnet
 from tdaf.model.backbones.vgg import vgg
-from tdaf.model.flows import TDAF, MultiScale
+from tdaf.model.flows import TDAF
 from tdaf.model.staged import Staged
 from tests.tiny import settle
 
@@ -172,12 +172,6 @@ def test_under_tdaf_the_branch_runs_once_and_all_flows_train(kind: Any) -> None:
     sum(task().losses(outputs, {"label": torch.tensor([0, 2])}).values()).backward()
     assert silent(net) == []
     assert branches[0].norm.num_batches_tracked == 1
-
-
-def test_the_multi_scale_control_has_one_too() -> None:
-    net = network(body=lambda staged: MultiScale(staged, flows=2))
-    outputs = net(pixels(2, 3, 64, 64))
-    assert net.head.fc.in_features == 64 + 32 and outputs["branch"].shape == outputs["logits"].shape
 
 
 def test_other_tasks_and_other_backbones_are_refused() -> None:

@@ -172,19 +172,6 @@ def test_gate_statistics_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert other.mean == 0.5 and other.closed == pytest.approx(0.25 / 1.5)  # each mask counts alike
 
 
-def test_gates_that_start_as_the_identity_tell_nothing_apart() -> None:
-    torch.manual_seed(0)
-    network = TDAF(tiny(), flows=3, eta=0.3, anar_width=64, gate_init="identity").train()
-    found = statistics.gate_statistics(network, torch.randn(2, 2, 3, 40, 40))
-    assert list(found) == [(2, 1), (2, 2), (3, 1), (3, 2), (3, 3)] and network.training
-    for one in found.values():
-        assert one.masks == 4 and one.mean == pytest.approx(0.7, abs=1e-6)
-        assert max(one.within, one.between, one.fixed, one.varying) < 1e-6
-    plain = TDAF(tiny(), flows=3, eta=0.3, anar_width=64)
-    assert min(one.within for one in statistics.gate_statistics(plain, torch.randn(2, 2, 3, 40, 40)).values()) > 1e-3
-    assert statistics.gate_statistics(tiny(), torch.randn(1, 2, 3, 40, 40)) == {}
-
-
 def test_flow_statistics_by_hand() -> None:
     network = TDAF(tiny(), flows=2, anar_width=64)
     for norm, mean, variance in ((network.earlier[0]["stages"][0].norm, -3.0, 2.0), (network.stages[0].norm, 2.0, 4.0)):
@@ -275,13 +262,9 @@ def test_validation_samples_without_an_input(tmp_path: Path, capsys: pytest.Capt
     assert "in 3 of 3 stages" in shown or "of 3 stages (paper" in shown
 
 
-@pytest.mark.parametrize(
-    ("more", "reason"),
-    [("flows=1", "flows=1 is the plain"), ("tdaf=multiscale", "without gates"), ("tdaf.gated=[]", "no stage")],
-)
-def test_a_network_without_masks_is_refused(more: str, reason: str, tmp_path: Path) -> None:
-    run = run_folder(tmp_path / "run", "imagenet", more)
-    with pytest.raises(UserError, match=f"has no attention maps: .*{reason}"):
+def test_a_network_without_masks_is_refused(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run", "imagenet", "flows=1")
+    with pytest.raises(UserError, match="has no attention maps: .*flows=1 is the plain"):
         script(attention, [f"checkpoint={run}", f"out={tmp_path / 'out'}"])
     assert not (tmp_path / "out").exists()
 
@@ -289,22 +272,15 @@ def test_a_network_without_masks_is_refused(more: str, reason: str, tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("checkpoint=x input=nothing", "no such file or folder"),
-        ("checkpoint=x input={empty}", "no image or video in this folder"),
         ("checkpoint=x input={given} out={given}", "is the input's own folder"),
         ("style=heat", "style=heat: give both, overlay or mask"),
-        ("scale=log", "scale=log: give full or own"),
-        ("moments=0", "moments=0: give a whole number above 0"),
         ("input={given}", "give checkpoint="),
         ("checkpoint={imagenet} input={given} boxes=x.json", "boxes=x.json: neither"),
-        ("checkpoint={imagenet} input={given} styl=mask", "did you mean style?"),
         ("checkpoint={coco_pose} boxes=x.json", "boxes=x.json: this goes with input="),
-        ("checkpoint={imagenet} input={given} out={given}/a.png/deep", "cannot be written: Not a directory"),
     ],
 )
 def test_mistakes_are_a_line(arguments: str, message: str, given: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    places = {"given": given, "empty": tmp_path / "empty"}
+    places = {"given": given}
     places |= {task: run_folder(tmp_path / task, task) for task in ("imagenet", "coco_pose") if task in arguments}
     with pytest.raises(UserError, match=message) as refused:
         script(attention, arguments.format(**places).split())

@@ -197,8 +197,3 @@ def test_memory_is_far_from_49_copies_of_keys_and_values():
         module = LocalAttention2d(64, 64)
         kept = saved_bytes(module, torch.zeros(8, 64, 56, 56))
     assert kept < 300e6  # 49 copies of keys and values alone would be 629 MB
-
-
-@pytest.mark.parametrize(("width", "heads"), [(8, 1), (16, 2), (64, 8), (72, 6), (512, 8)])
-def test_narrow_layers_have_fewer_heads(width, heads):
-    assert LocalAttention2d(width, width).heads == heads

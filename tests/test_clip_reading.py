@@ -149,14 +149,11 @@ def test_frames_in_any_order_and_chosen_by_length(films: dict[str, Path], plain:
             read_clip(films[name], [39, 40])
 
 
-def test_short_side_and_turn(films: dict[str, Path], tmp_path: Path) -> None:
+def test_short_side(films: dict[str, Path]) -> None:
     with av.open(str(films["no_b.mp4"])) as container:
         frames = list(container.decode(video=0))
     small = np.stack([frames[place].to_ndarray(format="rgb24", width=32, height=24) for place in (5, 9)])
     assert np.array_equal(read_clip(films["no_b.mp4"], [5, 9], short_side=24).permute(0, 2, 3, 1), small)
-    for angle, turns in ((90, 1), (-90, 3), (180, 2)):
-        path = videos.write(tmp_path / f"turned{angle}.mp4", turned=angle)
-        assert torch.equal(read_clip(path, [4, 20]), torch.rot90(frames_of(path)[[4, 20]], turns, (2, 3)))
 
 
 def test_what_a_header_says_is_not_taken_for_granted(films: dict[str, Path], tmp_path: Path) -> None:

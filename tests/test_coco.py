@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import gc
 import io
 import json
@@ -34,11 +33,7 @@ def test_a_small_file_is_read_to_the_letter(tmp_path: Path) -> None:
     first, last = found.objects(0), found.objects(2)
     assert corners(first).tolist() == [[0, 0, 50, 50], [30, 20, 40, 30]] and first["iscrowd"].tolist() == [True, False]
     assert last["bbox"].tolist() == [[10.5, 5, 20, 30.25], [1, 2, 3, 4]] and last["category"].tolist() == [2, 1]
-    assert (
-        last["area"].tolist() == [300.5, 11]
-        and last["keypoints"].shape == (2, 0, 3)
-        and corners(last).dtype == np.float32
-    )
+    assert last["area"].tolist() == [300.5, 11] and last["keypoints"].shape == (2, 0, 3)
     assert len(found.objects(1)) == 0 and found.objects(1)["bbox"].shape == (0, 4)
     boxes, labels = found.usable(0)  # without the crowd
     assert boxes.tolist() == [[30, 20, 40, 30]] and labels.tolist() == [1] and labels.dtype == np.int64
@@ -57,9 +52,8 @@ def test_objects_are_those_that_pycocotools_finds(joints: int, tmp_path: Path) -
     for index, number in enumerate(ours.image_ids):
         objects, expected = ours.objects(index), theirs.loadAnns(theirs.getAnnIds(imgIds=[number]))
         assert np.array_equal(objects["bbox"], np.array([entry["bbox"] for entry in expected]).reshape(-1, 4))
-        assert [ours.categories[label][0] for label in objects["category"]] == [
-            entry["category_id"] for entry in expected
-        ]
+        numbers = [ours.categories[label][0] for label in objects["category"]]
+        assert numbers == [entry["category_id"] for entry in expected]
         assert objects["iscrowd"].tolist() == [bool(entry["iscrowd"]) for entry in expected]
         assert np.array_equal(objects["area"], np.array([entry["area"] for entry in expected]))
         if joints:
@@ -118,30 +112,16 @@ def entry(kind: str, place: int, **values: Any) -> Callable[[Document], None]:
     return change
 
 
-def repeated(kind: str, place: int) -> Callable[[Document], None]:
-    return lambda content: content[kind].append(copy.deepcopy(content[kind][place]))
-
-
 FAULTS = [
     (entry("images", 1, file_name=None), "image 10 has no file_name"),
-    (entry("images", 1, file_name=7), "image 10: file_name=7: give a text"),
     (entry("images", 0, width=-1), "image 30: width=-1: give a whole number of 0 or more"),
-    (entry("images", 0, id=None), "image number 1 of the file has no id"),
-    (entry("images", 0, id="x30"), "image x30: id='x30': give a finite number"),
     (entry("images", 0, id=1.5), "image 1.5: id=1.5: give a whole number"),
     (entry("images", 0, id=20), "image id 20 is used more than once"),
     (lambda content: content["images"].append(5), "image number 4 of the file is no JSON object, but '5'"),
     (lambda content: content["images"].clear(), "its list 'images' is empty"),
-    (entry("categories", 0, name=None), "category 7 has no name"),
-    (repeated("categories", 1), "category id 3 is used more than once"),
-    (lambda content: content["categories"].clear(), "its list 'categories' is empty"),
     (entry("annotations", 2, image_id=31), "annotation 103: image_id=31 is not among the file's images"),
-    (entry("annotations", 2, category_id=8), "annotation 103: category_id=8 is not among the file's categories"),
-    (entry("annotations", 0, image_id=30.5), "annotation 105: image_id=30.5: give a whole number"),
     (entry("annotations", 1, bbox=None), "annotation 101 has no bbox"),
-    (entry("annotations", 1, bbox=[1, 2, 3]), r"annotation 101: bbox=\[1, 2, 3\]: give 4 finite numbers"),
     (entry("annotations", 1, bbox=[1, 2, float("nan"), 4]), r"annotation 101: bbox=\[1, 2, nan, 4\]: give 4 finite"),
-    (entry("annotations", 1, bbox=[1, 2, "3", 4]), r"annotation 101: bbox=\[1, 2, '3', 4\]: give 4 finite"),
     (entry("annotations", 3, area="big"), "annotation 102: area='big': give a finite number"),
     (entry("categories", 2, keypoints=["nose", 2]), "categories with different key points"),
 ]
@@ -160,11 +140,8 @@ def test_what_has_no_remedy_is_one_line(change: Callable[[Document], None], mess
     ("text", "message"),
     [
         (json.dumps(document())[:-70], "damaged or no JSON .*unpack or copy it again"),
-        ("", "damaged or no JSON"),
         ("[{}]", "no COCO annotation file: it holds a list"),
         ('{"a": 1}', "no COCO annotation file: it has no list 'images'"),
-        ('{"images": {}, "categories": []}', "it has no list 'images'"),
-        ('{"images": [1]}', "it has no list 'categories'"),
         ("[" * 100000, "damaged or no JSON"),
         (b"\x80\x81\x82" * 9, "damaged or no JSON"),
         (None, "No such file"),
@@ -240,12 +217,8 @@ def test_key_points(tmp_path: Path) -> None:
     found = read(path)
     assert found.keypoint_names == ["nose", "ear"]
     assert found.objects(0)["keypoints"].tolist() == [[[0, 0, 0], [0, 0, 0]], [[31, 21, 2], [0, 0, 0]]]
-    assert found.all_objects["keypoints"].dtype == np.float32 and found.all_objects["num_keypoints"].tolist() == [
-        0,
-        1,
-        0,
-        0,
-    ]
+    assert found.all_objects["keypoints"].dtype == np.float32
+    assert found.all_objects["num_keypoints"].tolist() == [0, 1, 0, 0]
     content["annotations"][3]["keypoints"][0] = 31.1
     assert read(save(path, content)).all_objects["keypoints"].dtype == np.float64
     content["annotations"][3]["keypoints"].append(1)
@@ -342,18 +315,9 @@ def test_skip_list(root: Path, tmp_path: Path) -> None:
     skip.write_text("val2017/a.jpg\nval2017/folder/bb.jpg")
     with pytest.raises(UserError, match="skip_list leaves no image in .*val2017"):
         CocoFiles(str(root), skip_list=str(skip)).split("val")
-    skip.write_text("a.jpg")
-    with pytest.raises(UserError, match=r"'a.jpg' is not a path below the data set's root \(train2017/"):
-        CocoFiles(str(root), skip_list=str(skip))
-    with pytest.raises(UserError, match="skip_list=nowhere.txt: No such file.*check_data.py"):
-        CocoFiles(str(root), skip_list="nowhere.txt")
 
 
 def test_folders_that_cannot_be(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="root is not set.*expected annotations/instances_train.*recipe=demo"):
-        CocoFiles(None)
-    with pytest.raises(UserError, match="no such folder .*nowhere.*expected .*recipe=demo"):
-        CocoFiles(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="there is no annotations/instances_val2017.json in it; expected .*val2017/"):
         CocoFiles(str(tmp_path))
     (root / "train2017").rename(root / "elsewhere")

@@ -10,8 +10,6 @@ import pytest
 import torch
 from commands import ROOT, call, process
 
-from tasks.classification.task import Classification
-from tdaf import measure
 from tdaf.build import checked_tree, make
 from tdaf.cli import build
 from tdaf.cli.compose import FOLDER, compose, differences, from_folder, group_options, to_yaml
@@ -104,14 +102,6 @@ def test_settings_reach_the_network(backbone: str) -> None:
         assert built(other) != built(), other
 
 
-def test_baseline_has_the_published_parameters() -> None:
-    config = compose(["backbone=res50", "flows=1"])
-    source = type("Thousand", (), {"classes": [""] * 1000})()
-    with torch.device("meta"):
-        network = build.network(config, make(config["task"], "task", data=source))
-    assert measure.parameters(network).total == 25_557_032
-
-
 def test_recipes_say_what_their_sources_say() -> None:
     """The figures of He et al. (2016), torchvision's references and the paper, typed in here a second time."""
 
@@ -144,31 +134,20 @@ def test_recipes_say_what_their_sources_say() -> None:
     ("override", "key", "value"),
     [
         ("trainer.batch=64", "trainer.batch", 64),
-        ("optim.lr=1e-3", "optim.lr", 1e-3),
         ("eta=1", "eta", 1.0),
-        ("trainer.evaluate_every=0.5", "trainer.evaluate_every", 0.5),
-        ("trainer.clip=null", "trainer.clip", None),
-        ("trainer.sync_bn=true", "trainer.sync_bn", True),
         ("trainer.channels_last=false", "trainer.channels_last", False),
         ("tdaf.gated=[1,2]", "tdaf.gated", [1, 2]),
-        ("trainer={batch: 8, accumulate: 2}", "trainer.accumulate", 2),
         ("trainer={batch: 8, accumulate: 2}", "trainer.epochs", 90),
         ("data.root='a, b'", "data.root", "a, b"),
-        ('data.root="it\'s"', "data.root", "it's"),
         ("data.root=/a (copy)/x=1/b#c", "data.root", "/a (copy)/x=1/b#c"),
         ("data.root=~/images", "data.root", str(Path.home() / "images")),
         ("data.root=007", "data.root", "007"),
-        ("data.root=1.10", "data.root", "1.10"),
         ("data.root=${oc.env:PLACE}/x", "data.root", "/elsewhere/x"),
         ("trainer.batch=${oc.decode:${oc.env:BATCH}}", "trainer.batch", 48),
         ("run_dir=out/${anar}-${flows}", "run_dir", "out/3-3"),
         ("+optim.factory.nesterov=true", "optim.factory.nesterov", True),
-        ("++trainer.batch=32", "trainer.batch", 32),
         ("++optim.factory.nesterov=true", "optim.factory.nesterov", True),
         ("~task.train_transform.flip", "task.train_transform.flip", "absent"),
-        ("~task.train_transform.flip=0.5", "task.train_transform.flip", "absent"),
-        ("task.val_transforms.1crop.size=192", "task.val_transforms.1crop.size", 192),
-        ("backbone._target_=tdaf.model.backbones.vgg.vgg", "backbone._target_", "tdaf.model.backbones.vgg.vgg"),
     ],
 )
 def test_overrides_mean_what_hydra_means(override: str, key: str, value: object, monkeypatch) -> None:
@@ -231,8 +210,6 @@ def test_sweeps_are_spelt_as_hydras() -> None:
         ("--help", 0),
         ("--cfg job", 0),
         ("anar=4", 2),
-        ("--cfg job anar=4", 2),
-        ("-m anar=3,4", 2),
         ("resume=nowhere", 2),
     ],
 )
@@ -266,24 +243,14 @@ def test_cfg_shows_a_job_and_refuses_what_a_run_would_refuse(
     }
     for words, reason in {
         "backbone=vgg11 attention=cbam": "attention",
-        "flows=9": "flows=9: this backbone has 4 stages",
         "task=kinetics dims=2": "dims",
-        "tdaf.gated=[7]": "gated",
         "schedule=cosine +schedule.decay.milestones=[3]": "milestones",
         "optim=adam +optim.factory.momentum=0.9": "momentum",
-        "task.head=no": "head=no",
     }.items():
         assert call(monkeypatch, [*words.split(), "--cfg", "job"]) == 2, words
         said = capsys.readouterr()
         assert not said.out and reason in said.err and said.err.count("\n") == 1, said.err
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
-
-
-def test_a_setting_is_checked_against_what_it_is_for() -> None:
-    config = compose([])
-    with pytest.raises(UserError, match="task.mixpu: there is no such setting; did you mean mixup?"):
-        make({**config["task"], "mixpu": 1}, "task", data=Names())
-    assert isinstance(make(config["task"], "task", data=Names()), Classification)
 
 
 def own_files(tmp_path: Path) -> str:

@@ -21,7 +21,6 @@ from tasks.coco.source import CocoFiles
 from tasks.pose.source import CocoKeypoints
 from tdaf.cli.compose import compose, differences
 from tdaf.engine import checkpoint
-from tdaf.engine.identity import class_difference
 from tdaf.engine.trained import Run
 from tdaf.errors import UserError
 
@@ -76,12 +75,6 @@ def test_a_checkpoint_that_does_not_say_its_samples_goes_on(begun: Path, tmp_pat
     del state["about"]["samples"]
     checkpoint.save(state, tmp_path / "run/checkpoints/last.pt")
     assert run(trainer(tmp_path / "run", train=Pictures(45), max_steps=12)).step == 12
-
-
-def test_a_difference_says_both_sides() -> None:
-    assert class_difference(["a", "b"], ["a", "b"]) == ""
-    said = class_difference(list("abcdef"), list("af"))
-    assert "6 classes were trained and the data have 2" in said and "b, c, d and 1 more" in said
 
 
 def folders(root: Path, names: list[str], colours: dict[str, int]) -> Path:

@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from tdaf.demo import action, scene
+from tdaf.demo import action
 from tdaf.demo.prepare import prepare
 
 
@@ -50,20 +50,6 @@ def test_classes_move_as_they_are_called() -> None:
         assert steps["turning clockwise"][0, 2] == pytest.approx(-steps["turning anticlockwise"][0, 2])
 
 
-@pytest.mark.parametrize("name", action.NAMES)
-def test_the_figure_is_drawn_where_it_is_said_to_be(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = action.poses(np.random.default_rng(1), name, 60, 44, 8)
-    drawn: list[np.ndarray] = []
-    monkeypatch.setattr(scene, "paste", lambda image, points, paint: drawn.append(points))
-    frames = len(list(action.pictures(np.random.default_rng(1), name, 60, 44, 8)))
-    figures = np.array(drawn).reshape(frames, 3, 3, -1, 2)  # as it comes in again at each side
-    np.testing.assert_allclose(figures[:, 1, 1].mean(axis=1), path[:, :2], atol=1e-9)
-    np.testing.assert_allclose(figures[:, 2, 0] - figures[:, 1, 1] - [60, -44], 0, atol=1e-9)
-    arms = figures[:, 1, 1, 0] - path[:, :2]
-    angles = np.degrees(np.arctan2(arms[:, 1], arms[:, 0]))  # clockwise, as y points down
-    np.testing.assert_allclose((np.diff(angles) - np.diff(path[:, 2]) + 180) % 360 - 180, 0, atol=1e-6)
-
-
 def test_layout(tmp_path: Path) -> None:
     tmp_path = prepare("kinetics", tmp_path, seed=3, train=14, val=6, size=32)
     inode = tmp_path.stat().st_ino
@@ -97,8 +83,3 @@ def test_what_is_decoded_is_what_was_drawn() -> None:
     drawn = np.stack([np.asarray(image) for image in images]) / 255
     assert clip.shape == drawn.shape
     assert np.abs(clip - drawn).mean() < 0.03  # colours are halved in space, and coded
-
-
-def test_six_in_a_row_hold_each_class_once() -> None:
-    assert sorted(action.label(index) for index in range(30, 36)) == list(range(6)) and len(action.NAMES) == 6
-    assert list(action.NAMES) == sorted(action.NAMES)

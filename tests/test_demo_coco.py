@@ -113,22 +113,6 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scene, "grain", lambda rng, image, strength: image)
 
 
-def test_a_shape_lies_in_the_picture_where_its_box_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain(monkeypatch)
-    drawings = [demo.detection_scene(2, "val", index, 128) for index in range(40)]
-    alone = [drawn for drawn in drawings if len(drawn.annotations) == 1]
-    assert len(alone) > 4
-    for drawn in alone:
-        pixels = np.asarray(drawn.image).astype(int)
-        corners = pixels[[0, 0, -1, -1], [0, -1, 0, -1]]
-        ground = np.median(pixels.reshape(-1, 3), axis=0)
-        ground = next((corner for corner in corners if (corner == corners[0]).all()), ground)
-        y, x = np.nonzero(np.abs(pixels - ground).sum(axis=2) > 3)
-        x0, y0, width, height = drawn.annotations[0]["bbox"]
-        ends = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1])
-        assert np.abs(ends - [x0, y0, x0 + width, y0 + height]).max() <= 1
-
-
 def inside(points: scene.Points, spots: np.ndarray) -> np.ndarray:
     """Whether a ray from each spot (S, 2) to the right crosses the polygon an odd number of times."""
     (x0, y0), (x1, y1) = points.T, np.roll(points, -1, axis=0).T

@@ -7,7 +7,6 @@ import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tdaf.demo import action, classification, coco, scene
+from tdaf.demo import classification, scene
 from tdaf.demo.prepare import LOCK, MANIFEST, prepare, store
 from tdaf.errors import UserError
 
@@ -57,38 +56,6 @@ def test_a_shape_has_its_area_and_place_and_pixels(name: str) -> None:
     assert np.abs(np.array(image.getbbox()) - scene.box(points)).max() < 1.3
 
 
-def test_turns_are_clockwise_the_ring_has_a_hole_and_overhang_is_cut_off() -> None:
-    up = np.array([[0.0, -1.0], [0.2, 1.0], [-0.2, 1.0]])
-    tip = scene.fit(up, 10.0, degrees=90.0)[0]
-    assert tip[0] > 0 and tip[1] == pytest.approx(0, abs=1e-9)
-    rng = np.random.default_rng(2)
-    image = Image.new("RGB", (60, 60))
-    scene.paste(image, scene.fit(scene.outline("ring", rng), 900.0) + 30, (255, 0, 0))
-    assert image.getpixel((30, 30)) == (0, 0, 0)
-    before = image.copy()
-    scene.paste(image, scene.fit(scene.outline("star", rng), 900.0) + [-200, 30], (255, 0, 0))
-    assert image == before
-    scene.paste(image, scene.fit(scene.outline("square", rng), 900.0), (0, 0, 255))
-    assert image.getpixel((5, 5)) == (0, 0, 255)
-
-
-@pytest.mark.parametrize(
-    "draw",
-    [
-        lambda *sample: classification.imagenet_scene(*sample, 64)[0].tobytes(),
-        lambda *sample: classification.cifar_picture(*sample).tobytes(),
-        lambda *sample: coco.detection_scene(*sample, 96).image.tobytes(),
-        lambda *sample: coco.pose_scene(*sample, 96).image.tobytes(),
-        lambda *sample: action.encoded(action.video(*sample, 32)),
-    ],
-)
-def test_samples_depend_on_seed_split_and_index_alone(draw: Callable[..., bytes]) -> None:
-    samples = [(0, "train", 0), (0, "train", 60), (0, "val", 0), (1, "train", 0)]
-    forward = [draw(*sample) for sample in samples]
-    assert [draw(*sample) for sample in reversed(samples)] == forward[::-1]
-    assert len(set(forward)) == len(samples)
-
-
 def accuracies(train: np.ndarray, labels: np.ndarray, val: np.ndarray, truth: np.ndarray) -> list[float]:
     """Of least squares onto the classes, and of the nearest class mean."""
     mean, scale = train.mean(axis=0), train.std(axis=0)
@@ -114,14 +81,6 @@ def test_class_is_not_in_colour_brightness_or_place() -> None:
     tint = np.eye(10)[:, :9].reshape(10, 3, 3).mean(axis=1)[:, None, None]
     parts = thumbnail(train + tint[labels], 1), labels, thumbnail(val + tint[truth], 1), truth
     assert min(accuracies(*parts)) > 0.25
-
-
-def test_contrast_of_figure_and_ground() -> None:
-    luma = np.array([0.299, 0.587, 0.114])
-    for seed in range(300):
-        rng = np.random.default_rng(seed)
-        ground = scene.ground_colours(rng)
-        assert (scene.figure_colours(rng, ground) @ luma).min() > (ground @ luma).max() + 40
 
 
 def test_imagenet_layout(tmp_path: Path) -> None:
@@ -233,14 +192,9 @@ def test_of_racing_processes_one_draws_and_all_find_it(tmp_path: Path) -> None:
 WRONG = [
     ({"kind": "mnist"}, "no kind 'mnist'"),
     ({"train": 9}, "at least 10"),
-    ({"val": 0}, "at least 10"),
     ({"seed": -1}, "must not be negative"),
-    ({"size": 10}, "24 or more"),
-    ({"kind": "cifar10", "size": 64}, "32 to 32"),
     ({"kind": "coco_fcos", "train": 5}, "at least 6"),
     ({"kind": "coco_fcos", "size": 9000}, "size=9000.*64 to 1024"),
-    ({"kind": "coco_pose", "size": 64}, "size=64.*96 to 1024"),
-    ({"kind": "kinetics", "val": 5}, "at least 6"),
 ]
 
 

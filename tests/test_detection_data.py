@@ -24,7 +24,7 @@ from tasks.detection.data import Detections, PredictDataset, padded
 from tasks.detection.evaluator import CocoBoxes, table
 from tasks.detection.transforms import cropped, jittered, resized_size, train_transform, val_transform
 from tdaf.engine.data import EvaluationOrder, Loader, TrainingOrder
-from tdaf.errors import RunError, UserError
+from tdaf.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -33,8 +33,6 @@ from tdaf.errors import RunError, UserError
         ((480, 640), 800, (800, 1066)),  # 1066.7, rounded down as FCOS does
         ((640, 427), 800, (1199, 800)),
         ((640, 1800), 800, (474, 1333)),
-        ((1800, 640), 640, (1333, 474)),
-        ((500, 500), 733, (733, 733)),
         ((90, 120), 96, (96, 128)),
         ((2, 4000), 800, (1, 2000)),
     ],
@@ -138,11 +136,7 @@ def test_colours() -> None:
     [
         ({"short_sides": []}, r"short_sides=\[\]"),
         ({"short_sides": [800, 640]}, r"short_sides=\[800, 640\].*rising"),
-        ({"short_sides": [0, 5]}, r"short_sides=\[0, 5\]"),
         ({"short_sides": [640, 1400]}, "max_size=1333.*1400"),
-        ({"short_sides": [640], "flip": 1.5}, "flip=1.5"),
-        ({"short_sides": [640], "jitter": -1.0}, "jitter=-1.0"),
-        ({"short_side": 0}, "short_side=0"),
         ({"max_size": 700}, "max_size=700.*800"),
     ],
 )
@@ -246,17 +240,6 @@ def test_sides_of_a_batch() -> None:
     assert padded(images, (0, 0, 0), multiple=5).shape == (2, 3, 35, 65)
 
 
-def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    content = document()
-    save_set(tmp_path, content, content)
-    (tmp_path / "val2017/a.jpg").write_bytes(b"no image")
-    dataset = Detections(CocoFiles(str(tmp_path)).split("val"), val_transform(32, 64))
-    batches = list(Loader(dataset, EvaluationOrder(3, 2), seed=0, max_bad=1))
-    assert [batch["image_id"].tolist() for batch in batches] == [[20], [30]]
-    with pytest.raises(RunError, match="cannot read val2017/a.jpg: "):
-        list(Loader(dataset, EvaluationOrder(3, 2), seed=0))
-
-
 class Shown:
     """Two pictures, the second one a video's."""
 
@@ -333,14 +316,6 @@ def test_the_results_file_given_to_pycocotools_by_hand(root: Path, train: CocoSp
     assert lines[0] == "| category | AP | AP50 | APs | APm | APl | objects |" and len(lines) == 6
     assert lines[2].startswith("| dog | ") and lines[2].endswith(" | - | 5 |")
     assert lines[-1].startswith(f"| all | {100 * numbers['AP']:.1f} | ") and lines[-1].endswith(" | 8 |")
-
-
-def test_some_images_and_none(train: CocoSplit) -> None:
-    evaluator, records = evaluated(train, 0.0)
-    assert evaluator.compute(records[:6])[0]["AP"] == pytest.approx(1)
-    assert evaluator.compute(records[1:2])[0]["AP"] == -1  # an image without an object
-    with pytest.raises(RunError, match="no sample was evaluated"):
-        evaluator.compute([])
 
 
 def test_a_category_with_a_bar_in_its_name_is_one_cell(train: CocoSplit) -> None:

@@ -17,7 +17,7 @@ import torch
 from tiny_run import Pictures, run, same, trainer
 
 from tdaf.engine import data
-from tdaf.engine.data import EvaluationOrder, Loader, TrainingOrder, generator_state, restore_generators
+from tdaf.engine.data import EvaluationOrder, Loader, TrainingOrder
 from tdaf.engine.health import Preemption
 from tdaf.errors import RunError, UserError
 
@@ -260,11 +260,3 @@ def test_batches_are_of_one_group_but_for_what_is_left(ranks: int) -> None:
     mixed = taken(TrainingOrder(50, 10, seed=1, groups=groups), 5)
     assert sorted(len({groups[i] for _, i in batch}) for batch in mixed) == [1, 1, 1, 1, 2]
     assert {i for batch in mixed for _, i in batch} == set(range(50))
-
-
-def test_generators_come_back_as_they_were(tmp_path: Path) -> None:
-    torch.randn(1)
-    torch.save(generator_state(torch.device("cpu")), tmp_path / "rng.pt")
-    expected = torch.randn(5), np.random.rand(), random.random()
-    restore_generators(torch.load(tmp_path / "rng.pt", weights_only=True), torch.device("cpu"))
-    assert same((torch.randn(5), np.random.rand(), random.random()), expected)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tdaf.engine import checkpoint, data, optim
 from tdaf.engine.data import Loader, TrainingOrder
 from tdaf.engine.evaluate import evaluate
-from tdaf.engine.precision import Precision, float32
+from tdaf.engine.precision import Precision
 from tdaf.engine.schedule import Schedule, cosine
 from tdaf.engine.settings import LoaderSettings, Settings
 from tdaf.engine.trainer import Trainer
@@ -101,14 +101,6 @@ def test_two_parts_give_the_step_of_one(tmp_path: Path) -> None:
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
 
-def test_clipping_bounds_the_step(tmp_path: Path) -> None:
-    made = trainer(tmp_path, clip=1e-3, lr=1.0, factory=torch.optim.SGD, max_steps=3)
-    before = [p.detach().clone() for p in made.network.parameters()]
-    run(made)
-    moved = torch.cat([(p - b).flatten() for p, b in zip(made.network.parameters(), before, strict=True)]).norm()
-    assert 0 < moved <= 3e-3
-
-
 def test_the_same_run_twice_is_the_same(tmp_path: Path) -> None:
     for name in "ab":
         run(trainer(tmp_path / name, deterministic=True, ema=0.9))
@@ -133,13 +125,6 @@ def test_bf16_on_the_cpu(tmp_path: Path) -> None:
     run(made)  # ColourTask asserts float32
     assert set(seen[:4]) == {torch.bfloat16}
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in made.network.parameters())
-
-
-def test_outputs_of_any_structure_become_float32() -> None:
-    half = torch.ones(2, dtype=torch.bfloat16)
-    out = float32({"a": [half, half.long()], "b": (half, None)})
-    assert out["a"][0].dtype == out["b"][0].dtype == torch.float32
-    assert out["a"][1].dtype == torch.int64 and out["b"][1] is None
 
 
 def test_kernels_are_channels_last() -> None:
@@ -200,26 +185,14 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     ("settings", "said"),
     [
         ({"epochs": None}, "both null"),
-        ({"batch": 0}, "batch=0"),
-        ({"accumulate": 0}, "accumulate=0"),
         ({"ema": 1.0}, "ema=1.0"),
-        ({"clip": -1.0}, "clip=-1.0"),
         ({"evaluate_every": -1}, "evaluate_every=-1"),
-        ({"checkpoint_every": 0}, "checkpoint_every=0"),
         ({"workers": -1}, "workers=-1"),
-        ({"timeout": 0}, "timeout=0"),
-        ({"max_bad": -1}, "max_bad=-1"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        (LoaderSettings if settings.keys() & {"workers", "timeout", "max_bad"} else Settings)(**settings)
-
-
-def test_averaging_starts_at_the_first_weights(tmp_path: Path) -> None:
-    made = run(trainer(tmp_path, ema=0.5, max_steps=1))
-    assert made.ema is not None
-    assert same(weights(made.ema.module), weights(made.network))
+        (LoaderSettings if "workers" in settings else Settings)(**settings)
 
 
 class Reordered(ColourTask):
@@ -349,11 +322,6 @@ def test_without_a_word_it_is_the_papers_sgd_and_a_cosine(tmp_path: Path) -> Non
     group = made.optimizer.param_groups[0]
     assert (group["base_lr"], group["momentum"], group["weight_decay"]) == (0.1 * 8 / 256, 0.9, 1e-4)
     assert made.schedule.factor(2) == pytest.approx(0.5) and made.loading == LoaderSettings()
-
-
-def test_the_best_evaluations_files_are_kept(tmp_path: Path) -> None:
-    run(trainer(tmp_path))
-    assert (tmp_path / "results" / "right.txt").exists()
 
 
 def test_it_stops_where_nothing_gets_better_and_is_then_finished(

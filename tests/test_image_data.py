@@ -98,8 +98,6 @@ def test_pixels_without_torchvision_decoders(tmp_path: Path, monkeypatch: pytest
         (b"", "the file is empty"),
         (b"a text and no image\n" * 9, "not an image"),
         (encoded(picture(300, 200))[:2000], "truncated"),
-        (encoded(picture())[:-2], "truncated"),
-        (encoded(picture(), progressive=True)[:-2], "truncated"),
         (encoded(picture(), "PNG")[:400], "truncated"),
         (None, "No such file"),
     ],
@@ -209,15 +207,10 @@ def test_names_for_people(tmp_path: Path) -> None:
     ("files", "settings", "message"),
     [
         ({"val/a": 1, "val/b": 1}, {}, "no train/ in it.*recipe=demo"),
-        ({"train/a": 1}, {}, r"no val/ in it; expected train/<class>/\*\.JPEG.*recipe=demo"),
         ({"val": 2}, {}, "holds images but no class folders.*prepare_imagenet.py root="),
-        ({"val": 0}, {}, "no class folders; expected"),
         ({"train/a": 1, "train/b": 1, "val/a": 1, "val/c": 1}, {}, "only in train/: b; only in val/: c"),
         (TWO, {"num_classes": 3}, "num_classes=3, but .* has 2 class folders"),
-        (TWO, {"skip_list": "nowhere.txt"}, "skip_list=nowhere.txt: No such file"),
         ({"train/a": 1, "train/b": 0, "val/a": 1, "val/b": 1}, {}, "1 class folder.*train.*without an image.*: b"),
-        (TWO, {"root": None}, "root is not set.*recipe=demo"),
-        (TWO, {"root": "nowhere"}, "root=nowhere: no such folder.*expected train/.*recipe=demo"),
     ],
 )
 def test_folder_faults(files: dict[str, int], settings: dict, message: str, tmp_path: Path) -> None:

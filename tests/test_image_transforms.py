@@ -170,16 +170,10 @@ def test_erasing_leaves_the_mean_pixel() -> None:
     ("make", "message"),
     [
         (lambda: ours.imagenet_train(short_side=None), "not both"),
-        (lambda: ours.imagenet_train(scale=[0.1, 1]), "not both"),
         (lambda: ours.imagenet_train(short_side=[200, 300]), "size=224 <= first"),
-        (lambda: ours.imagenet_train(short_side=[300, 256]), "size=224 <= first"),
         (lambda: ours.imagenet_train(short_side=None, scale=[0, 1]), "two parts of the area"),
-        (lambda: ours.imagenet_train(flip=1.5), "flip=1.5: give 0 to 1"),
-        (lambda: ours.imagenet_train(lighting=-1), "lighting=-1"),
-        (lambda: ours.imagenet_train(randaugment=31), "randaugment=31: give 0 to 30"),
         (lambda: ours.imagenet_val(size=300), "size=300 must be between 1 and short_side=256"),
         (lambda: ours.imagenet_val(crops=5), "crops=5: give 1 or 10"),
-        (lambda: ours.cifar_train(pad=-1), "pad=-1"),
         (lambda: ours.cifar_train(size=64), "size=64"),
     ],
 )

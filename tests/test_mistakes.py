@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from urllib.error import URLError
 
 import pytest
 import torch
@@ -55,90 +54,58 @@ def said(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
 
 # command -> words of its message; found without building anything
 COMMAND = {
-    "foo=1": "there is no setting foo; --cfg job lists all",
-    "bacth=3": "did you mean trainer.batch?",
     "trainer.bacth=3": "did you mean trainer.batch?",
     "trianer.batch=3": "did you mean trainer.batch?",
     "optim.betas=[0.8,0.9]": "did you mean optim.factory.betas?",
-    "hydration=1": "there is no setting hydration",
     "task=imagnet": "did you mean imagenet? Choose from cifar10, coco_fcos, coco_pose, imagenet, kinetics",
     "backbone=res5": "did you mean res50?",
-    "tdaf=foo": "there is no such tdaf. Choose from multiscale, tdaf",
-    "optim=sdg": "did you mean sgd?", "recipe=papre": "did you mean paper?",
     "schedule=": "there is no such schedule. Choose from",
     "~backbone": "backbone cannot be left out",
     "+backbone=res18": "write backbone=res18",
     "anar": "'anar' is not a setting: write key=value",
-    "=3": "is not a setting", "--confg": "did you mean --cfg?", "--cfg": "give its value behind it",
     "--config-dir": "give its value behind it", "--resolve": "for what --cfg job shows", "--run": "is not a setting",
-    "--config-dir=nowhere": "there is no folder file://",
     "anar=[1": "brackets and quotes",
     "anar=3,5": "a sweep, which needs -m",
     "anar=4": "anar=4: give 2, 3, 5 or 7", "anar=3.5": "anar=3.5: give 2, 3, 5 or 7",
-    "anar=": "give a whole number (it is 3)", "anar=true": "give a whole number",
     "eta=2": "eta=2: give a number between 0 and 1", "eta=-1": "eta=-1: give a number between 0 and 1",
-    "eta=nan": "eta=nan: give a number between 0 and 1",
     "eta=high": "eta=high: give a number (it is 0.5)",
-    "attention=foo": "there is no such attention", "stem=wrong": "stem=wrong: give imagenet",
     "dims=4": "dims=4: give 2 or 3", "flows=0": "flows=0: give a whole number, 1 or more",
-    "seed=abc": "seed=abc: give a whole number", "seed=-1": "seed=-1: give a whole number, 0 or more",
     "gpus=-1": "gpus=-1: give auto", "loader.prefetch=0": "give a whole number above 0",
     "loader.workers=-1": "loader.workers=-1: give auto, or a whole number",
-    "loader.timeout=null": "loader.timeout=null: give seconds",
     "data.max_bad=-1": "data.max_bad=-1",
     "trainer.batch=x": "trainer.batch=x: give a whole number",
-    "trainer.batch=[1,2]": "give a whole number",
     "trainer.compile=maybe": "give true or false (it is false)",
     "trainer=3": "give its settings, as trainer.epochs=", "data=/images": "give its settings, as data.root=",
     "data.root=' /images'": "there is a blank at one end", "task.mean=0.5": "give a list, as [1,2]",
     "+anar=5": "anar is there already; leave the + out",
-    "+foo=1": "nothing reads a new setting foo", "~seed": "seed cannot be left out",
     "~data.root": "data.root cannot be left out", "~task._target_": "task._target_ cannot be left out",
     "trainer.batch=${nowhere}": "trainer.batch: Interpolation key 'nowhere' not found",
     "trainer.batch=${oc.env:NOT_SET_ANYWHERE}": "NOT_SET_ANYWHERE",
     "hydra/launcher=foo": "Could not find 'hydra/launcher/foo'",
     "resume=nowhere": "nowhere is not a run folder: it has no config.yaml",
     "run_dir=": "run_dir=: give a folder", "task=null": "there is no such task. Choose from",
-    "optim=null": "there is no such optim", "run_dir=[a]": "give a folder",
-    "pretrained={a:b}": "there is no such setting",
-    "hydra.searchpath=[file:///nowhere]": "there is no folder",
     "data.root=\udcff": "is not UTF-8 text",
 }  # fmt: skip
 # found where the settings are used; {place} is the folder of the data sets
 BUILDING = {
     "flows=9": "flows=9: this backbone has 4 stages, so flows must be between 1 and 4",
-    "tdaf.gated=[7]": "gated=[7]: must be all or a list of stages between 1 and 3",
     "tdaf.downsample=cubic": "must be one of area, bilinear, stride", "tdaf.norm=foo": "must be one of mfbn, shared",
     "tdaf.gate_init=identity eta=0": "needs 0 < eta < 1",
-    "attention=se backbone=vgg16": "not defined for VGG",
     "backbone._target_=tdaf.model.backbones.resnet.resnett": "did you mean resnet?",
     "backbone._target_=nowhere.net": "cannot be imported: No module named 'nowhere'",
     "+task.labelsmoothing=0.1": "task.labelsmoothing: there is no such setting; did you mean label_smoothing?",
-    "+task.train_transform.flp=0.1": "task.train_transform.flp: there is no such setting; did you mean flip?",
-    "+loader.worker=2": "did you mean workers?",
-    "+optim.batch=2": "optim.batch: there is no such setting",
-    "+demo.foo=2": "demo.foo: there is no such setting",
     "trainer={bacth:3}": "trainer.bacth: there is no such setting; did you mean trainer.batch?",
     "trainer.batch=2.5": "trainer.batch=2.5: give a whole number",
-    "trainer.batch=null": "trainer.batch=null: give a whole number",
     "trainer.batch=${oc.env:WORD}": "trainer.batch=six: give a whole number",
-    "trainer.clip=abc": "trainer.clip=abc: give a number or null",
     "trainer.ema=2": "trainer.ema=2: give less than 1",
-    "trainer.epochs=0": "trainer.epochs=0: give a number above 0",
-    "trainer.batch=0": "trainer.batch=0: give a number above 0",
     "trainer.batch=1000": "larger than the training set of 40 samples",
     "trainer.accumulate=3": "batch=8 is not divisible",
     "trainer.precision=fp8": "give one of auto, fp32, bf16, fp16",
-    "trainer.precision=16": "precision=16: give one of",
-    "optim.lr=-1": "optim.lr=-1", "optim.lr=nan": "optim.lr=nan: give a finite number",
     "optim.factory.betas=[2,0.9]": "betas=[2,0.9]: give less than 1",
     "schedule=multistep schedule.decay.milestones=[5,3]": "give them in rising order",
-    "schedule.warmup=foo": "warmup=foo: give linear or constant",
     "task.protocol=5crop": "protocol=5crop: this data set has 1crop, 10crop",
-    "task.train_transform.size=-3": "size=-3",
     "~task.mean": "missing 1 required positional argument: 'mean'",
     "dims=3": "the network cannot take training samples of 3x24x24",
-    "backbone=vgg11 task.train_transform.size=8": "cannot take training samples of 3x8x8",
     "gpus=2": "gpus=2: this machine shows 0",
     "data.num_classes=7 data.root={place}/good trainer.batch=4": "num_classes=7, but",
     "data.root=nowhere": "no such folder", "data.root=2012": "root=2012: no such folder",
@@ -151,7 +118,6 @@ BUILDING = {
     "pretrained=nowhere.pt": "checkpoint nowhere.pt: no such file",
     "pretrained={place}/file": "not a file of tensors",
     "pretrained=imagenet backbone=mobile": "torchvision has no weights for this backbone",
-    "run_dir={place}/file/run": "cannot be written: Not a directory",
     "run_dir=/proc/run": "run_dir=/proc/run cannot be written",
     "run_dir=" + 300 * "x": "File name too long",
 }  # fmt: skip
@@ -176,15 +142,6 @@ def test_no_data(said, place: Path) -> None:
         assert "root is not set" in missing and layout in missing and "recipe=demo" in missing
         elsewhere = said([f"task={task}", "gpus=0", f"data.root={place}/no-val/train"])
         assert f"{place}/no-val/train" in elsewhere and layout in elsewhere and "recipe=demo" in elsewhere
-
-
-def test_weights_that_cannot_be_fetched(said, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*args: object, **settings: object) -> None:
-        raise URLError("no network")
-
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
-    said_ = said(tiny(place / "demo", "run_dir=run", "backbone=res18", "stem=imagenet", "pretrained=imagenet"))
-    assert "ResNet18_Weights.IMAGENET1K_V1" in said_ and "could not be fetched" in said_
 
 
 @pytest.mark.parametrize(("data", "file"), [("cut", "train/a/2.JPEG"), ("text", "val/b/1.JPEG")])
@@ -237,13 +194,9 @@ def test_checkpoints_that_do_not_fit(said, place: Path, monkeypatch: pytest.Monk
     [
         ("anar=3,4", "anar=4: give 2, 3, 5 or 7"),
         ("flows=1,9", "flows=9: this backbone has 4 stages"),
-        ("trainer.batch=8,x", "trainer.batch=x: give a whole number"),
         ("task=imagenet,cifar", "did you mean cifar10?"),
         ("anar=3,5 run_dir=run", "run_dir=run is the folder of 2 jobs of this sweep; leave run_dir out"),
         ("anar=3,5 hydra/launcher=submitit_slurm", "Could not find 'hydra/launcher/submitit_slurm'; pip install"),
-        ("anar=interval(2,3)", "give the values one by one"),
-        ("anar=3, seed=0", "anar=3,: give a whole number"),
-        ("anar=3,5 hydra/sweeper=optuna", "Could not find 'hydra/sweeper/optuna'"),
     ],
 )
 def test_a_sweep_with_one_bad_job_starts_none(sweep: str, words: str, said, place: Path) -> None:

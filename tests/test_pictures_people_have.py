@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +22,7 @@ from tasks.coco.source import CocoFiles
 from tasks.pose.source import CocoKeypoints
 from tdaf.errors import UnreadableSample, UserError
 from tdaf.media.files import Media
-from tdaf.media.image import check_jpeg, image_notes, image_size, read_image
+from tdaf.media.image import image_notes, image_size, read_image
 
 RAMP = (np.arange(24 * 32, dtype=np.uint16) * 85).reshape(24, 32)  # 0 to 65195
 EIGHT = np.round(RAMP / 257).astype(np.uint8)
@@ -90,7 +89,7 @@ def test_numbers_without_a_range_are_refused_by_name(kind: type, said: str, tmp_
 
 @pytest.mark.parametrize(
     ("mode", "suffix"),
-    [("1", "png"), ("L", "png"), ("P", "png"), ("CMYK", "tif"), ("YCbCr", "tif"), ("LAB", "tif"), ("LA", "tif")],
+    [("CMYK", "tif"), ("YCbCr", "tif"), ("LAB", "tif"), ("LA", "tif")],
 )
 def test_every_mode_shows_the_picture(mode: str, suffix: str, tmp_path: Path) -> None:
     image = picture()
@@ -104,9 +103,8 @@ def test_every_mode_shows_the_picture(mode: str, suffix: str, tmp_path: Path) ->
     path = saved(tmp_path / f"a.{suffix}", changed)
     expected = changed.convert("RGB")
     assert np.abs(hwc(read_image(path)).astype(int) - np.array(expected)).max() <= 4
-    if mode not in ("1", "P"):
-        grey = np.array(expected.convert("L")).astype(int)
-        assert np.abs(grey - np.array(image.convert("L"))).mean() < 6
+    grey = np.array(expected.convert("L")).astype(int)
+    assert np.abs(grey - np.array(image.convert("L"))).mean() < 6
 
 
 @pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tif"])
@@ -211,19 +209,6 @@ def test_a_folder_takes_exif_and_background(tmp_path: Path) -> None:
     mended = ImageFolder(str(tmp_path), exif=True, background=[9, 9, 9]).split("val")
     assert plain.read(0)[0].shape == (3, 43, 61) and mended.read(0)[0].shape == (3, 61, 43)
     assert mended.read(1)[0][:, 0, 7].tolist() == [9, 9, 9]
-
-
-def test_damage_that_decoders_only_warn_of(tmp_path: Path) -> None:
-    buffer = io.BytesIO()
-    noise = np.random.default_rng(1).integers(0, 256, (40, 60, 3), np.uint8)
-    Image.fromarray(noise).resize((300, 200)).save(buffer, "JPEG", quality=90)
-    whole = buffer.getvalue()
-    (tmp_path / "sound.jpg").write_bytes(whole)
-    (tmp_path / "hole.jpg").write_bytes(whole[: len(whole) // 2] + whole[len(whole) // 2 + 700 :])
-    check_jpeg(tmp_path / "sound.jpg")
-    assert read_image(tmp_path / "hole.jpg").shape == (3, 200, 300)
-    with pytest.raises(UnreadableSample, match="Corrupt JPEG data.*hole.jpg"):
-        check_jpeg(tmp_path / "hole.jpg")
 
 
 @pytest.mark.parametrize("crops", [1, 10])

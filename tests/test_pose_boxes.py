@@ -56,14 +56,8 @@ def test_boxes_are_taken_as_the_detector_gives_them(root):
 
 
 def test_what_is_left_out_is_counted(root):
-    bad = [
-        result(category=3),
-        result(category=2),
-        result(image=7),
-        result(box=(1.0, 1.0, 0.0, 5.0)),
-        result(box=(1.0, 1.0, 5.0, -1.0)),
-        result(score=0.19),
-    ]
+    bad = [result(category=3), result(category=2), result(image=7), result(score=0.19)]
+    bad += [result(box=(1.0, 1.0, 0.0, 5.0)), result(box=(1.0, 1.0, 5.0, -1.0))]
     boxes = found(root, [*bad, result(score=0.2)], 0.2)
     assert len(boxes.persons) == 1
     assert boxes.notes == {
@@ -79,15 +73,10 @@ def test_what_is_left_out_is_counted(root):
     [
         ('[{"image_id": 139, "categ', "yolo.json is damaged or no JSON .*; write or copy it again"),
         ({"annotations": []}, "yolo.json holds an object with annotations; expected COCO detection results"),
-        ("3", "yolo.json holds no list; expected COCO detection results"),
         ([3], "box number 1 of the file is no JSON object"),
         ([result(), {"image_id": 9, "category_id": 1, "bbox": [1, 2, 3, 4]}], "box number 2 of the file has no score"),
-        ([result(box=(1.0, 2.0, 3.0))], "box number 1 of the file: bbox=.*: give 4 finite numbers"),
         (json.dumps([result(box=(1.0, 2.0, 3.0, 4.0))]).replace("2.0", "NaN"), "bbox=.*: give 4 finite numbers"),
-        ([result(score=float("inf"))], "score=inf: give a finite number"),
-        ([{**result(), "image_id": "a139"}], "image_id='a139'"),
         ([result(7), result(8)], "no box of a person in these images: 2 boxes in images that the annotations do not"),
-        ([], "no box of a person in these images: it is empty"),
     ],
 )
 def test_files_that_cannot_be_used_are_named_in_one_line(root, content, message):
@@ -159,21 +148,6 @@ def test_predict_takes_cocos_results_by_the_numbers_of_the_files(tmp_path):
     path = str(wrote(tmp_path / "x.json", [result(139), result(12)]))
     inputs = pose().predict_dataset(pictures(tmp_path), boxes=path)
     assert [list(inputs.shown(k)) for k in range(len(inputs))] == [[2]]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", "x.json is damaged or no JSON"),
-        ({"images": []}, "expected what predict writes with a detection checkpoint"),
-        ([], "it has no box of these pictures, of the 0 in it"),
-        ([{"image_id": 139}], "box number 1 of the file has no bbox"),
-    ],
-)
-def test_boxes_that_predict_cannot_use_are_named_in_one_line(tmp_path, content, message):
-    with pytest.raises(UserError, match=message) as refused:
-        pose().predict_dataset(pictures(tmp_path), boxes=str(wrote(tmp_path / "x.json", content)))
-    assert "\n" not in str(refused.value)
 
 
 class Detector(torch.nn.Module):
@@ -251,16 +225,10 @@ TORCHVISION = "detector=fasterrcnn_resnet50_fpn_v2"
     ("arguments", "message"),
     [
         ("", "give checkpoint=RUN_FOLDER or detector="),
-        ("checkpoint=a detector=b", "one of the two"),
         ("detector=fasterrcnn_resnet50_fpn_v3", "did you mean fasterrcnn_resnet50_fpn_v2?"),
         (f"{TORCHVISION} score=2", "score=2: give a number from 0 to 1"),
-        (f"{TORCHVISION} batch=0", "batch=0: give a whole number"),
-        (f"{TORCHVISION} split=test", "split=test: give val or train"),
         (f"{TORCHVISION} class=man", "class=man: this detector knows __background__, person"),
-        (f"{TORCHVISION} data.rot=x", "data.rot: there is no such setting; did you"),
-        (f"{TORCHVISION} scor=1", "did you mean score?"),
         (f"{TORCHVISION} out=/proc/x.json", "/proc/x.json cannot be written"),
-        ("checkpoint=nowhere", "nowhere"),
     ],
 )
 def test_mistakes_are_one_line(root, arguments, message, monkeypatch):
@@ -278,8 +246,3 @@ def test_no_network_is_one_line(root, monkeypatch):
     with pytest.raises(UserError, match="weights cannot be had from https://download.*not known") as refused:
         script(detect, ["detector=fasterrcnn_resnet50_fpn_v2", f"data.root={root}", f"out={root}/x.json"])
     assert "\n" not in str(refused.value)
-
-
-def test_data_that_is_not_there_is_named(monkeypatch):
-    with pytest.raises(UserError, match="root is not set"):
-        script(detect, ["detector=fasterrcnn_resnet50_fpn_v2"])

@@ -161,18 +161,7 @@ def test_appended_stages_may_be_missing(plain18):
     assert report.unexpected == ["fc.weight", "fc.bias"]
 
 
-@pytest.mark.parametrize(
-    "prefix",
-    [
-        "module.",
-        "model.",
-        "backbone.",
-        "network.",
-        "_orig_mod.",
-        "module._orig_mod.",
-        "model.module._orig_mod.backbone.",
-    ],
-)
+@pytest.mark.parametrize("prefix", ["module.", "network.", "model.module._orig_mod.backbone."])
 def test_wrappers_prefixes_in_any_order_and_depth(plain18, prefix):
     """Of a Lightning module too, whose own parts stand beside the network."""
     network = Network(resnet(18))
@@ -221,19 +210,14 @@ def test_equal_names_in_two_stages_are_never_mixed_up():
         (partial(resnet, 50), torchvision.models.resnet18, "layer1.0.conv1.weight is 64x64x3x3 in the checkpoint"),
         (partial(resnet, 50), torchvision.models.resnet101, "checkpoint's layer3.6.conv1.weight has no place"),
         (partial(resnet, 101), torchvision.models.resnet50, "network's layer3.6.conv1.weight is not in the ch"),
-        (partial(resnet, 50), torchvision.models.resnext50_32x4d, "layer1.0.conv1.weight is 128x64x1x1"),
         (partial(resnet, 50), torchvision.models.vgg16, "begins with features.0.weight 64x3x3x3, the network"),
         (partial(vgg, 16), torchvision.models.vgg19, "features.19.weight is 512x256x3x3"),
-        (partial(vgg, 11), torchvision.models.vgg11_bn, "features.8.weight is 256x128x3x3"),
         (mobilenet, torchvision.models.mobilenet_v2, "nothing of the backbone fits"),
         (
             partial(resnet, 50),
             lambda: Network(resnet(50, attention=squeeze_excitation)),
             r"0\.attention.* has no place",
         ),
-        (partial(resnet, 18), partial(Network, resnet(34)), "layer1.2.conv1.weight has no place"),
-        (partial(resnet, 34), partial(Network, resnet(18)), "layer1.2.conv1.weight is not in the checkpoint"),
-        (partial(resnet, 18), mobilenet, "nothing of the backbone fits"),
     ],
 )
 def test_another_architecture_is_refused_whole(build, theirs, message):

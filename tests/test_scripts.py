@@ -124,21 +124,12 @@ def test_predict_equals_evaluation(run: Path, data: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("input=x checkpoint={run}", "no such file or folder"),
         ("checkpoint={run}", "give input="),
-        ("input={image}", "give checkpoint="),
         ("input={empty} checkpoint={run}", "no image or video in this folder"),
-        ("input={image} folded=maybe", "folded=maybe: give true or false"),
-        ("input={image} batch=0", "batch=0: give a whole number"),
         ("input={folder} checkpoint={run} out={folder}", "is the input's own folder"),
         ("input={film} checkpoint={run} out={empty}", "would be written over .*film.mp4; give another folder"),
-        ("input={image} checkpoint={run} out={image}", "JPEG cannot be written: File exists"),
         ("input={image} checkpoint={run} out={image}/deep", "deep cannot be written: Not a directory"),
-        ("input={image} checkpoint={image}", "damaged or is not a checkpoint"),
-        ("input={long} checkpoint={run}", "cannot be read: File name too long"),
         ("input={image} checkpoint={run} boxes=x.json", "boxes=x.json: neither this script nor .* task has .* boxes"),
-        ("input={image} checkpoint={run} batch_size=3", "batch_size=3: .* did you mean batch?"),
-        ("input={image} checkpoint={run} eta=0.3", "eta=0.3: neither"),
         ("input={image} checkpoint={run} task.protocl=1crop", "did you mean task.protocol?"),
         ("input={image} checkpoint={run} protocol=5crop", "protocol=5crop"),
     ],
@@ -146,7 +137,7 @@ def test_predict_equals_evaluation(run: Path, data: Path, tmp_path: Path) -> Non
 def test_predict_mistakes(arguments: str, message: str, run: Path, data: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     image = next((data / "val" / "n00000001").iterdir())
-    places = {"empty": tmp_path / "empty", "image": image, "folder": image.parent, "run": run, "long": 300 * "x"}
+    places = {"empty": tmp_path / "empty", "image": image, "folder": image.parent, "run": run}
     if "{film}" in arguments:
         places["film"] = videos.write(tmp_path / "empty" / "film.mp4")
     with pytest.raises(UserError, match=message) as refused:

@@ -131,29 +131,6 @@ def test_plain_networks_agree_with_the_paper_and_the_gap_of_tdaf_is_shown() -> N
     assert vgg["Params here"] == "14.720M"
 
 
-def test_what_docs_say_of_the_unexplained_counts() -> None:
-    """Of what Table 3a's ResNe(X)t rows add to their baselines, each of two printed numbers within its rounding."""
-    table, bounds, extra = paper.read("3a"), [], []
-    rows = [row for row in table.rows if row.group.startswith("Res")]
-    for row in rows:
-        base = next(one for one in rows if one.group == row.group)
-        ours, plain = (paper.counts(tuple(table.overrides(one)), (3, 224, 224), 1000) for one in (row, base))
-        if row is not base:
-            added = float(row.paper["gflops"]) - float(base.paper["gflops"])
-            left = added - (ours["gflops"] - ours["gflops_gates"] - plain["gflops"])
-            bounds.append((left - 0.1, left + 0.1, ours["gflops_gates"]))
-            extra.append(float(row.paper["params"][:-1]) - ours["params"] / 1e6)
-    fits = [
-        (factor / 100, more / 1000)
-        for factor in range(100, 1200)
-        for more in range(100)
-        if all(low <= factor / 100 * gates + more / 1000 <= high for low, high, gates in bounds)
-    ]
-    assert 6.15 < min(factor for factor, _ in fits) < 6.25 and 6.5 < max(factor for factor, _ in fits) <= 6.6
-    assert max(more for _, more in fits) == 0.018
-    assert sum(abs(more - 4.098) > 0.05 for more in extra) == 7 and len(extra) == 9
-
-
 def test_increments_are_over_the_same_baseline() -> None:
     rows = {(row["Baseline"], row["Row"]): row for row in shown("3b")}
     assert rows["Res50", "No attention"]["Params"] == "25.557M" and rows["SENet", "SE"]["GFLOPs"] == "4.092"
@@ -255,12 +232,9 @@ def test_gains_are_over_the_first_row_of_the_group(tmp_path: Path) -> None:
     ("text", "value", "ours", "difference"),
     [
         ("25.6M", 25_557_032, "25.6M", "0"),
-        ("29.9M", 25_721_403, "25.7M", "-4.2M"),
         ("32.244M", 32_244_250, "32.244M", "0"),
         ("164,371", 1_164_370, "1,164,370", "+999,999"),
-        ("4.1", 4.089, "4.1", "0"),
         ("+31.7%", 23.98, "+24.0%", "-7.7%"),
-        ("+0.1%", -0.01, "+0.0%", "-0.1%"),
         ("+1.3% (29%)", 2.2, "+2.2%", "+0.9%"),
     ],
 )
@@ -318,19 +292,11 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     ("arguments", "words"),
     [
         ("", "give a table"),
-        ("6 --fromat csv", "did you mean format?"),
-        ("6 trainer.epoch=3", "did you mean trainer.epochs"),
-        ("6 backbone=res51", "did you mean res50"),
-        ("6 flows=9", "between 1 and 4"),
         ("1 seed=0", "seeds=0,1,2"),
         ("1 run_dir=x", "runs=FOLDER"),
-        ("1 seeds=0,x", "seeds"),
-        ("1 format=html", "latex"),
-        ("1 out=/", "it is a folder"),
         ("1 --run", "nothing to train"),
         ("3a protocol=1crop", "for a folder"),
         (". seeds=0", "takes protocol, format and out"),
-        ("tests run=true", "takes protocol"),
         ("docs", "no runs"),
     ],
 )

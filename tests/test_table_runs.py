@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import ROOT, TINY, call, tiny
+from commands import ROOT, tiny
 
 from tdaf.cli.compose import compose, to_yaml
 from tdaf.demo.prepare import prepare
@@ -84,6 +84,8 @@ def test_rows_run_and_are_found_and_a_second_call_trains_nothing(demo: Path, aga
     assert {path: path.stat().st_mtime_ns for path in again.rglob("*")} == before
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(": finished in runs/")[0] for line in lines] == ["plain, again", "TDAF"]
+    (table,) = folder_tables(Path("runs/imagenet"))
+    assert "anar" in table.columns and len(table.rows) == 2 and table.notes == []
 
 
 def test_what_is_unfinished_goes_on_and_what_lacks_its_evaluation_gets_it(demo: Path, again: Path, capsys) -> None:
@@ -143,12 +145,7 @@ def test_one_failing_row_leaves_the_others(demo: Path, again: Path, capsys) -> N
 
 
 @pytest.mark.parametrize(
-    ("more", "words"),
-    [
-        (["anar=4"], "anar=4"),
-        (["tdaf.gate_init=x"], "gate_init"),
-        (["run_dir=one"], "run_dir=one is the folder of 2"),
-    ],
+    ("more", "words"), [(["tdaf.gate_init=x"], "gate_init"), (["run_dir=one"], "run_dir=one is the folder of 2")]
 )
 def test_a_mistake_costs_nothing(more: list[str], words: str, demo: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -188,10 +185,7 @@ def test_what_tells_runs_apart(pretend: Pretend, tmp_path: Path) -> None:
     pretend("other", f"{mine} optim.lr=0.2", {"top1": 1.0})
     pretend("recipe", f"{mine} recipe=modern", {"top1": 2.0})
     found = runs.results(of(f"{mine} seed=5", [tmp_path]))
-    assert [(one.seed, one.values, one.samples) for one in found] == [
-        (1, {"top1": 77}, 50000),
-        (2, {"top1": 76}, 50000),
-    ]
+    assert [(one.seed, one.values) for one in found] == [(1, {"top1": 77}), (2, {"top1": 76})]
     drawn, own = "task=imagenet recipe=demo", "task=imagenet recipe=demo data.root=/pictures"
     pretend("drawn", f"{drawn} demo.root=elsewhere", {"top1": 3.0})
     pretend("own", own, {"top1": 4.0})
@@ -212,11 +206,7 @@ def test_of_two_runs_of_a_seed_the_newest_evaluated_one_counts(pretend: Pretend,
 
 
 def test_what_several_seeds_say() -> None:
-    assert [mean_and_deviation(values) for values in ([], [78.44], [1.0, float("nan")])] == [
-        "-",
-        "78.4",
-        "nan ± nan (n=2)",
-    ]
+    assert [mean_and_deviation(values) for values in ([], [78.44])] == ["-", "78.4"]
     values = [78.1, 78.4, 78.9, 78.2]
     text = f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f} (n=4)"
     assert mean_and_deviation(values, 3) == text == "78.400 ± 0.356 (n=4)"
@@ -230,12 +220,9 @@ def test_damaged_and_foreign_files_are_left_out_with_a_line(pretend: Pretend, tm
     summary = json.loads((good / "summary.json").read_text())
     texts = {
         "cut": json.dumps(summary)[:100].encode(),
-        "empty": b"",
-        "list": b"[1, 2]",
         "another": json.dumps({"accuracy": 1.0}).encode(),
         "words": json.dumps({**summary, "metrics": {"top1": "high"}}).encode(),
         "little": json.dumps({**summary, "config": {"lr": 1}}).encode(),
-        "bytes": b"\xff\xfe\x00",
     }
     for name, text in texts.items():
         (tmp_path / "runs" / name).mkdir()
@@ -246,29 +233,6 @@ def test_damaged_and_foreign_files_are_left_out_with_a_line(pretend: Pretend, tm
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == len(texts) + 1
     assert all(line.startswith(f"warning: {tmp_path}/runs/") and line.endswith("; it is left out") for line in lines)
-
-
-def test_the_table_of_a_sweep(demo: Path, tmp_path: Path, monkeypatch) -> None:
-    """Two gates by two numbers of flows, as the command line makes them."""
-    monkeypatch.chdir(tmp_path)
-    assert call(monkeypatch, ["-m", *TINY, f"demo.root={demo}", "anar=2,3", "flows=1,2"]) == 0
-    (table,) = folder_tables(Path("runs/imagenet"))
-    assert table.title == "imagenet: 4 finished runs in runs/imagenet" and table.notes == []
-    columns = "anar, flows, Params, GFLOPs, top1, to plain, top5, loss, Protocol, Samples, Seconds"
-    assert ", ".join(table.columns) == columns
-    assert [row[:2] for row in table.rows] == [["2", "1"], ["2", "2"], ["3", "1"], ["3", "2"]]
-    by_setting = {}
-    for path in tmp_path.rglob("summary.json"):
-        summary = json.loads(path.read_text())
-        by_setting[str(summary["config"]["anar"]), str(summary["config"]["flows"])] = summary
-    for row in table.rows:
-        summary = by_setting[row[0], row[1]]
-        cells = dict(zip(table.columns, row, strict=True))
-        assert cells["Params"] == f"{summary['params'] / 1e6:.3f}M"
-        assert float(cells["top1"]) == pytest.approx(summary["metrics"]["top1"], abs=0.006)
-        assert (cells["Protocol"], cells["Samples"]) == ("1crop", "21")
-        gain = summary["metrics"]["top1"] - by_setting[row[0], "1"]["metrics"]["top1"]
-        assert cells["to plain"] == ("-" if row[1] == "1" else f"{gain:+.2f}")
 
 
 def test_seeds_are_one_row_and_every_other_setting_a_row_of_its_own(pretend: Pretend, tmp_path: Path) -> None:
