@@ -127,13 +127,6 @@ def test_a_mask_a_channel():
     assert count(anar) - count(ANAR(64, 3, 64)) == 63 * 3
 
 
-def test_depthwise_is_smaller_and_grouped():
-    plain, light = ANAR(256, 5), ANAR(256, 5, depthwise=True)
-    assert count(light) < count(plain) / 2
-    wide = [m for m in light.modules() if hasattr(m, "kernel_size") and max(m.kernel_size) > 1]
-    assert len(wide) == 3 and all(m.groups == m.in_channels == m.out_channels for m in wide)
-
-
 @pytest.mark.parametrize("eta", [0.2, 0.5, 0.9])
 def test_identity_start_makes_gate_plus_eta_one(eta):
     mask = ANAR(64, 5, 64, init="identity", eta=eta)(torch.randn(2, 64, 6, 6), (12, 12))

@@ -112,20 +112,6 @@ def test_key_frames_are_used(films: dict[str, Path], plain: dict[str, Tensor], m
         read_clip(films["avi_b.avi"], [30])
 
 
-def test_frames_that_nothing_needs_are_not_decoded(films: dict[str, Path], plain: dict[str, Tensor]) -> None:
-    for name, some in {"long_gop.mp4": True, "open_gop.mp4": True, "no_b.mp4": False, "vp9.webm": False}.items():
-        with opened(films[name]) as (container, stream):
-            packets = [packet for packet in container.demux(stream) if packet.size]
-            needed = [packet for packet in packets if not clip._is_disposable(packet, stream)]
-            assert (len(needed) < len(packets)) == some
-            frames = [frame for packet in (*needed, None) for frame in stream.decode(packet)]
-        times = sorted(packet.pts for packet in packets)
-        assert len(frames) == len(needed)
-        for frame in frames:
-            pixels = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
-            assert torch.equal(pixels, plain[name][times.index(frame.pts)])
-
-
 def test_an_index_that_is_wrong_costs_time_and_not_frames(
     films: dict[str, Path], plain: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -58,36 +57,13 @@ def test_every_combination_composes(task: str, recipe: str, tmp_path: Path) -> N
     assert len(folders) == len(pairs)
 
 
-# an input of each task, two samples
-INPUTS = {
-    "imagenet": (2, 3, 224, 224),
-    "cifar10": (2, 3, 32, 32),
-    "coco_fcos": (2, 3, 128, 160),
-    "coco_pose": (2, 3, 256, 192),
-    "kinetics": (2, 3, 16, 112, 112),
-}
-
-
-def shapes(outputs: Any) -> list[torch.Size]:
-    return [tensor.shape for tensor in (outputs["logits"] if isinstance(outputs, dict) else [outputs])]
-
-
 @pytest.mark.parametrize("backbone", sorted(set(CHOICES["backbone"]) - set(LIBRARIES)))
-def test_every_network_is_built_and_runs(backbone: str) -> None:
-    """One of a kind runs, for all tasks and with the control too."""
-    one_of_a_kind = backbone in ("tiny", "vgg11", "mobile")
-    tasks, wraps = (CHOICES["task"], CHOICES["tdaf"]) if one_of_a_kind else (["imagenet"], ["tdaf"])
-    for task, tdaf in itertools.product(tasks, wraps):
-        config = compose([f"task={task}", f"backbone={backbone}", f"tdaf={tdaf}"])
-        with torch.device("meta"):
-            network = build.network(config, make(config["task"], "task", data=Names())).to("meta")
-            if one_of_a_kind:
-                found = shapes(network(torch.empty(INPUTS[task], dtype=torch.uint8)))
-                levels = [(2, 10, 16, 20), (2, 10, 8, 10), (2, 10, 4, 5), (2, 10, 2, 3), (2, 10, 1, 2)]
-                assert found == {"coco_fcos": levels, "coco_pose": [(2, 10, 64, 48)]}.get(task, [(2, 10)])
-        assert network.body.flows == 3
-        gates = sum(p.numel() for name, p in network.named_parameters() if ".gates." in name)
-        assert (gates > 0) == (tdaf == "tdaf")
+def test_every_network_is_built(backbone: str) -> None:
+    """tests/test_every_choice.py runs one of a kind, for all tasks and with the control too."""
+    config = compose(["task=imagenet", f"backbone={backbone}"])
+    with torch.device("meta"):
+        network = build.network(config, make(config["task"], "task", data=Names()))
+    assert network.body.flows == 3 and any(".gates." in name for name, _ in network.named_parameters())
 
 
 @pytest.mark.parametrize("backbone", ["res50", "mobile"])

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import pickle
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -98,26 +96,6 @@ def test_imagenet_layout(tmp_path: Path) -> None:
     shorts, aspects = zip(*((min(image.size), image.width / image.height) for image in opened), strict=True)
     assert len(set(shorts)) > 5 and min(shorts) >= 34 and max(shorts) <= 46
     assert min(aspects) < 0.8 and max(aspects) > 1.25
-
-
-def test_cifar_layout(tmp_path: Path) -> None:
-    root = prepare("cifar10", tmp_path, seed=3, train=53, val=10, size=32) / "cifar-10-batches-py"
-
-    def read(name: str) -> dict[str, Any]:
-        return pickle.loads((root / name).read_bytes(), encoding="latin1")  # as torchvision.datasets.CIFAR10 reads
-
-    batches = [read(name) for name in [*(f"data_batch_{part}" for part in range(1, 6)), "test_batch"]]
-    for batch, count in zip(batches, [10, 11, 10, 11, 11, 10], strict=True):
-        assert set(batch) == {"batch_label", "labels", "data", "filenames"}
-        assert batch["data"].dtype == np.uint8 and batch["data"].shape == (count, 3072)
-        assert len(batch["filenames"]) == len(batch["labels"]) == count
-    assert [batches[part]["batch_label"] for part in (0, 5)] == ["training batch 1 of 5", "testing batch 1 of 1"]
-    planar = batches[0]["data"][4].reshape(3, 32, 32).transpose(1, 2, 0)
-    assert np.array_equal(planar, np.asarray(classification.cifar_picture(3, "train", 4)))
-    assert read("batches.meta") == {
-        "label_names": list(scene.SHAPES), "num_vis": 3072, "num_cases_per_batch": 10,
-    }  # fmt: skip
-    assert (root / "test_batch").read_bytes().startswith(b"\x80\x02")  # protocol 2, as the official files
 
 
 @pytest.mark.parametrize("kind", SIZES)

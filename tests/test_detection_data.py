@@ -20,7 +20,7 @@ from torch import Tensor
 from tasks.coco.annotations import read
 from tasks.coco.scoring import Scores
 from tasks.coco.source import CocoFiles, CocoSplit
-from tasks.detection.data import Detections, PredictDataset, padded
+from tasks.detection.data import Detections, padded
 from tasks.detection.evaluator import CocoBoxes, table
 from tasks.detection.transforms import cropped, jittered, resized_size, train_transform, val_transform
 from tdaf.engine.data import EvaluationOrder, Loader, TrainingOrder
@@ -238,32 +238,6 @@ def test_sides_of_a_batch() -> None:
     images = [torch.zeros(3, 33, 64, dtype=torch.uint8), torch.zeros(3, 20, 65, dtype=torch.uint8)]
     assert padded(images, (0, 0, 0)).shape == (2, 3, 64, 96)
     assert padded(images, (0, 0, 0), multiple=5).shape == (2, 3, 35, 65)
-
-
-class Shown:
-    """Two pictures, the second one a video's."""
-
-    def __len__(self) -> int:
-        return 2
-
-    def read(self, index: int) -> Tensor:
-        return picture(40 + 10 * index, 60, index)
-
-    def name(self, index: int) -> str:
-        return ("a.jpg", "b.mp4, frame 7")[index]
-
-
-def test_pictures_of_a_users() -> None:
-    pictures = Shown()
-    inputs = PredictDataset(pictures, val_transform(32, 64))
-    assert len(inputs) == 2 and inputs.groups is None and inputs.skipped == 0 and inputs.notes == {}
-    assert [inputs.name(0), inputs.name(1)] == ["a.jpg", "b.mp4, frame 7"] and inputs.pictures is pictures
-    assert [list(inputs.shown(i)) for i in range(2)] == [[0], [1]]
-    batch = inputs.collate([inputs[0], inputs[1]])
-    assert batch["size"].tolist() == [[32, 48], [32, 38]] and batch["input"].shape == (2, 3, 32, 64)
-    assert batch["input"][0, :, :, :48].equal(val_transform(32, 64)(picture(40, 60), torch.zeros(0, 4)).image)
-    assert batch["input"][1, :, 0, 40].tolist() == [124, 116, 104]
-    assert set(batch) == {"input", "size", "scale", "image_id"} and batch["image_id"].tolist() == [0, 1]
 
 
 def evaluated(split: CocoSplit, shake: float) -> tuple[CocoBoxes, list[dict[str, Any]]]:

@@ -12,7 +12,6 @@ from tdaf import env
 from tdaf.engine.health import Preempted
 from tdaf.engine.log import RunFolder, Throughput
 from tdaf.errors import RunError
-from tdaf.streams import Bar
 
 
 def fill(folder: Path) -> None:
@@ -95,13 +94,6 @@ def test_time_goes_on_over_a_cut() -> None:
     second.step()
     step, data = second.read()
     assert 0 <= data <= step
-
-
-def test_there_is_no_bar_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
-    bar = Bar("train", 10)
-    bar.advance()
-    bar.stop()
-    assert capsys.readouterr().err == ""
 
 
 def test_the_commit_is_of_tdafs_own_checkout_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ import functools
 
 import pytest
 import torch
-import torchvision
 from tiny import settle
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -158,29 +157,6 @@ def test_flows_stay_shared_and_norms_fixed(mode: str, kind: type, change: str) -
     for stages in [body.stages, *[flow["stages"] for flow in body.earlier]]:
         norms = [m for m in stages.modules() if isinstance(m, NORMS)]
         assert norms and all(type(norm) is kind for norm in norms)
-
-
-@pytest.mark.parametrize("mode", ["frozen", "affine", "trained"])
-@pytest.mark.parametrize("kind", ["plain", "tdaf"])
-def test_torchvision_weights_load_by_name(kind, mode):
-    torch.manual_seed(0)
-    theirs = torchvision.models.resnet18().eval()
-    for norm in theirs.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
-                nn.init.uniform_(tensor, 0.5, 1.5)
-    body = BODIES[kind](resnet(18))
-    fix_batch_norm(body, mode)
-    report = load(nn.ModuleDict({"body": body}), theirs.state_dict())
-    assert report.unexpected == ["fc.weight", "fc.bias"] and not report.mismatched
-    assert all(is_gate(name) for name in report.missing)
-    for stages in [body.stages, *[flow["stages"] for flow in getattr(body, "earlier", ())]]:
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            assert torch.equal(getattr(stages[0].bn1, name), getattr(theirs.bn1, name))
-    if kind == "plain":
-        x = torch.randn(1, 3, 64, 64)
-        found = theirs.fc(body.eval()(x)[-1].mean((2, 3)))
-        torch.testing.assert_close(found, theirs(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["frozen", "affine"])

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from tdaf.errors import UserError
-from tdaf.model.attention.se_cbam import CBAM, squeeze_excitation
 from tdaf.model.backbones.mobilenet import mobilenet
 from tdaf.model.backbones.resnet import resnet
 from tdaf.model.backbones.vgg import vgg
@@ -106,15 +105,6 @@ def test_vgg_has_c3ds_first_pool_and_mobilenet_spares_time_first():
         assert [m.shape[2] for m in vgg(11, dims=3)(clip)] == [16, 8, 4, 2, 1]
         assert [m.shape[2] for m in mobilenet(dims=3)(clip)] == [16, 8, 4, 2, 1]
         assert [m.shape[2] for m in resnet(18, stem="cifar", dims=3)(clip)] == [16, 8, 4, 2]
-
-
-@pytest.mark.parametrize("attention", [squeeze_excitation, CBAM])
-@pytest.mark.parametrize("build", [resnet, mobilenet])
-def test_nothing_2d_is_left(build, attention):
-    with torch.device("meta"):
-        staged = build(attention=attention, dims=3)
-        staged(torch.rand(2, 3, 8, 64, 64))
-    assert not [name for name, module in staged.named_modules() if "2d" in type(module).__name__]
 
 
 def test_a_layer_without_twin_is_named():

@@ -272,21 +272,6 @@ def test_predict_answers_draws_and_writes_cocos_format(tmp_path):
     assert drawn.dtype == torch.uint8 and drawn.shape == untouched.shape and not torch.equal(drawn, untouched)
 
 
-def test_pictures_for_tensorboard(tmp_path):
-    dotted(tmp_path)
-    task = pose(CocoKeypoints(str(tmp_path)), skeleton=[[1, 2]])
-    dataset = task.dataset("val")
-    batch = dataset.collate([dataset[0], dataset[2]])
-    outputs = ColourOracle(COLOURS)(batch["input"])
-    shown = task.visualize(outputs, batch)
-    assert list(shown) == ["prediction", "heatmaps"]
-    for images in shown.values():
-        assert len(images) == 2 and all(image.dtype == torch.uint8 and image.shape[0] == 3 for image in images)
-    dark = task.visualize(outputs * 0, batch)
-    assert not torch.equal(dark["heatmaps"][0], shown["heatmaps"][0])
-    assert not torch.equal(dark["prediction"][0], shown["prediction"][0])
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

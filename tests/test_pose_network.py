@@ -136,13 +136,9 @@ def test_gates_that_cannot_be(staged, gated, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("widths", [[], [256, 0], [256, "256"], [True], [2.5]])
-def test_widths_that_cannot_be(widths):
-    with pytest.raises(UserError, match="deconvolutions=.*: give the channels of each deconvolution"):
-        deconvolved(tiny(), widths)
-
-
 def test_backbones_that_deconvolutions_do_not_fit():
+    with pytest.raises(UserError, match="deconvolutions=.*: give the channels of each deconvolution"):
+        deconvolved(tiny(), [256, 0])
     with pytest.raises(UserError, match=r"deconvolutions=\[8, 8, 8, 8, 8\]: .* of stride 16, there can be 4"):
         deconvolved(tiny(), [8] * 5)
     with pytest.raises(UserError, match="dims=3: key points are found in images"):

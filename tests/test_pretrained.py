@@ -16,7 +16,6 @@ from tdaf.model.backbones.mobilenet import mobilenet
 from tdaf.model.backbones.resnet import resnet
 from tdaf.model.backbones.vgg import vgg
 from tdaf.model.flows import TDAF, MultiScale
-from tdaf.model.inflate import inflate_weight
 from tdaf.model.pretrained import load
 from tdaf.model.staged import Staged
 
@@ -134,31 +133,11 @@ def test_backbone_inside_another_network():
     assert all(torch.equal(tensor, state[name]) for name, tensor in detector.features.state_dict().items())
 
 
-def test_2d_weights_are_inflated(plain18):
-    network = Network(resnet(18, dims=3))
-    report = load(network, plain18)
-    assert report.inflated == 20 and report.missing == report.mismatched == []
-    assert "20 of them inflated from 2D" in str(report)
-    weight = network.body.stages[0].conv1.weight
-    assert torch.equal(weight, inflate_weight(plain18["conv1.weight"], tuple(weight.shape)))
-    torch.testing.assert_close(weight.sum(2), plain18["conv1.weight"])
-    assert torch.equal(network.body.stages[0].bn1.running_mean, plain18["bn1.running_mean"])
-
-
 def test_new_attention_and_a_new_stem_may_differ(plain18):
     report = load(Network(resnet(18, attention=squeeze_excitation)), plain18)
     assert len(report.missing) == 8 * 4 and all(".attention." in name for name in report.missing)
     report = load(Network(resnet(18, stem="cifar")), plain18)
     assert report.mismatched == [("body.stages.0.conv1.weight", (64, 3, 7, 7), (64, 3, 3, 3))]
-
-
-def test_appended_stages_may_be_missing(plain18):
-    """Pose appends deconvolutions, whose own names torchvision does not have."""
-    body = resnet(18)
-    body.stages.append(nn.Sequential(nn.ConvTranspose2d(512, 64, 4, 2, 1, bias=False), nn.BatchNorm2d(64)))
-    report = load(body, plain18)
-    assert {name.split(".")[1] for name in report.missing} == {"4"}
-    assert report.unexpected == ["fc.weight", "fc.bias"]
 
 
 @pytest.mark.parametrize("prefix", ["module.", "network.", "model.module._orig_mod.backbone."])

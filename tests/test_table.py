@@ -263,18 +263,6 @@ def test_a_table_in_markdown_csv_and_latex() -> None:
     assert len(rows) == 3 and all(len(re.findall(r"(?<!\\)&", line)) == 2 for line in rows)
 
 
-def test_a_real_table_in_every_form() -> None:
-    table = paper.text_table(paper.read("4"), [], {})
-    for form in tabular.FORMATS:
-        text = tabular.written([table], form)
-        assert "32.462M" in text and "39.6" in text, form
-        assert form == "csv" or "37.1 is FCOS's own 1x schedule" in text
-        assert "python train.py task=coco_fcos backbone=res101 anar=5 flows=3 data.root=PATH" in text
-    narrow = re.sub(r"\x1b\[[0-9;]*m", "", tabular.terminal(table, width=100))
-    assert max(map(len, narrow.split("\n\n#")[0].splitlines())) <= 100
-    assert "empty" in tabular.terminal(TextTable("empty", ["A", "B"], []))
-
-
 def test_a_section_of_a_page_is_written_anew_and_the_rest_stays(tmp_path: Path) -> None:
     page = tmp_path / "docs" / "page.md"
     tabular.write_section(page, "<!-- a -->", "<!-- b -->", "one", "# New\n")

@@ -281,10 +281,6 @@ def test_settings_that_differ_have_short_names_and_files_their_own() -> None:
     assert columns("anar=3", "recipe=modern") == {"recipe": ["paper", "modern"]}
     recipes = columns("anar=3", "recipe=modern optim.lr=0.3")
     assert recipes.keys() == {"recipe", "lr"} and recipes["lr"][1] == 0.3
-    gates = columns("tdaf.gated=[1]", "gated=appended tdaf.norm=shared")
-    assert gates == {"gated": ["all", "appended"], "tdaf.gated": [[1], "appended"], "norm": ["mfbn", "shared"]}
-    own = columns("backbone._target_=mynet.mynet ~backbone.stem", "anar=3")
-    assert own["backbone"] == ["mynet", "res50"]
     many = "optim.lr=1 trainer.batch=8 trainer.epochs=2 eta=0.1 data.max_bad=1 trainer.clip=1 dims=3"
     many += " task.train_transform.flip=0.4 task.train_transform.size=192"
     kept, notes = differing([compose([]), compose(many.split())])
