@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import runpy
 from pathlib import Path
 
@@ -302,11 +301,3 @@ def test_check_data_lists_videos(films: Path, tmp_path: Path, monkeypatch: pytes
     skipping = ActionVideos(str(films), skip_list=str(tmp_path / "full.txt")).split("val")
     assert len(skipping) == 2 and skipping.skipped == 2
     assert check("scan=fast") == 2 and "scan=fast: give full" in capsys.readouterr().err
-
-
-def test_names_are_packed(tmp_path: Path) -> None:
-    """Nothing of a split grows with the number of its videos but one string and two arrays."""
-    touch(tmp_path, *(f"val/{'ab'[n % 2]}/{n:03d}.mp4" for n in range(100)))
-    found = ActionVideos(str(tmp_path)).split("val")
-    kinds = {type(value) for value in vars(found).values() if hasattr(value, "__len__") and len(value) > 2}
-    assert kinds == {str, np.ndarray} and os.path.exists(found.path(99)) and found.name(0) == "val/a/000.mp4"

@@ -12,8 +12,6 @@ import pytest
 import videos
 from commands import call
 
-from tdaf.engine.checkpoint import LAST
-
 VP9 = {"deadline": "realtime", "cpu-used": "8"}
 # where: codec, frames, (width, height), options
 WHOLE: dict[str, tuple[str, int, tuple[int, int], dict[str, str]]] = {
@@ -68,24 +66,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "val/c/headless.mp4").write_bytes(whole[200:])
     assert len(WHOLE) == 20 and len(DAMAGED) == 6
     return root
-
-
-def test_training_names_and_counts_the_damaged(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = tmp_path / "run"
-    assert call(monkeypatch, [*RUN, f"data.root={folder}", "data.max_bad=6", f"run_dir={run}"]) == 0
-    said = capsys.readouterr().err.splitlines()
-    skipped = [line for line in said if line.startswith("skipped: cannot read ")]
-    assert len(skipped) == len(DAMAGED)
-    for name, reason in DAMAGED.items():
-        assert sum(f"cannot read {name}: {reason}" in line for line in skipped) == 1, name
-    assert sum("(4 unreadable" in line for line in skipped) == 1
-    summary = json.loads((run / "summary.json").read_text())
-    # three windows a video in the protocol "clip"
-    assert (summary["metrics"]["videos"], summary["samples"], summary["skipped"]) == (6, 18, 6)
-    assert summary["skipped_in_training"] == 4 and (run / "checkpoints" / LAST).exists()
-    assert [line["windows"] for line in json.loads((run / "results/videos.json").read_text())] == [3] * 6
 
 
 def test_the_skip_list_leaves_them_out(

@@ -19,7 +19,7 @@ from tdaf.cli.compose import compose
 from tdaf.errors import UserError
 from tdaf.model.backbones.resnet import resnet
 from tdaf.model.classifier import Classifier, LinearHead
-from tdaf.model.flows import TDAF, MultiScale, pyramid
+from tdaf.model.flows import TDAF, pyramid
 from tdaf.model.inflate import inflate_weight
 from tdaf.model.normalise import Normalise
 from tdaf.model.pretrained import load
@@ -51,20 +51,6 @@ def test_parameters(depth: int, tdaf: Any, parameters: int) -> None:
     assert sum(p.numel() for p in network.parameters()) == parameters
     assert logits.shape == (2, 400) and views.shape == (2, 3, 400)
     assert all(key.startswith(("body.", "head.fc.")) for key in network.state_dict())
-
-
-def test_three_flows_read_16_8_and_4_frames() -> None:
-    read: list[tuple[int, ...]] = []
-    with torch.device("meta"):
-        network = task().network(resnet(50, dims=3), functools.partial(TDAF, flows=3, anar=5)).eval()
-        handles = [
-            module.register_forward_pre_hook(lambda module, inputs: read.append(tuple(inputs[0].shape[2:])))
-            for module in network.modules()
-            if isinstance(module, nn.Conv3d) and module.in_channels == 3
-        ]
-        maps = network.body(torch.zeros(1, 3, 16, 112, 112))
-    assert read == [(4, 28, 28), (8, 56, 56), (16, 112, 112)] and len(handles) == 3
-    assert [tuple(m.shape[2:]) for m in maps] == [(8, 28, 28), (4, 14, 14), (2, 7, 7), (1, 4, 4)]
 
 
 @pytest.mark.parametrize(("flows", "least"), [(2, 2), (3, 3), (4, 5)])
@@ -127,13 +113,6 @@ def test_our_2d_weights_bring_their_gates(anar: int) -> None:
             torch.testing.assert_close(ours[name].sum(2), tensor)
         elif ".gates." in name or "earlier" in name and "running" in name:
             assert torch.equal(ours[name], tensor)
-
-
-def test_multiscale_and_dropout_reach_the_head() -> None:
-    with torch.device("meta"):
-        network = task(5, dropout=0.4).network(resnet(18, width=16, dims=3), functools.partial(MultiScale, flows=2))
-        assert network.to("meta").eval()(torch.zeros(2, 3, 8, 32, 32)).shape == (2, 5)
-    assert network.head.fc.in_features == 128 + 64 and network.head.dropout.p == 0.4
 
 
 def test_both_lines_of_haras_recipe_are_settings() -> None:

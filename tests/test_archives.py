@@ -14,7 +14,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import pytest
 from packing import PACKERS, contents, deflated, nested, tar, zipped
 
@@ -430,7 +429,3 @@ def test_a_tar_that_is_written_goes_on_after_any_byte(tmp_path: Path) -> None:
     with Writer(tmp_path / "y.tar", go_on=True):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["x.tar"]
-
-
-def test_a_large_archive_costs_little_memory() -> None:
-    assert sum(np.dtype(kind).itemsize for kind in members.COLUMNS.values()) <= 40

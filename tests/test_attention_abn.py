@@ -151,16 +151,6 @@ def test_the_outputs_are_alike_in_both_modes_and_their_losses_add_up() -> None:
     assert len(abn.visualize(outputs, {**batch, "input": x})["prediction"]) == 2
 
 
-def test_mixed_labels_count_in_both_losses() -> None:
-    logits, branch = torch.randn(2, 4), torch.randn(2, 4)
-    weight = torch.tensor([0.3, 0.3])
-    batch = {"label": torch.tensor([0, 1]), "mixed_label": torch.tensor([2, 2]), "mixed_weight": weight}
-    both, plain = task().losses({"logits": logits, "branch": branch}, batch), task(Classification)
-    assert list(both) == ["cross_entropy", "attention_branch"]
-    assert torch.equal(both["cross_entropy"], plain.losses(logits, batch)["cross_entropy"])
-    assert torch.equal(both["attention_branch"], plain.losses(branch, batch)["cross_entropy"])
-
-
 @pytest.mark.parametrize("kind", [tdaf(3), tdaf(3, rematerialise=True), tdaf(2, norm="shared")])
 def test_under_tdaf_the_branch_runs_once_and_all_flows_train(kind: Any) -> None:
     torch.manual_seed(0)

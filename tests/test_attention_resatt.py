@@ -123,11 +123,3 @@ def test_a_stage_ends_activated_and_the_next_begins_with_it() -> None:
     y = first.branch[3](first.branch[2](first.branch[1](first.branch[0](x))))
     torch.testing.assert_close(first(x), first.shortcut(x) + y)
     assert all(m.min() == 0 for m in staged(torch.rand(1, 3, 64, 64)))
-
-
-def test_small_stems_and_clips() -> None:
-    assert "bn_pool" not in dict(
-        resnet(18, width=8, stem="small", attention=mechanism("resatt")).stages[0].named_children()
-    )
-    clips = resnet(18, width=8, attention=mechanism("resatt"), dims=3).eval()
-    assert clips(torch.rand(1, 3, 6, 33, 35))[-1].shape == (1, 64, 1, 2, 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from mechanisms import count, drawn, gigas, mechanism, on_meta
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from tdaf.model.attention.tdam import TopDown
@@ -89,11 +89,3 @@ def test_layer3_and_layer4_have_the_module_as_published(depth: int, three: int) 
     layers = [stage.get_submodule(f"layer{i}") for i, stage in enumerate(stages, start=1)]
     blocks = [[hasattr(block, "top_down") for block in layer] for layer in layers]
     assert not any(blocks[0] + blocks[1]) and sum(blocks[2]) == three and all(blocks[3])
-
-
-def test_groups_and_clips_have_it_too() -> None:
-    grouped = resnet(50, groups=8, width_per_group=4, width=32, attention=mechanism("tdam")).stages[2].layer3[1]
-    assert grouped.top_down.expand.out_channels == grouped.conv3.in_channels == 64
-    staged = resnet(18, width=8, attention=mechanism("tdam"), dims=3).eval()
-    assert isinstance(staged.stages[3].layer4[0].top_down.reduce_top, nn.Conv3d)
-    assert staged(torch.rand(1, 3, 5, 33, 35))[-1].isfinite().all()

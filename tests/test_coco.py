@@ -92,14 +92,6 @@ def test_a_file_is_read_once_until_it_changes(tmp_path: Path) -> None:
     assert len(read(save(path, content))) == 4
 
 
-def test_some_of_the_images(tmp_path: Path) -> None:
-    whole = read(save(tmp_path / "a.json", document()))
-    part = whole.only(np.array([1, 2]))
-    assert part.image_ids.tolist() == [20, 30] and part.file_names.tolist() == ["folder/bb.jpg", "c.jpg"]
-    assert part.objects(1)["area"].tolist() == [300.5, 11] and part.usable_counts().tolist() == [0, 2]
-    assert part.all_objects is whole.all_objects and part.indices(np.array([10, 30])).tolist() == [-1, 1]
-
-
 def entry(kind: str, place: int, **values: Any) -> Callable[[Document], None]:
     """A change of one entry of a document; None takes the key away."""
 
@@ -242,14 +234,6 @@ def test_images_by_split(root: Path) -> None:
     assert [train.name(i) for i in range(3)] == ["train2017/a.jpg", "train2017/folder/bb.jpg", "train2017/c.jpg"]
     assert train.read(1).shape == (3, 64, 48) and train.read(1).equal(read_image(root / "train2017/folder/bb.jpg"))
     assert val.name(1) == "val2017/folder/bb.jpg" and val.annotations.image_ids.tolist() == [10, 20]
-
-
-def test_only_the_split_that_is_asked_for_is_read(root: Path) -> None:
-    save(root / "annotations/instances_train2017.json", "{")
-    source = CocoFiles(str(root))
-    assert len(source.split("val")) == 2
-    with pytest.raises(UserError, match="instances_train2017.json is damaged"):
-        source.split("train")
 
 
 def test_images_that_cannot_be_read(root: Path) -> None:

@@ -15,7 +15,7 @@ from pycocotools.cocoeval import COCOeval
 
 from tdaf.demo import coco as demo
 from tdaf.demo import scene
-from tdaf.demo.figure import JOINTS, SKELETON
+from tdaf.demo.figure import JOINTS
 from tdaf.demo.prepare import prepare
 
 FILES = {"coco_fcos": "instances", "coco_pose": "person_keypoints"}
@@ -169,19 +169,6 @@ def test_left_is_warm_and_right_is_cool_in_the_pixels_of_the_joints(monkeypatch:
                     right += (red > blue) == name.startswith("left")
                     wrong += (red > blue) != name.startswith("left")
     assert right > 60 and wrong <= 0.03 * right
-
-
-def test_persons_have_cocos_key_points_and_some_are_not_labelled(roots: dict[str, Path]) -> None:
-    coco = opened(roots, "coco_pose")
-    (person,) = coco.dataset["categories"]
-    assert (person["id"], person["name"], person["keypoints"][:3]) == (1, "person", ["nose", "left_eye", "right_eye"])
-    limbs = {tuple(sorted(person["keypoints"][end - 1] for end in pair)) for pair in person["skeleton"]}
-    assert len(limbs) == len(SKELETON) == 19 and {end for pair in SKELETON for end in pair} == set(range(1, 18))
-    assert {("left_elbow", "left_wrist"), ("right_ankle", "right_knee"), ("left_hip", "right_hip")} <= limbs
-    unlabelled = [a for a in coco.anns.values() if not a["iscrowd"] and not a["num_keypoints"]]
-    assert 1 <= len(unlabelled) <= 3
-    assert all(len(a["keypoints"]) == 51 for a in coco.anns.values())
-    assert all(not any(a["keypoints"]) for a in coco.anns.values() if a["iscrowd"] or not a["num_keypoints"])
 
 
 def test_the_detectors_file_is_a_fair_detectors(roots: dict[str, Path]) -> None:

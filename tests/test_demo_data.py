@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from packing import contents
 from PIL import Image
 
 from tdaf.demo import classification, scene
@@ -20,10 +21,6 @@ SMALL = {"seed": 3, "train": 20, "val": 10, "size": 32}
 SIZES = {"imagenet": 32, "cifar10": 32, "coco_fcos": 96, "coco_pose": 96, "kinetics": 32}
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def folders(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.name != LOCK)
 
@@ -32,26 +29,6 @@ def cifar_arrays(split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     pictures = [np.asarray(classification.cifar_picture(0, split, index)) for index in range(count)]
     labels = [classification.label(index) for index in range(count)]
     return np.stack(pictures).astype(np.float64) / 255, np.array(labels)
-
-
-@pytest.mark.parametrize("name", scene.SHAPES)
-def test_a_shape_has_its_area_and_place_and_pixels(name: str) -> None:
-    rng = np.random.default_rng(0)
-    for width, height in [(90, 60), (60, 90), (64, 64)] * 30:
-        points = scene.random_shape(rng, name, 700.0, 1.2)
-        left, top, right, bottom = scene.box(points)
-        assert scene.area(points) == pytest.approx(700)
-        assert (left + right, top + bottom) == pytest.approx((0, 0))
-        # A figure survives a centre crop.
-        left, top, right, bottom = scene.box(classification.figure(rng, name, width, height))
-        short = min(width, height)
-        assert left >= (width - short) / 2 and right <= (width + short) / 2
-        assert top >= (height - short) / 2 and bottom <= (height + short) / 2
-    points = scene.random_shape(rng, name, 1500.0) + [50.3, 49.6]
-    image = Image.new("RGB", (100, 100))
-    scene.paste(image, points, (255, 255, 255))
-    assert (np.asarray(image)[..., 0] / 255).sum() == pytest.approx(1500, rel=0.04)
-    assert np.abs(np.array(image.getbbox()) - scene.box(points)).max() < 1.3
 
 
 def accuracies(train: np.ndarray, labels: np.ndarray, val: np.ndarray, truth: np.ndarray) -> list[float]:

@@ -13,7 +13,6 @@ from torch import nn
 
 from tdaf.model.flows import TDAF
 from tdaf.model.fold import fold
-from tdaf.model.gated import relu_gate
 from tdaf.model.maps import attention_maps, mask_eta
 
 torch.set_num_threads(1)
@@ -67,11 +66,6 @@ def test_a_design_folds_is_computed_again_saved_and_starts_as_the_identity(desig
     assert {*attention_maps(again, x)} == {
         (n, s) for n, seen in zip((2, 3), depths, strict=True) for s in gated if s <= seen
     }
-
-
-def test_a_product_before_the_relu_is_the_papers():
-    z, m = torch.randn(2, 5, 4, 3), torch.rand(2, 1, 4, 3)
-    torch.testing.assert_close(torch.relu(z * m), relu_gate(z, m))
 
 
 def test_a_learnt_eta_is_one_number_a_stage_shared_by_all_flows():

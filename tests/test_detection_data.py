@@ -22,7 +22,7 @@ from tasks.coco.scoring import Scores
 from tasks.coco.source import CocoFiles, CocoSplit
 from tasks.detection.data import Detections, padded
 from tasks.detection.evaluator import CocoBoxes, table
-from tasks.detection.transforms import cropped, jittered, resized_size, train_transform, val_transform
+from tasks.detection.transforms import cropped, resized_size, train_transform, val_transform
 from tdaf.engine.data import EvaluationOrder, Loader, TrainingOrder
 from tdaf.errors import UserError
 
@@ -121,14 +121,6 @@ def test_a_window_keeps_the_objects_whose_centre_it_has() -> None:
         x, y = (boxes[:, 0] + 4.5 - left), (boxes[:, 1] + 3.5 - top)
         assert kept.tolist() == ((x > 0) & (x < w) & (y > 0) & (y < h)).tolist() and len(found) == kept.sum()
         assert (found[:, 2:] > found[:, :2]).all() and found.min() >= 0 and (found[:, 2:] <= torch.tensor([w, h])).all()
-
-
-def test_colours() -> None:
-    image = picture(20, 30)
-    torch.manual_seed(0)
-    other = jittered(image, 0.3)
-    assert other.dtype == torch.uint8 and other.shape == image.shape and not other.equal(image)
-    assert jittered(image, 0.0).equal(image)
 
 
 @pytest.mark.parametrize(

@@ -99,12 +99,6 @@ def test_answers_are_in_pixels_of_the_picture():
     assert second["detections"] == [] and second["text"] == "nothing"
 
 
-def test_a_long_text_is_cut():
-    outputs, batch = seen()
-    outputs["logits"][0][1, 2, 2:10:2, 2:12:3] = 3.0
-    assert fcos().postprocess(outputs, batch)[1]["text"] == ", ".join(["bird 0.98"] * 5 + ["11 more"])
-
-
 def test_boxes_are_drawn_above_the_threshold_in_the_colour_of_their_class():
     made = fcos()
     answers = made.postprocess(*seen())

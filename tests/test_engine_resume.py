@@ -15,7 +15,6 @@ from tiny_run import Pictures, numbers, run, same, trained, trainer
 from tdaf.engine import checkpoint
 from tdaf.engine.health import Preempted
 from tdaf.engine.schedule import Plateau
-from tdaf.errors import UserError
 
 HOW = {"ema": 0.9, "clip": 1.0, "evaluate_every": 1, "max_steps": 17, "checkpoint_every": 3, "accumulate": 2}
 
@@ -174,11 +173,3 @@ def test_a_signal_ends_an_evaluation_at_once(tmp_path: Path, whole: Path) -> Non
     assert (made.step, made.evaluated) == (5, 0)
     run(built(tmp_path))
     assert same(trained(tmp_path), trained(whole))
-
-
-def test_two_damaged_checkpoints_are_said(tmp_path: Path) -> None:
-    run(built(tmp_path))
-    for path in (tmp_path / "checkpoints").iterdir():
-        path.write_bytes(b"x")
-    with pytest.raises(UserError, match="no whole checkpoint is left"):
-        run(built(tmp_path))

@@ -16,8 +16,6 @@ from torch.utils._pytree import tree_map_only
 
 from tdaf.cli import build
 from tdaf.cli.compose import group_options
-from tdaf.engine import optim
-from tdaf.engine.log import LossMeter
 from tdaf.engine.precision import Precision, float32
 
 CUDA = torch.device("cuda:0")
@@ -73,40 +71,6 @@ def test_so_does_every_mechanism_and_backbone(settings: str, folder: Path) -> No
 @pytest.mark.parametrize("mechanism", THREE_D)
 def test_so_does_every_mechanism_on_clips(mechanism: str, folder: Path) -> None:
     step("kinetics", f"flows=2 attention={mechanism}", folder)
-
-
-@pytest.mark.parametrize("task", TINY)
-def test_what_an_evaluation_reads_is_on_one_device(task: str, folder: Path) -> None:
-    """Decoding and records up to the first value that the host has to know; tests/test_second_device.py goes on."""
-    with on_gpu(task, "flows=3", folder, "val") as (own, outputs, batch):
-        for function in (own.evaluator().update, own.visualize):
-            with pytest.raises((*READS, RuntimeError)) as caught:
-                function(outputs, batch)
-            assert isinstance(caught.value, READS) or ".numpy() is not supported" in str(caught.value)
-
-
-@pytest.mark.parametrize("optimizer", group_options("optim"))
-def test_the_rest_of_a_step_reads_nothing(optimizer: str, folder: Path) -> None:
-    """Clipping, optimizer, average and losses' meter, with gradients as backward would leave them; then the meter is
-    read, which has to wait. (Backward itself: tests/test_second_device.py. torch's engine asks for a real context.)"""
-    config = tiny("imagenet", folder, "flows=3", f"optim={optimizer}")
-    network, twin = (network_of(config, build.task(config)) for _ in range(2))
-    losses, average, index = LossMeter(), optim.Average(twin, 0.9), torch.arange(2)
-    with fake_gpu():
-        network = on_fake_gpu(network)
-        made, average.module = build.optimizer(config)(network), on_fake_gpu(average.module)
-        with no_waiting():
-            for number in range(3):
-                for parameter in network.parameters():
-                    parameter.grad = torch.empty_like(parameter)
-                nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-                optim.set_rate(made, 0.5)
-                made.step()
-                made.zero_grad(set_to_none=True)
-                average.update(network)
-                losses.add(number, {"a": torch.empty((), device=CUDA), "b": torch.empty((), device=CUDA)}, index)
-        with pytest.raises(READS):
-            losses.read()
 
 
 def test_fp16_reads_whether_a_gradient_overflowed() -> None:

@@ -99,17 +99,6 @@ def test_tdaf_with_appended_stages_equals_the_equations(gated, numbers):
         assert_near(ours, theirs)
 
 
-def test_one_flow_is_the_plain_network():
-    body = deconvolved(tiny(), [32, 32])
-    assert list(pose(TDAF(body, flows=1, gated="appended")).state_dict()) == list(pose(body).state_dict())
-
-
-def test_the_multi_scale_control_feeds_the_same_head():
-    network = pose(MultiScale(deconvolved(tiny(), [32, 48]), flows=2))
-    assert network.head.in_channels == 48 + 32 and network.body.appended == 2
-    assert network(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 17, 8, 8)
-
-
 def test_appending_keeps_the_backbone_as_it_is():
     backbone = vgg(11)
     once = backbone.append([nn.Identity()], [512], [32])

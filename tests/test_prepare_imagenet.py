@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from packing import META, WNIDS, deflated
+from packing import META, WNIDS, contents, deflated, tar
 
 from scripts.prepare_imagenet import prepare_imagenet
 from tasks.classification.ilsvrc import INSIDE
@@ -47,24 +46,11 @@ def run(official: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     return call
 
 
-def files(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
-
-def archive(path: Path, members: dict[str, bytes]) -> bytes:
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path.read_bytes()
-
-
 def test_sorts_once_and_goes_on(official: Path, run, capsys: pytest.CaptureFixture[str]) -> None:
     (official / "set/val/n00000001").mkdir()  # as if it had been stopped after the first image
     (official / "set/val/ILSVRC2012_val_00000001.JPEG").rename(official / "set" / next(iter(PLACES)))
     for line in ("4 images moved, 1 were in place", "0 images moved, 5 were in place"):
-        assert run() == 0 and files(official / "set") == PLACES
+        assert run() == 0 and contents(official / "set") == PLACES
         assert line in capsys.readouterr().out
 
 
@@ -73,25 +59,25 @@ def test_links_leave_the_images_where_they_are(official: Path, run, words: list[
     flat = (official / "set/val").rename(official / "flat")
     for _ in range(2):
         assert run(*(word.replace("FLAT", str(flat)) for word in words)) == 0
-        assert files(official / "set") == PLACES and len(files(flat)) == len(TRUTH)
+        assert contents(official / "set") == PLACES and len(contents(flat)) == len(TRUTH)
     assert all((official / "set" / place).is_symlink() for place in PLACES)
 
 
 def test_archives(official: Path, run, capsys: pytest.CaptureFixture[str]) -> None:
-    archive(official / "val.tar", {f"x/../{Path(place).name}": content for place, content in PLACES.items()})
+    tar(official / "val.tar", {f"x/../{Path(place).name}": content for place, content in PLACES.items()})
     for image in (official / "set/val").iterdir():
         image.unlink()
-    inner = archive(official / "inner.tar", {"n00000001_5.JPEG": b"five", "../n00000001_6.JPEG": b"six"})
-    archive(official / "train.tar", {"n00000001.tar": inner, "n00000002.tar": inner})
+    inner = tar(official / "inner.tar", {"n00000001_5.JPEG": b"five", "../n00000001_6.JPEG": b"six"}).read_bytes()
+    tar(official / "train.tar", {"n00000001.tar": inner, "n00000002.tar": inner})
     (official / "set/train.unfinished").mkdir()
     (official / "set/train.unfinished/rest.JPEG").write_bytes(b"from a stopped run")
-    with tarfile.open(official / "devkit.tar.gz", "w:gz") as tar:
-        tar.add(official / "devkit", "ILSVRC2012_devkit_t12")
+    with tarfile.open(official / "devkit.tar.gz", "w:gz") as kit:
+        kit.add(official / "devkit", "ILSVRC2012_devkit_t12")
     tars = [f"train_tar={official / 'train.tar'}", f"val_tar={official / 'val.tar'}"]
     train = {f"train/{wnid}/n00000001_{n}.JPEG": text for wnid in WNIDS[1:] for n, text in ((5, b"five"), (6, b"six"))}
     for line in ("2 classes unpacked, 0 were in place", "0 classes unpacked, 2 were in place"):
         assert run(*tars, f"devkit={official / 'devkit.tar.gz'}") == 0
-        assert files(official / "set") == {**PLACES, **train}
+        assert contents(official / "set") == {**PLACES, **train}
         assert line in capsys.readouterr().out
 
 
@@ -113,28 +99,28 @@ def test_faults_change_nothing(
     (official / "sorted.txt").write_text("\n".join(f"n{n:08d}" for n in range(1000)))
     (official / "words.txt").write_text("tench\ngoldfish\n")
     (official / "short.txt").write_text("1\n9\n")
-    before = files(official / "set")
+    before = contents(official / "set")
     assert run(word.replace("HERE", str(official))) == code
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and error.startswith("error: ")
-    assert files(official / "set") == before
+    assert contents(official / "set") == before
 
 
 def test_lists_with_a_mark_of_byte_order_and_blanks(official: Path, run) -> None:
     (official / "order.txt").write_text("\ufeff" + " \r\n\r\n".join(WNIDS), encoding="utf-8")
     truth = "\ufeff" + " \r\n".join(map(str, TRUTH))
     (official / "devkit/data/ILSVRC2012_validation_ground_truth.txt").write_text(truth, encoding="utf-8")
-    assert run() == 0 and files(official / "set") == PLACES
+    assert run() == 0 and contents(official / "set") == PLACES
 
 
 def test_order_from_meta_mat(official: Path, run, capsys: pytest.CaptureFixture[str]) -> None:
-    before = files(official / "set")
+    before = contents(official / "set")
     for content in (b"matlab", META[:-50], META[:200], META.replace(b"IM", b"MI"), META[:128], bytes(300)):
         (official / "devkit/data/meta.mat").write_bytes(content)
-        assert run("synsets=null") == 2 and files(official / "set") == before
+        assert run("synsets=null") == 2 and contents(official / "set") == before
         assert capsys.readouterr().err.startswith("error: the devkit's meta.mat cannot be read")
     (official / "devkit/data/meta.mat").write_bytes(META)
-    assert run("synsets=null") == 0 and files(official / "set") == PLACES
+    assert run("synsets=null") == 0 and contents(official / "set") == PLACES
 
 
 def delivered(form: str, folder: Path) -> str:
@@ -164,7 +150,7 @@ def test_as_kaggle_and_hugging_face_deliver_it(form: str, official: Path, run, c
     expected = {f"train/{wnid}/{wnid}_{n}.JPEG": b"%d of %b" % (n, wnid.encode()) for wnid in WNIDS for n in (5, 6)}
     shutil.rmtree(official / "set")
     for line in ("train/: 6 images written, 0 were", "val/: 0 images written, 5 were in place"):
-        assert run(word) == 0 and files(official / "set") == {**PLACES, **expected}
+        assert run(word) == 0 and contents(official / "set") == {**PLACES, **expected}
         assert line in capsys.readouterr().out
     shutil.rmtree(official / "set")
     for _ in range(2):
@@ -172,7 +158,7 @@ def test_as_kaggle_and_hugging_face_deliver_it(form: str, official: Path, run, c
         for split in ("train", "val"):
             with tarfile.open(official / f"set/{split}.tar") as tar:
                 tar.extractall(official / "again" / split, filter="data")
-        assert files(official / "again") == {**PLACES, **expected} and len(files(official / "set")) == 2
+        assert contents(official / "again") == {**PLACES, **expected} and len(contents(official / "set")) == 2
     assert "train.tar was in place" in capsys.readouterr().out
 
 

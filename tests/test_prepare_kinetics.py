@@ -45,10 +45,6 @@ def called(*arguments: object) -> int:
     return prepare(**parse([*map(str, arguments)], prepare)[1])
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def test_it_goes_on_where_it_was_stopped(taken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "small"
     assert called("--root", taken, "--out", out, "--short-side", "48", "--gop=6", "--workers", "1") == 1
@@ -56,13 +52,13 @@ def test_it_goes_on_where_it_was_stopped(taken: Path, tmp_path: Path, capsys: py
     assert f"left out: {taken}/val/c/sound.mp4: it has no pictures, only sound\n" in said
     assert f"left out: {taken}/train/a b/cut.mp4: " in said and "3 videos in" in said and "2 left out\n" in said
     assert f"     1 left out in {taken}/val/c" in said
-    made = files(out)
+    made = contents(out)
     assert set(made) == {"train/a b/large.mp4", "train/a b/mpeg4.mp4", "val/c/turned.mp4", "train.csv"}
     (out / "val/c/turned.mp4").unlink()
     (out / "val/c/.turned.mp4.part").write_bytes(made["val/c/turned.mp4"][:100])  # as a killed run leaves it
     same = (f"root={taken}", f"out={out}", "short_side=48", "gop=6", "workers=1")
     assert called(*same) == 1 and "5 videos, 2 of them done before" in capsys.readouterr().out
-    assert files(out) == made
+    assert contents(out) == made
 
 
 def test_archives_become_what_their_folders_would(taken: Path, tmp_path: Path, capsys) -> None:
@@ -79,7 +75,7 @@ def test_archives_become_what_their_folders_would(taken: Path, tmp_path: Path, c
     (root / "train.csv").write_text("label\n")
     assert called(f"root={root}", f"out={out}", *how) == 1
     said = capsys.readouterr().out
-    plain, made = files(tmp_path / "plain"), files(out)
+    plain, made = contents(tmp_path / "plain"), contents(out)
     assert made.keys() == plain.keys() and "3 videos in" in said and "2 left out" in said
     for name in plain:  # neither x264 nor MPEG-4's decoder gives the same bits every time
         if name.endswith(".mp4"):
@@ -92,7 +88,7 @@ def test_archives_become_what_their_folders_would(taken: Path, tmp_path: Path, c
     (out / "train/a b/mpeg4.mp4").unlink()
     (root / "val/part_0.zip").unlink()
     assert called(f"root={root}", f"out={out}", *how) == 1
-    assert files(out).keys() == plain.keys() and "1 videos in" in capsys.readouterr().out
+    assert contents(out).keys() == plain.keys() and "1 videos in" in capsys.readouterr().out
     whole = root / "train/part_0.tar.gz"
     whole.write_bytes(whole.read_bytes()[:-500])
     with pytest.raises(RunError, match="part_0.tar.gz is damaged, cut off or no archive .*bring it again, then go on"):
@@ -109,11 +105,11 @@ def test_tars_hold_what_the_folders_would(taken: Path, tmp_path: Path, capsys, m
     (root / "train/note.txt").write_text("a note\n")
     tar_gz(root / "train/part_0.tar.gz", {"c/turned.mp4": (root / "val/c/turned.mp4").read_bytes()})
     assert called(f"root={root}", f"out={plain}", *how) == 1
-    made = files(plain)
+    made = contents(plain)
     assert called(f"root={root}", f"out={out}", *how, "tar=true") == 1 and "4 videos in" in capsys.readouterr().out
 
     def packed() -> dict[str, bytes]:
-        assert set(files(out)) == {"train.tar", "val.tar", "train.csv"} and len(list(out.iterdir())) == 3
+        assert set(contents(out)) == {"train.tar", "val.tar", "train.csv"} and len(list(out.iterdir())) == 3
         inside = {s: contents_of_tar(out / f"{s}.tar") for s in ("train", "val")}
         return {"train.csv": (out / "train.csv").read_bytes()} | {
             f"{split}/{name}": content for split, found in inside.items() for name, content in found.items()

@@ -116,23 +116,6 @@ def test_flows_are_matched_by_their_size():
     assert torch.equal(state[f"body.earlier.0.{first}"], three[f"body.{first}"])
 
 
-def test_backbone_inside_another_network():
-    torch.manual_seed(0)
-    state = draw(Network(TDAF(resnet(18), flows=2)))
-
-    class Detector(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.features = nn.ModuleDict({"body": TDAF(resnet(18), flows=2)})
-            self.pyramid = nn.Conv2d(512, 256, 1)
-
-    detector = Detector()
-    report = load(detector, state)
-    assert report.missing == ["pyramid.weight", "pyramid.bias"]
-    assert report.unexpected == ["head.fc.weight", "head.fc.bias"]
-    assert all(torch.equal(tensor, state[name]) for name, tensor in detector.features.state_dict().items())
-
-
 def test_new_attention_and_a_new_stem_may_differ(plain18):
     report = load(Network(resnet(18, attention=squeeze_excitation)), plain18)
     assert len(report.missing) == 8 * 4 and all(".attention." in name for name in report.missing)

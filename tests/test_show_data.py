@@ -23,7 +23,7 @@ from tasks.pose.source import CocoKeypoints
 from tasks.pose.task import Pose
 from tdaf.engine.visualize import targets
 from tdaf.errors import UserError
-from tdaf.media.drawing import LINES, bars, colour
+from tdaf.media.drawing import colour
 
 
 def test_originals_and_counts(tmp_path: Path) -> None:
@@ -45,18 +45,6 @@ def test_originals_and_counts(tmp_path: Path) -> None:
     assert pose.original(dataset, 0).shape[1] >= people.HEIGHT
     points, sizes = pose.counts(dataset).values()
     assert points["nose"] == 1 and sum(points.values()) == 17 and sizes["32 to 64"] == 1
-
-
-def test_bars_are_as_long_as_their_counts() -> None:
-    def blue(picture: torch.Tensor, row: int) -> int:
-        return int((picture[:, 20 * row + 40] == torch.tensor([68, 119, 170])[:, None]).all(0).sum())
-
-    drawn = bars("samples", {"a": 10, "b": 5, "c": 0})
-    assert blue(drawn, 0) == pytest.approx(2 * blue(drawn, 1), abs=2) and blue(drawn, 2) == 1
-    many = bars("samples", {str(k): k for k in range(1000)})
-    assert (
-        many.shape == (3, 20 * (LINES + 3), 640) and blue(many, 0) > blue(many, LINES // 2 - 1) > blue(many, LINES) > 0
-    )
 
 
 class Names:
