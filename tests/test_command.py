@@ -1,17 +1,24 @@
-"""What a command does: once, a second time, as one of a sweep, and from a run folder alone."""
+"""What a command does: its grammar, once, again, as one of a sweep, from a run folder alone and from an old one."""
 
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from commands import ROOT, call, process, tiny
 
 from scripts import evaluate
+from tdaf.cli.script import Natural, Positive, Share, parse
 from tdaf.cli.script import main as script_main
 from tdaf.demo.prepare import prepare
+from tdaf.engine import checkpoint
+from tdaf.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +130,113 @@ def test_resume_and_evaluate_need_only_the_folder(demo: Path, tmp_path: Path, mo
     assert one["values"]["top1"] == summary["metric"]["best"] and one["samples"] == 21 and one["protocol"] == "1crop"
     ten = evaluated("protocol=10crop")
     assert ten["samples"] == 21 and ten["protocol"] == "10crop" and ten["values"]["loss"] != one["values"]["loss"]
+
+
+def small(
+    *words: str, out: Path = Path("x"), x: Literal["epoch", "step"] = "epoch", class_: str | None = None
+) -> int: ...
+
+
+def large(
+    *,
+    checkpoint: str,
+    batch: Positive = 16,
+    seeds: list[Natural] | None = None,
+    score: Share = 0.5,
+    link: bool = False,
+    gpus: int | Literal["auto"] = "auto",
+    rest: list[str],
+) -> int: ...
+
+
+def test_words_and_types() -> None:
+    assert parse(["a", "out=~/b", "x=STEP", "class=person", "b"], small) == (
+        ["a", "b"],
+        {"out": Path.home() / "b", "x": "step", "class_": "person"},
+    )
+    words, settings = parse(
+        "checkpoint=c batch=3 seeds=[0,1] score=1 gpus=2 data.root=q ~a.b +c=1 link=1".split(), large
+    )
+    rest = ["data.root=q", "~a.b", "+c=1"]
+    values = {"checkpoint": "c", "batch": 3, "seeds": [0, 1], "score": 1.0, "gpus": 2, "link": True}
+    assert (words, settings) == ([], {**values, "rest": rest})
+
+
+def test_dashes_are_the_same_grammar() -> None:
+    assert parse(["--checkpoint", "c", "--batch=2", "--link"], large) == parse(
+        "checkpoint=c batch=2 link=true".split(), large
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("checkpoint=c batch=0", "batch=0: give a whole number above 0"),
+        ("checkpoint=c batch=two", "batch=two: give a whole number above 0"),
+        ("checkpoint=c score=nan", "score=nan: give a number from 0 to 1"),
+        ("checkpoint=c gpus=some", "gpus=some: give a whole number or auto"),
+        ("checkpoint=c link=maybe", "link=maybe: give true or false"),
+        ("checkpoint=c seeds=1,-1", "seeds=1,-1: give a list, as 1,2"),
+        ("batch=2", "give checkpoint="),
+        ("checkpoint=c word", "'word' is not a setting: write key=value"),
+        ("--checkpiont c", "did you mean checkpoint?"),
+        ("--batch", "batch: give its value"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse(arguments.split(), large)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_setting_that_is_nobodys_is_refused() -> None:
+    with pytest.raises(UserError, match="no setting titel"):
+        parse(["titel=1"], small)
+
+
+def test_a_reader_that_goes_away_leaves_no_trace(tmp_path: Path) -> None:
+    writer = "import sys; from tdaf.cli.script import main; sys.exit(main(lambda: print('x' * 10**6), ''))"
+    command = f"'{sys.executable}' -c \"{writer}\" | head -c 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (141, "x", "")
+
+
+OLD = ROOT / "tests" / "old" / "run"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the old run, gone on with to its end, in a folder where its demo data are drawn."""
+    root = tmp_path_factory.mktemp("old")
+    shutil.copytree(OLD, root / "run")
+    done = process([str(ROOT / "train.py"), "resume=run", "gpus=0"], root)
+    assert done.returncode == 0, done.stderr
+    assert "going on from step 23 of 160" in done.stdout
+    return root / "run"
+
+
+def test_an_old_run_goes_on_to_its_end(finished: Path) -> None:
+    old, new = (checkpoint.load(folder / "checkpoints" / checkpoint.LAST) for folder in (OLD, finished))
+    assert (old["step"], new["step"]) == (23, 160)
+    assert new["ema"]["n_averaged"] == 160 and new["ema"].keys() == old["ema"].keys()
+    assert not torch.equal(new["network"]["head.fc.weight"], old["network"]["head.fc.weight"])
+    before, after = ((folder / "metrics.jsonl").read_text() for folder in (OLD, finished))
+    assert after.startswith(before)
+    assert json.loads((finished / "summary.json").read_text())["metric"]["best"] >= old["best"]["value"]
+
+
+def test_an_old_run_is_evaluated(finished: Path) -> None:
+    done = process([str(ROOT / "scripts" / "evaluate.py"), "checkpoint=run", "gpus=0"], finished.parent)
+    assert done.returncode == 0, done.stderr
+    best = checkpoint.load(finished / "checkpoints" / checkpoint.BEST)["metric"]
+    assert json.loads((finished / "evaluation-1crop.json").read_text())["values"] == pytest.approx(best, rel=1e-5)
+
+
+def test_the_best_checkpoint_of_an_old_run_is_evaluated_to_its_own_numbers(finished: Path) -> None:
+    """The averaged network's, whose running statistics were the live network's then."""
+    shutil.copytree(OLD, finished.parent / "untouched")
+    done = process([str(ROOT / "scripts" / "evaluate.py"), "checkpoint=untouched", "gpus=0"], finished.parent)
+    assert done.returncode == 0, done.stderr
+    best = checkpoint.load(OLD / "checkpoints" / checkpoint.BEST)["metric"]
+    numbers = json.loads((finished.parent / "untouched" / "evaluation-1crop.json").read_text())["values"]
+    assert numbers == pytest.approx(best, rel=1e-5)
