@@ -27,7 +27,7 @@ from tdaf.engine.predict import Predictor
 from tdaf.engine.trained import build_network
 from tdaf.engine.visualize import attention_panels, log_samples
 from tdaf.errors import UserError
-from tdaf.media.attention_sheet import OPACITY, Panel, coloured, sheet, spread
+from tdaf.media.attention_sheet import OPACITY, Panel, coloured, sheet
 from tdaf.media.clip import Video
 from tdaf.model import maps as statistics
 from tdaf.model.flows import TDAF, MultiScale
@@ -54,17 +54,6 @@ def test_the_colours_rise_in_lightness() -> None:
     assert (luma.diff() > 0).float().mean() > 0.95 and luma[0] < 2 and luma[-1] > 240
     outside = coloured(torch.tensor([[-1.0, 2.0, float("nan")]]))
     assert torch.equal(outside, coloured(torch.tensor([[0.0, 1.0, 0.0]])))
-
-
-def test_values_lie_over_their_own_pixels() -> None:
-    values = torch.arange(6.0).reshape(2, 3)
-    assert torch.equal(spread(values, 2, (4, 6), (4, 6)), values.repeat_interleave(2, 0).repeat_interleave(2, 1))
-    enlarged = spread(values, 2, (3, 5), (6, 10))  # cells over the edge of an odd picture are cut, not squeezed
-    assert torch.equal(enlarged, values.repeat_interleave(4, 0).repeat_interleave(4, 1)[:6, :10])
-    assert torch.equal(spread(values, 4, (8, 12), (4, 6)), values.repeat_interleave(2, 0).repeat_interleave(2, 1))
-    assert torch.equal(spread(values, 8, (8, 8), (2, 2)), values[:1, :1].expand(2, 2))
-    stretched = spread(values, 2, (8, 12), (8, 12))  # of a network without padding
-    assert torch.equal(stretched, values.repeat_interleave(4, 0).repeat_interleave(4, 1))
 
 
 @pytest.mark.parametrize("style", ["both", "overlay", "mask"])

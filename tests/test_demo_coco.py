@@ -113,49 +113,6 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scene, "grain", lambda rng, image, strength: image)
 
 
-def inside(points: scene.Points, spots: np.ndarray) -> np.ndarray:
-    """Whether a ray from each spot (S, 2) to the right crosses the polygon an odd number of times."""
-    (x0, y0), (x1, y1) = points.T, np.roll(points, -1, axis=0).T
-    x, y = spots[:, :1], spots[:, 1:]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        crossing = ((y0 > y) != (y1 > y)) & (x0 + (y - y0) * (x1 - x0) / (y1 - y0) > x)
-    return crossing.sum(axis=1) % 2 == 1
-
-
-def visible(layout: demo.Layout, owner: int, spots: np.ndarray) -> np.ndarray:
-    """Whether the frontmost polygon at each spot (17, 2) is a part of figure `owner` that shows the joint."""
-    answer = np.zeros(len(spots), bool)
-    for place, figure in enumerate(layout.figures):
-        for part in figure.parts:
-            answer = np.where(inside(part.points, spots), np.isin(JOINTS, part.joints) & (place == owner), answer)
-    covers = [part.points for figure in layout.crowd for part in figure.parts] + [points for points, _ in layout.front]
-    for points in covers:
-        answer &= ~inside(points, spots)
-    return answer
-
-
-def test_key_points_are_visible_hidden_or_outside_as_the_parts_say() -> None:
-    flags: Counter[int] = Counter()
-    steps = 0.3 * np.array([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]])
-    for index in [*range(7), *range(8, 12), 20]:
-        drawn = demo.pose_scene(3, "train", index, 192)
-        layout = drawn.layout
-        for place, (figure, record) in enumerate(zip(layout.figures, drawn.annotations, strict=False)):
-            points = np.array(record["keypoints"]).reshape(17, 3)
-            assert record["num_keypoints"] == (points[:, 2] > 0).sum()
-            flags.update(points[:, 2].tolist())
-            answers = [visible(layout, place, figure.joints + step) for step in steps]
-            for joint, (x, y, flag) in enumerate(points.tolist()):
-                spot = figure.joints[joint]
-                if not (0 <= spot[0] < layout.frame[0] and 0 <= spot[1] < layout.frame[1]):
-                    assert (x, y, flag) == (0, 0, 0)
-                    continue
-                assert (x, y) == tuple(np.floor(spot)) and flag in (1, 2)
-                # At an edge either may be.
-                assert (flag == 2) in {bool(answer[joint]) for answer in answers}
-    assert flags[2] > 8 * flags[0] > 0 and flags[2] > 5 * flags[1] > 0
-
-
 def test_left_is_warm_and_right_is_cool_in_the_pixels_of_the_joints(monkeypatch: pytest.MonkeyPatch) -> None:
     plain(monkeypatch)
     right = wrong = 0

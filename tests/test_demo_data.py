@@ -15,7 +15,7 @@ import pytest
 from packing import contents
 from PIL import Image
 
-from tdaf.demo import action, classification, scene
+from tdaf.demo import action, scene
 from tdaf.demo.prepare import LOCK, MANIFEST, prepare, store
 from tdaf.errors import UserError
 
@@ -25,39 +25,6 @@ SIZES = {"imagenet": 32, "cifar10": 32, "coco_fcos": 96, "coco_pose": 96, "kinet
 
 def folders(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.name != LOCK)
-
-
-def cifar_arrays(split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-    pictures = [np.asarray(classification.cifar_picture(0, split, index)) for index in range(count)]
-    labels = [classification.label(index) for index in range(count)]
-    return np.stack(pictures).astype(np.float64) / 255, np.array(labels)
-
-
-def accuracies(train: np.ndarray, labels: np.ndarray, val: np.ndarray, truth: np.ndarray) -> list[float]:
-    """Of least squares onto the classes, and of the nearest class mean."""
-    mean, scale = train.mean(axis=0), train.std(axis=0)
-    train, val = (train - mean) / scale, (val - mean) / scale
-    means = np.stack([train[labels == label].mean(axis=0) for label in range(10)])
-    nearest = ((val[:, None] - means) ** 2).sum(axis=-1).argmin(axis=1)
-    weights = np.linalg.lstsq(np.c_[train, np.ones(len(train))], np.eye(10)[labels], rcond=None)[0]
-    linear = (np.c_[val, np.ones(len(val))] @ weights).argmax(axis=1)
-    return [(guess == truth).mean() for guess in (linear, nearest)]
-
-
-def test_class_is_not_in_colour_brightness_or_place() -> None:
-    (train, labels), (val, truth) = cifar_arrays("train", 1000), cifar_arrays("val", 500)
-
-    def thumbnail(pictures: np.ndarray, cells: int) -> np.ndarray:
-        side = 32 // cells
-        return pictures.reshape(-1, cells, side, cells, side, 3).mean(axis=(2, 4)).reshape(len(pictures), -1)
-
-    for cells in (1, 4):
-        parts = thumbnail(train, cells), labels, thumbnail(val, cells), truth
-        assert max(accuracies(*parts)) < 0.22
-    # Both do find a class that tints its pictures, slightly.
-    tint = np.eye(10)[:, :9].reshape(10, 3, 3).mean(axis=1)[:, None, None]
-    parts = thumbnail(train + tint[labels], 1), labels, thumbnail(val + tint[truth], 1), truth
-    assert min(accuracies(*parts)) > 0.25
 
 
 def test_imagenet_layout(tmp_path: Path) -> None:
@@ -160,25 +127,6 @@ def test_settings_that_cannot_work(tmp_path: Path, change: dict[str, object], me
     with pytest.raises(UserError, match=message):
         prepare(**{"kind": "imagenet", "root": tmp_path, **SMALL, **change})
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_moment_tells_nothing_of_the_class() -> None:
-    """Drawn from the same numbers, all classes have one frame in common: the one that is drawn before the class."""
-    for seed in range(8):
-        films = [list(action.pictures(np.random.default_rng(seed), name, 48, 40, 12)) for name in action.NAMES]
-        common = [t for t in range(12) if len({film[t].tobytes() for film in films}) == 1]
-        assert len(common) == 1
-        assert len({films[c][common[0] - 3].tobytes() for c in range(6)}) >= 5  # up and down may meet half-way round
-
-
-@pytest.mark.parametrize("name", action.NAMES)
-@pytest.mark.parametrize("frame", [0, 11, 23])
-def test_places_and_angles_are_uniform_in_every_class(name: str, frame: int) -> None:
-    size = np.array([60, 44, 360])
-    found = [action.poses(np.random.default_rng(seed), name, 60, 44, 24)[frame] for seed in range(1000)]
-    ranks = np.sort(np.array(found) / size, axis=0)
-    steps = (np.arange(1000) + 0.5) / 1000
-    assert np.abs(ranks - steps[:, None]).max() < 0.06  # Kolmogorov and Smirnov: one in a thousand beyond
 
 
 def test_classes_move_as_they_are_called() -> None:

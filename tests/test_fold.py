@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torchvision.models import mobilenet_v2, resnet18, resnext50_32x4d
 from torchvision.ops import FrozenBatchNorm2d
 
-from tdaf.model.anar import ANAR
 from tdaf.model.attention.se_cbam import squeeze_excitation
 from tdaf.model.backbones.mobilenet import mobilenet
 from tdaf.model.backbones.resnet import resnet
@@ -147,20 +146,6 @@ def test_what_must_stay():
     assert norms(folded) == norms(network)
     with torch.no_grad():
         assert torch.equal(folded(x), network.eval()(x))
-
-
-@pytest.mark.parametrize(
-    ("layers", "upsample"), [(2, "deconv"), (3, "resize"), (3, "deconv"), (5, "resize"), (7, "deconv")]
-)
-def test_anar_alone(layers, upsample):
-    torch.manual_seed(0)
-    anar = ANAR(32, layers, 64, depthwise=layers == 7, upsample=upsample)
-    for _ in range(3):
-        anar(torch.randn(4, 32, 9, 9), (17, 17))
-    folded, x = fold(anar), torch.randn(2, 32, 9, 9)
-    assert norms(folded) == 0
-    with torch.no_grad():
-        assert torch.allclose(folded(x, (17, 17)), anar.eval()(x, (17, 17)), atol=1e-5)
 
 
 def test_memory_format_and_type_stay():
