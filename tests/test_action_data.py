@@ -13,7 +13,7 @@ from commands import call
 from PIL import Image
 from torch import Tensor
 
-from tasks.action.data import Timing, evaluation_clips, training_clips
+from tasks.action.data import Timing, training_clips
 from tasks.action.videos import COUNTS_FILE, ActionVideos
 from tdaf.errors import UnreadableSample, UserError
 
@@ -76,15 +76,6 @@ def test_official_annotations(place: str, tmp_path: Path) -> None:
         "videos lie in the folder of another class than annotated, which counts": 1,
         "videos are there without an annotation and left out": 2,
     }
-
-
-def test_older_columns_and_a_bare_training_split(tmp_path: Path) -> None:
-    head = "youtube_id,label,split,time_start,time_end"
-    annotate(tmp_path / "val.csv", "aaa,b c,val,0,9", "bbb,a,val,0,9", head=head)
-    touch(tmp_path, "val/aaa.mp4", "val/bbb_000000_000009.mp4", "train/a/x.mp4", "train/b_c/y.mp4", "train/b_c/z.mp4")
-    found = ActionVideos(str(tmp_path))
-    assert listed(found) == [("val/aaa.mp4", "b c"), ("val/bbb_000000_000009.mp4", "a")]
-    assert [label for _, label in listed(found, "train")] == ["a", "b c", "b c"]
 
 
 def test_ucf101_and_hmdb51(tmp_path: Path) -> None:
@@ -162,16 +153,6 @@ def test_faults_in_one_line(files: list, csv: list | None, settings: dict, messa
     assert "\n" not in str(raised.value)
 
 
-def test_files_that_do_not_fit_together(tmp_path: Path) -> None:
-    annotate(tmp_path / "val.csv", "x,0,9,test", head="youtube_id,time_start,time_end,split")
-    touch(tmp_path, "val/a/x.mp4", "train/a/x.mp4", "train/b/x.mp4")
-    with pytest.raises(UserError, match="val.csv has no column label; expected a first line label,youtube_id"):
-        ActionVideos(str(tmp_path))
-    (tmp_path / "val.csv").unlink()
-    with pytest.raises(UserError, match=r"1 class\(es\) that the validation split lacks: b"):
-        ActionVideos(str(tmp_path)).split("train")
-
-
 def test_windows_in_time() -> None:
     def starts(timing: Timing, total: int, places: int) -> list[int]:
         return [timing.window(total, place)[0] for place in range(places)]
@@ -242,21 +223,6 @@ def test_training_takes_one_random_window_a_video(films: Path) -> None:
         clips[2]
     batch = clips.collate([clips[0], clips[1]])
     assert batch["input"].shape == (2, 3, 4, 48, 64) and batch["label"].tolist() == [0, 0]
-
-
-@pytest.mark.parametrize(("protocol", "expected"), [("clip", [3] * 4), ("hara", [1, 2, 1, 5]), ("30view", [10] * 4)])
-def test_evaluation_protocols(protocol: str, expected: list[int], films: Path) -> None:
-    clips = evaluation_clips(ActionVideos(str(films)).split("val"), over_time, 4, 1, protocol)
-    assert len(clips) == sum(expected)
-    places = [clips.locate(i) for i in range(len(clips))]
-    assert places == [(video, window) for video, number in enumerate(expected) for window in range(number)]
-    if protocol == "hara":
-        whole = torch.from_numpy(videos.decoded(films / "val/a/seven.mp4")).permute(3, 0, 1, 2)
-        sample = clips[2]
-        assert torch.equal(sample["input"], whole[:, [4, 5, 6, 4]]) and (sample["video"], sample["window"]) == (1, 1)
-        with pytest.raises(UnreadableSample, match="no video"):
-            clips[3]
-        assert clips.name(3) == "val/b/broken.mp4"
 
 
 def test_frame_counts_are_kept_until_a_file_changes(films: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 from tasks.action.task import Action
 from tasks.action.transforms import clip_three_crops, clip_train, clip_val
@@ -125,28 +124,6 @@ def test_answers_and_their_document(tmp_path: Path) -> None:
     drawn = [made.draw(picture, [answer]) for answer in answers] + [made.draw(picture, [])]
     assert all(d.shape == picture.shape and (d[:, :100] == 128).all() and not torch.equal(d, picture) for d in drawn)
     assert not torch.equal(drawn[0], drawn[1])
-
-
-def test_losses_written_out() -> None:
-    logits, label = torch.randn(5, 7), torch.tensor([0, 3, 6, 2, 2])
-    losses = task(label_smoothing=0.1).losses(logits.bfloat16(), {"label": label})
-    expected = nn.CrossEntropyLoss(label_smoothing=0.1)(logits.bfloat16().float(), label)
-    assert list(losses) == ["cross_entropy"] and torch.equal(losses["cross_entropy"], expected)
-
-
-@pytest.mark.parametrize("views", [(), (3,)])
-def test_pictures_are_strips_of_frames(views: tuple[int, ...]) -> None:
-    clip = (torch.arange(16) * 10).byte()[None, :, None, None].expand(3, 16, 40, 40)
-    clips = clip.expand(2, *views, 3, 16, 40, 40).clone()
-    if views:
-        clips[:, ::2] = 0  # the middle view is the one that is shown
-    outputs = torch.eye(7)[:2].reshape(2, *(1,) * len(views), 7).expand(2, *views, 7)
-    found = task().visualize(outputs, {"input": clips})["prediction"]
-    assert len(found) == 2 and not torch.equal(*found)
-    factor = found[0].shape[1] // 40
-    assert found[0].shape == (3, 40 * factor, 8 * 40 * factor) and found[0].dtype == torch.uint8
-    middles = found[0][0, 5, 20 * factor :: 40 * factor].tolist()
-    assert middles == [0, 20, 40, 60, 90, 110, 130, 150]
 
 
 @pytest.mark.parametrize(

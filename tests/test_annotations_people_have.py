@@ -135,15 +135,6 @@ def test_file_names_that_only_read_otherwise_are_found(tmp_path: Path, name: str
     assert sum("file names" in note for note in split.annotations.notes) == (name != "a.jpg")
 
 
-def test_a_file_that_is_really_called_like_that_is_itself(tmp_path: Path) -> None:
-    root = save_set(tmp_path, document(), document())
-    (root / "train2017/a%20b.jpg").write_bytes((root / "train2017/a.jpg").read_bytes())
-    content = document()
-    content["images"][1]["file_name"] = "a%20b.jpg"
-    save(root / "annotations/instances_train2017.json", content)
-    assert CocoFiles(str(root)).split("train").name(0) == "train2017/a%20b.jpg"
-
-
 def fcos(data: Any) -> Fcos:
     transform = val_transform(short_side=64, max_size=64)
     return Fcos(data, transform, transform, [0.5] * 3, [0.5] * 3)

@@ -200,14 +200,6 @@ def test_a_tar_that_is_cut_off(kind: str, part: float, tmp_path: Path, capsys: p
     assert cut <= 1 and whole == sum(content in data for content in files.values()) and 5 < whole < 60
 
 
-def test_a_tar_that_is_damaged_in_the_middle(tmp_path: Path) -> None:
-    data = bytearray(tar(tmp_path / "x.tar", {str(n): b"1" for n in range(9)}).read_bytes())
-    data[4 * 1024 + 3] ^= 1
-    (tmp_path / "x.tar").write_bytes(data)
-    with pytest.raises(UserError, match="is damaged at byte 4096; bring it again, or use the 4 members"):
-        archive.check_whole(tmp_path / "x.tar", 0)
-
-
 def test_numbers_that_would_lead_nowhere_end(tmp_path: Path) -> None:
     """Sizes below 0, without end, or in bytes that are no number: no loop, no allocation."""
     for field in (b"-0000000777\0", b"\x80" + b"\xff" * 11, b"\xff" * 12, b"77777777777\0", b"x" * 12):

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from mechanisms import NAMES, complete, count, drawn, mechanism, on_meta, places
+from mechanisms import NAMES, complete, count, drawn, mechanism
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -225,12 +225,3 @@ def test_a_module_ends_the_residual_branch(depth: int) -> None:
         x = torch.rand(1, block.conv1.in_channels, 8, 8)
         shortcut = x if block.downsample is None else block.downsample(x)
         torch.testing.assert_close(block(x), shortcut.relu() if block.activate else shortcut)
-
-
-def test_every_block_has_one() -> None:
-    assert len(places(on_meta(34, "cbam"), CBAM)) == len(places(on_meta(50, "cbam"), CBAM)) == 16
-    with torch.device("meta"):
-        network = mobilenet(attention=squeeze_excitation)
-    separable = [m for name, m in network.named_modules() if "block" in name.split(".")[-1]]
-    assert [list(dict(m.named_children())).index("attention") for m in separable] == [5] * 13  # after the second bn
-    assert not [name for name, _ in on_meta().named_modules() if name.endswith(".attention")]

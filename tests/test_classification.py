@@ -116,18 +116,6 @@ def test_views_are_samples_to_the_network() -> None:
     assert clips(torch.zeros(2, 3, 4, 6, 6)).shape == (2, 4) and clips(torch.zeros(2, 7, 3, 4, 6, 6)).shape == (2, 7, 4)
 
 
-def test_batches() -> None:
-    train, ten = task().dataset("train"), task(protocol="10crop").dataset("val")
-    batch = train.collate([train[i] for i in (5, 0)])
-    assert batch["input"].dtype == torch.uint8 and batch["input"][:, 0, 0, 0].tolist() == [200, 0]
-    assert batch["label"].tolist() == [1, 0] and set(batch) == {"input", "label"}
-    assert ten.collate([ten[0], ten[1]])["input"].shape == (2, 10, 3, 6, 6)
-    assert (len(train), train.name(3), train.skipped) == (6, "image 3", 1)
-    mixed = task(mixup=1.0)
-    assert "mixed_label" in mixed.dataset("train").collate([train[0], train[1]])
-    assert "mixed_label" not in mixed.dataset("val").collate([train[0], train[1]])
-
-
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_mixing_equals_torchvisions(kind: str) -> None:
     images = torch.randint(0, 256, (5, 3, 17, 12), dtype=torch.uint8)
@@ -210,23 +198,6 @@ def test_accuracy_by_brute_force(classes: int, views: int) -> None:
     assert len(records) == 40 and evaluator.protocol == ("10crop" if views else "1crop")
     with pytest.raises(RunError, match="no sample"):
         evaluator.compute([])
-
-
-@pytest.mark.parametrize("shape", [(2, 3, 32, 32), (2, 10, 3, 60, 80), (2, 3, 300, 224)])
-def test_pictures(shape: tuple[int, ...]) -> None:
-    inputs = torch.full(shape, 128, dtype=torch.uint8)
-    sure = torch.tensor([[9.0, 0, 0, 0], [0, 0, 9.0, 0]])
-    logits = sure[:, None].expand(2, shape[1], 4) if len(shape) == 5 else sure
-    named = task().visualize(logits, {"input": inputs})
-    pictures = named["prediction"]
-    assert len(pictures) == 2 and list(named) == ["prediction"]
-    for picture in pictures:
-        assert picture.dtype == torch.uint8 and picture.shape[0] == 3 and min(picture.shape[1:]) >= 192
-        height, width = picture.shape[1:]
-        assert height * shape[-1] == width * shape[-2]
-        assert (picture[:, : height // 2] == 128).all()
-        assert (picture[:, -height // 4 :] > 240).sum() > 100  # letters
-    assert not torch.equal(*pictures)
 
 
 def test_answers_and_their_document(tmp_path: Path) -> None:

@@ -54,22 +54,14 @@ def test_numbers_over_steps_and_epochs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "labels"),
     [
-        (["flows=3"], [""]),
         (["flows=1", "flows=3"], ["flows 1", "flows 3"]),
         (["flows=1 seed=0", "flows=1 seed=1", "flows=2", "flows=2 demo.root=else"], ["flows 1"] * 2 + ["flows 2"] * 2),
-        (["tdaf=multiscale", "tdaf=tdaf"], ["multiscale", "tdaf"]),
         (["anar=2 flows=2", "anar=3 flows=3 eta=0"], ["anar 2, flows 2, eta 0.5", "anar 3, flows 3, eta 0.0"]),
     ],
 )
 def test_labels_say_what_differs(settings: list[str], labels: list[str], tmp_path: Path) -> None:
     folders = [run(tmp_path / str(number), *words.split()) for number, words in enumerate(settings)]
     assert curves.labels(curves.read(folders)) == labels
-
-
-def test_smoothing_is_a_weighted_mean_of_what_came_before() -> None:
-    assert curves.smoothed([4.0, 1.0, 7.0], 0.0) == [4, 1, 7]
-    assert curves.smoothed([4.0, 1.0, 7.0], 0.5) == pytest.approx([4, 2, (4 / 4 + 1 / 2 + 7) / 1.75])
-    assert curves.smoothed([3.0] * 5, 0.9) == pytest.approx([3] * 5)
 
 
 def test_the_plot_has_every_curve_and_its_units(tmp_path: Path) -> None:

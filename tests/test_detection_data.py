@@ -18,10 +18,9 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from tasks.coco.annotations import read
-from tasks.coco.scoring import Scores
 from tasks.coco.source import CocoFiles, CocoSplit
 from tasks.detection.data import Detections, padded
-from tasks.detection.evaluator import CocoBoxes, table
+from tasks.detection.evaluator import CocoBoxes
 from tasks.detection.transforms import cropped, resized_size, train_transform, val_transform
 from tdaf.engine.data import EvaluationOrder, Loader, TrainingOrder
 from tdaf.errors import UserError
@@ -282,10 +281,3 @@ def test_the_results_file_given_to_pycocotools_by_hand(root: Path, train: CocoSp
     assert lines[0] == "| category | AP | AP50 | APs | APm | APl | objects |" and len(lines) == 6
     assert lines[2].startswith("| dog | ") and lines[2].endswith(" | - | 5 |")
     assert lines[-1].startswith(f"| all | {100 * numbers['AP']:.1f} | ") and lines[-1].endswith(" | 8 |")
-
-
-def test_a_category_with_a_bar_in_its_name_is_one_cell(train: CocoSplit) -> None:
-    numbers = {"AP": 0.5, "AP50": 1.0, "APs": -1.0, "APm": 0.25, "APl": 0.0}
-    text = table(Scores(numbers, {"cat|dog": {**numbers, "objects": 3.0}}))
-    cells = "50.0 | 100.0 | - | 25.0 | 0.0 | 3 |"
-    assert text.splitlines()[2:] == [f"| cat/dog | {cells}", f"| all | {cells}"]

@@ -7,15 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from commands import ROOT, call, tiny
+from commands import call, tiny
 from tiny_run import numbers, same, start, trained, until
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from tdaf.cli.run import loader_settings
 
@@ -134,19 +131,3 @@ def test_a_network_that_cannot_take_the_samples_is_refused_before_there_is_a_fol
     run = tmp_path / "run"
     assert call(monkeypatch, tiny(tmp_path, "task._target_=reading.Reading", f"run_dir={run}")) == 2
     assert "the network cannot take training samples of 3x24x24" in capsys.readouterr().err and not run.exists()
-
-
-def test_the_way_to_a_step_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    frames: list[str] = []
-
-    def note(optimizer: torch.optim.Optimizer, arguments: tuple, keywords: dict) -> None:
-        stack = [frame for frame in traceback.extract_stack() if frame.filename.startswith(f"{ROOT}/t")]
-        frames[:] = [frame.name for frame in stack if not frame.filename.startswith(str(ROOT / "tests"))]
-
-    hook = register_optimizer_step_pre_hook(note)
-    try:
-        assert call(monkeypatch, tiny(tmp_path, f"run_dir={tmp_path / 'run'}")) == 0
-    finally:
-        hook.remove()
-    assert frames[0] == "main" and frames[-1] == "_one_step"
-    assert len(frames) <= 8, frames

@@ -179,19 +179,6 @@ def test_a_folder_without_permission_is_one_line(locked: str, tmp_path: Path, mo
         ImageFolder(str(tmp_path)).split("train")
 
 
-def test_skip_list(tmp_path: Path) -> None:
-    make(tmp_path, {**TWO, "train/a/deep": 1})
-    listed = tmp_path / "skip.txt"
-    listed.write_text("train/a/a_1.jpg\n\ntrain/b/b_0.JPEG\ntrain/b/gone.JPEG\ntrain/a/deep/p_0.JPEG\n")
-    source = ImageFolder(str(tmp_path), skip_list=str(listed))
-    train = source.split("train")
-    names = [train.name(i) for i in range(len(train))]
-    assert train.skipped == 3 and len(names) == 7
-    assert not {"train/a/a_1.jpg", "train/b/b_0.JPEG", "train/a/deep/p_0.JPEG"} & set(names)
-    assert [train.read(i)[1] for i in range(7)] == [0] * 5 + [1] * 2
-    assert source.split("val").skipped == 0 and len(source.split("val")) == 3
-
-
 def test_names_for_people(tmp_path: Path) -> None:
     make(tmp_path / "own", {"val/a": 1, "val/b": 1, "val/b c": 1, "val/d": 1})
     listed = "\ufeffb  bicycle, built for two \r\n\n \nz zebra\nb c boat, canal\nd\n"

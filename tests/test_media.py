@@ -47,18 +47,6 @@ def test_frames_are_those_of_a_plain_decode_in_any_order(name: str, films: dict[
     assert np.array_equal(hwc(video.read(3)), expected[3])
 
 
-def test_going_on_decodes_each_frame_once(films: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = []
-    plain = av.open
-    monkeypatch.setattr(av, "open", lambda *given, **more: opened.append(given) or plain(*given, **more))
-    video = Video(films["h264.mp4"])
-    for index in (0, 1, 2, 5, 29):
-        video.read(index)
-    assert len(opened) == 1
-    video.read(28)
-    assert len(opened) == 2
-
-
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -237,14 +225,3 @@ def test_skeletons_join_what_is_seen() -> None:
     assert torch.equal(drawing.skeletons(grey, torch.zeros(0, 17, 3), []), grey)
     small = drawing.skeletons(grey[:, :64, :48], torch.tensor([[[24.0, 32, 1]]]), [], [RED])
     assert small.shape == (3, 256, 192) and at(small, 24.5 * 4, 32.5 * 4) == RED
-
-
-def test_heat_glows_where_the_map_is_high() -> None:
-    grey = torch.full((3, 240, 200), 100, dtype=torch.uint8)
-    maps = torch.zeros(2, 24, 20)
-    maps[0, 3, 4], maps[1, 15, 10], maps[1, 20, 2] = 1.0, 0.4, float("nan")
-    drawn = drawing.heat(grey, maps)
-    assert drawn.shape == grey.shape and drawn.dtype == torch.uint8
-    assert min(at(drawn, 45, 35)) > 150 and at(drawn, 105, 155)[0] > 130 > at(drawn, 105, 155)[2]
-    assert torch.equal(drawn[:, :, 150:], grey[:, :, 150:])
-    assert torch.equal(drawing.heat(grey, maps[0]), drawing.heat(grey, maps[:1]))

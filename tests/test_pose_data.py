@@ -91,15 +91,6 @@ def test_persons_are_taken_as_published_and_the_others_counted(tmp_path):
         assert torch.isfinite(persons[index]["joints"]).all() and torch.isfinite(persons[index]["inverse"]).all()
 
 
-def test_images_of_a_skip_list_are_counted_in_persons(tmp_path):
-    people.write(tmp_path, [[annotation(BOX)], [annotation(BOX), annotation(BOX, area=2.0)], [annotation(BOX)]])
-    listed = tmp_path / "skip.txt"
-    listed.write_text("val2017/000000000239.jpg\n")
-    persons = samples(tmp_path, skip_list=str(listed))
-    assert (len(persons), persons.skipped) == (2, 2)
-    assert [persons[k]["image_id"] for k in range(2)] == [139, 339]
-
-
 def test_an_image_is_decoded_once_for_its_persons_and_named_when_it_cannot_be(tmp_path, monkeypatch):
     people.write(tmp_path, [[annotation(BOX), annotation((5.0, 5.0, 40.0, 90.0))], [annotation(BOX)]])
     persons, read = samples(tmp_path), []

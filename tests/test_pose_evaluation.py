@@ -130,21 +130,6 @@ def test_perfect_predictions_score_one_and_none_score_zero(tmp_path):
     assert values["AP"] == 0.0 and files["keypoints-gt.json"] == "[]" and "| AP | 0.000 |" in files["columns.md"]
 
 
-def test_each_source_of_boxes_has_its_column(tmp_path):
-    people.write(tmp_path, IMAGES)
-    evaluator = judge(tmp_path, ["gt", "people"])
-    assert evaluator.protocol == "gt+people+flip"
-    found = [*records(IMAGES), *records(IMAGES[:1], 1)]
-    values, files = evaluator.compute(found)
-    assert values["AP"] == values["gt/AP"] == 1.0
-    assert values["people/AP"] == pytest.approx(0.5, abs=0.01) and "AR" in values and "people/AR" in values
-    assert sorted(files) == ["columns.md", "keypoints-gt.json", "keypoints-people.json"]
-    assert {entry["image_id"] for entry in json.loads(files["keypoints-people.json"])} == {139}
-    lines = files["columns.md"].splitlines()
-    assert lines[0] == "| gt+people+flip, 3 images | gt | people |" and lines[2] == "| boxes | 4 | 2 |"
-    assert f"| AP | 1.000 | {values['people/AP']:.3f} |" in lines
-
-
 def test_key_points_come_back_into_the_image_through_heat_maps(tmp_path):
     people.write(tmp_path, IMAGES)
     task = pose(CocoKeypoints(str(tmp_path)))

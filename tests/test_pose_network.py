@@ -14,9 +14,7 @@ from torch import nn
 
 from tasks.pose.simplepose import PoseNetwork, deconvolved
 from tdaf.errors import UserError
-from tdaf.model.backbones.mobilenet import mobilenet
 from tdaf.model.backbones.resnet import resnet
-from tdaf.model.backbones.vgg import vgg
 from tdaf.model.flows import TDAF, MultiScale
 from tdaf.model.normalise import Normalise
 from tdaf.model.pretrained import load
@@ -57,14 +55,6 @@ def test_maps_are_a_quarter_of_the_input(size, maps):
     assert network(torch.empty(2, 2, 3, *size, dtype=torch.uint8, device="meta")).shape == (2, 2, 17, *maps)
 
 
-def test_strides_are_those_of_the_maps():
-    for backbone in (resnet(18, stem="small"), mobilenet(), vgg(11)):
-        body = deconvolved(backbone, [32, 32])
-        assert body.appended == 2 and body.classifier is None
-        sizes = [m.shape[2] for m in body(torch.zeros(1, 3, 64, 64))]
-        assert sizes == [64 // stride for stride in body.strides]
-
-
 def test_first_weights():
     torch.manual_seed(0)
     network = pose(TDAF(deconvolved(resnet(18), [256, 128]), **ATTENDED))
@@ -97,17 +87,6 @@ def test_tdaf_with_appended_stages_equals_the_equations(gated, numbers):
     assert len(masks) == sum(n <= 5 for n in numbers) + sum(n <= 6 for n in numbers)
     for ours, theirs in zip(tdaf(x), expected, strict=True):
         assert_near(ours, theirs)
-
-
-def test_appending_keeps_the_backbone_as_it_is():
-    backbone = vgg(11)
-    once = backbone.append([nn.Identity()], [512], [32])
-    twice = once.append([nn.Identity()] * 2, [512, 512], [32, 32])
-    assert (backbone.appended, once.appended, twice.appended) == (0, 1, 3)
-    assert len(backbone.stages) == len(backbone.widths) == 5 and len(twice.stages) == len(twice.strides) == 8
-    assert twice.stages[0] is backbone.stages[0] and backbone.classifier and not once.classifier
-    with pytest.raises(ValueError, match="got 1 stages, 2 widths, 1 strides"):
-        backbone.append([nn.Identity()], [512, 512], [32])
 
 
 @pytest.mark.parametrize(

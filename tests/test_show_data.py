@@ -16,14 +16,12 @@ from tiny_run import DrawingTask, trainer
 from scripts.show_data import show_data
 from tasks.classification.task import Classification
 from tasks.coco.source import CocoFiles
-from tasks.detection.fcos import VARIANTS
 from tasks.detection.task import Fcos
 from tasks.pose.augment import Augmentation
 from tasks.pose.source import CocoKeypoints
 from tasks.pose.task import Pose
 from tdaf.engine.visualize import targets
 from tdaf.errors import UserError
-from tdaf.media.drawing import colour
 
 
 def test_originals_and_counts(tmp_path: Path) -> None:
@@ -45,24 +43,6 @@ def test_originals_and_counts(tmp_path: Path) -> None:
     assert pose.original(dataset, 0).shape[1] >= people.HEIGHT
     points, sizes = pose.counts(dataset).values()
     assert points["nose"] == 1 and sum(points.values()) == 17 and sizes["32 to 64"] == 1
-
-
-class Names:
-    classes = ["a", "b"]
-
-
-def test_locations_that_answer_are_drawn_in_their_boxes() -> None:
-    task = Fcos(Names, None, None, [0.5] * 3, [0.5] * 3)
-    batch = {
-        "input": torch.zeros(2, 3, 256, 256, dtype=torch.uint8),
-        "size": torch.tensor([[256, 256], [200, 256]]),
-        "boxes": [torch.tensor([[16.0, 16.0, 80.0, 80.0]]), torch.zeros(0, 4)],
-        "labels": [torch.tensor([1]), torch.zeros(0, dtype=torch.int64)],
-    }
-    drawn, empty = task.draw_targets(batch)
-    assert VARIANTS["original"] == task.variant and empty.shape == (3, 200, 256) and not empty.any()
-    assert tuple(drawn[:, 44, 44].tolist()) == colour(1)  # stride 8, from 4 on: (44, 44) is a location
-    assert not drawn[:, 40, 40].any() and not drawn[:, 100:, 100:].any()
 
 
 def test_the_sheet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

@@ -153,20 +153,6 @@ def test_both_baselines_of_detection_differ_in_the_schedule_alone() -> None:
     assert paper.gpu_hours(gflops=10.0, samples=3600 * 1e3, throughput=30.0) == 1.0
 
 
-def test_measured_ratios_are_read_for_the_network_that_was_measured(tmp_path: Path, monkeypatch) -> None:
-    entry = {"key": "forward", "device": "cpu", "value": 1.273}
-    section = {"backbone": "res50", "anar": 3, "flows": 3, "rows": [entry]}
-    monkeypatch.setattr(paper, "_benchmarks", lambda: {"model cpu": section})
-    rows = []
-    for backbone in ("res50", "res101"):
-        settings = [f"backbone={backbone}", "anar=3", "flows=3"]
-        rows.append(Row(backbone, settings=settings, benchmark={"forward": "latency_res50/forward model/forward"}))
-    columns = {f"{what} {device}": f"{what} {device}" for what in ("forward", "training") for device in ("cpu", "gpu")}
-    table = PaperTable("x", "x", rows, "", ["task=imagenet"], [3, 64, 64], 10, measured=columns)
-    measured, other = ([row[column] for column in columns] for row in shown(table))
-    assert measured == ["+27%", "-", "-", "-"] and other == ["-"] * 4
-
-
 def test_in_miniature_rows_that_are_the_same_run_are_one() -> None:
     small = paper.adapted(paper.read("3a"), ["recipe=demo"])
     names = "flows=1; anar=5 flows=3; anar=5 flows=2; anar=3 flows=3; anar=7 flows=3; anar=3 flows=4; anar=3 flows=2"
