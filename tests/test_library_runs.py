@@ -6,13 +6,11 @@ import re
 import warnings
 from pathlib import Path
 
-import numpy as np
 import pages
 import pytest
 import timm
 import torch
-from commands import ROOT, call, script
-from PIL import Image
+from commands import ROOT, call, pictures, script
 from torch import nn
 from torchvision.models import get_model
 
@@ -82,11 +80,7 @@ def test_settings_of_the_command_line_come_from_the_weights() -> None:
     assert config["task"]["mean"] == [0.1, 0.2, 0.3] and config["task"]["std"] == [0.229, 0.224, 0.225]
     assert config["run_dir"].startswith("runs/coco_fcos/torchvision-") and "model=resnet18" in config["run_dir"]
     for words, message in (
-        (
-            ["backbone=timm", "model=test_resnt"],
-            "^model=test_resnt: timm has no such network; did you mean test_resnet",
-        ),
-        (["backbone=torchvision", "model=regnet_y_4*"], "^model=regnet_y_4.*1 networks of torch.*: regnet_y_400mf$"),
+        (["backbone=timm", "model=test_resnt"], "^model=test_resnt: .*did you mean test_resnet"),
         (["backbone=timm"], "^model=: name one of timm's networks"),
         (["model=resnet18"], "^model=resnet18: there is no setting model"),
     ):
@@ -96,13 +90,7 @@ def test_settings_of_the_command_line_come_from_the_weights() -> None:
 
 def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Pretrained, averaged, rematerialised, loaded again, looked at."""
-    generator = np.random.default_rng(0)
-    for split in ("train", "val"):
-        for name in ("cats", "dogs"):
-            (tmp_path / split / name).mkdir(parents=True)
-            for place in range(4):
-                pixels = generator.integers(0, 256, (70, 80, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(tmp_path / split / name / f"{place}.png")
+    root = pictures(tmp_path / "data")
     theirs = timm.create_model("test_efficientnet_ln")
     monkeypatch.setattr(library, "weights", lambda network: theirs.state_dict())
     run = tmp_path / "run"
@@ -110,7 +98,7 @@ def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
                "task.train_transform.size=64", "task.train_transform.short_side=[64,70]", "trainer.max_steps=2",
                "task.val_transforms.1crop.size=64", "task.val_transforms.1crop.short_side=64", "trainer.batch=4",
                "trainer.ema=0.5", "tdaf.anar_width=32", "tdaf.rematerialise=true", "loader.workers=0", "gpus=0",
-               "trainer.pictures=2", "optim.lr=0.001", f"data.root={tmp_path}", f"run_dir={run}"]  # fmt: skip
+               "trainer.pictures=2", "optim.lr=0.001", f"data.root={root}", f"run_dir={run}"]  # fmt: skip
     assert call(monkeypatch, command) == 0, capsys.readouterr().err
     said = capsys.readouterr().out
     assert "pixels as timm/test_efficientnet_ln has them: mean [0.485, 0.456, 0.406]" in said
@@ -123,8 +111,7 @@ def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     with torch.no_grad():
         pixels = torch.randint(0, 256, (1, 3, 64, 64))
         torch.testing.assert_close(tdaf.fold(network)(pixels), network(pixels), rtol=1e-3, atol=1e-4)
-    picture = tmp_path / "val" / "cats" / "0.png"
-    words = [f"checkpoint={run}", f"input={picture}", f"out={tmp_path / 'maps'}"]
+    words = [f"checkpoint={run}", f"input={root / 'val/a/0.JPEG'}", f"out={tmp_path / 'maps'}"]
     assert script(attention.attention, words) == 0
 
 
@@ -132,27 +119,13 @@ def test_the_zoo(capsys: pytest.CaptureFixture[str]) -> None:
     assert zoo.main(["timm/test_resnet", "timm/test_vi*", "squeezenet1_1"]) == 0
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == list(zoo.HEAD)
-    own = timm.create_model("test_resnet")
-    total = sum(p.numel() for p in own.parameters()) / 1e6
-    assert lines[2][:7] == [
-        "timm/test_resnet",
-        "5",
-        "32 32 48 192 96",
-        "2 4 8 16 32",
-        "batch 15",
-        "160",
-        f"{total:.2f}",
-    ]
-    assert float(lines[2][7]) > total and float(lines[2][9]) > float(lines[2][8]) > 0
+    total = sum(p.numel() for p in timm.create_model("test_resnet").parameters()) / 1e6
+    shape = ["5", "32 32 48 192 96", "2 4 8 16 32", "batch 15", "160"]
+    assert lines[2][:7] == ["timm/test_resnet", *shape, f"{total:.2f}"] and float(lines[2][7]) > total
     assert [line[0] for line in lines[3:]] == [*(f"timm/test_vit{n}" for n in ("", 2, 3, 4, "_relpos")),
                                                "torchvision/squeezenet1_1"]  # fmt: skip
     assert lines[3][1].startswith("all 6 maps have one size, 1/16 of the image")
-    for words, message in (
-        (["resnt18"], "did you mean resnet18"),
-        (["no*such"], "no*such: no network of timm or"),
-        ([], ""),
-    ):
-        assert zoo.main(words) == 2 and message in capsys.readouterr().err
+    assert zoo.main(["resnt18"]) == 2 and "did you mean resnet18" in capsys.readouterr().err
 
 
 def refused(network: str) -> str:

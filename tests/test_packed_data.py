@@ -258,13 +258,7 @@ def test_check_data_and_pack(folder: Path, tmp_path: Path, monkeypatch: pytest.M
         assert main(check, "") == 1
         lists.append(((tmp_path / f"{root}.txt").read_text(), capsys.readouterr().out.count("n00000001_7.JPEG")))
     assert lists[0] == lists[1] == ("train/n00000001/n00000001_7.JPEG\n", 1)
-    mistakes = {
-        "give one folder": ["out=x.tar"],
-        "nowhere: no such folder": ["nowhere", "out=x.tar"],
-        "ends in .tar": [str(folder), "out=x.zip"],
-        "lies in": [str(folder), f"out={folder}/x.tar"],
-    }
-    for message, words in mistakes.items():
+    for message, words in {"give one": ["out=x.tar"], "lies in": [str(folder), f"out={folder}/x.tar"]}.items():
         monkeypatch.setattr("sys.argv", ["pack.py", *words])
         assert main(pack, "") == 2 and message in capsys.readouterr().err
 
@@ -284,10 +278,6 @@ def test_cifar_from_its_archive(tmp_path: Path) -> None:
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match="cifar-10-python.tar.gz is damaged, cut off or no archive; bring it again"):
-        Cifar10(str(tmp_path / "packed"))
-    with tarfile.open(path, "w:gz") as target:
-        target.add(tmp_path / "plain/cifar-10-batches-py/test_batch", "cifar-10-batches-py/test_batch")
-    with pytest.raises(UserError, match="no data_batch_1 in .*cifar-10-python.tar.gz; expected"):
         Cifar10(str(tmp_path / "packed"))
 
 
