@@ -10,7 +10,7 @@ import pytest
 
 from tdaf import env
 from tdaf.engine.health import Preempted
-from tdaf.engine.log import RunFolder, Throughput
+from tdaf.engine.log import RunFolder
 from tdaf.errors import RunError
 
 
@@ -81,19 +81,6 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
         run.write("config.yaml", "second")
     assert (tmp_path / "config.yaml").read_text() == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
-
-
-def test_time_goes_on_over_a_cut() -> None:
-    first = Throughput()
-    first.training = 5.0
-    second = Throughput()
-    second.load_state_dict({**first.state_dict(), "everything": 9.0})
-    assert second.training == 5.0 and 9.0 <= second.total < 10.0
-    with second.waiting():
-        pass
-    second.step()
-    step, data = second.read()
-    assert 0 <= data <= step
 
 
 def test_the_commit_is_of_tdafs_own_checkout_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

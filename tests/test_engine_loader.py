@@ -19,7 +19,7 @@ from tiny_run import Pictures, run, same, trainer
 from tdaf.engine import data
 from tdaf.engine.data import EvaluationOrder, Loader, TrainingOrder
 from tdaf.engine.health import Preemption
-from tdaf.errors import RunError, UserError
+from tdaf.errors import RunError
 
 
 def taken(order: TrainingOrder, count: int) -> list[list[tuple[int, int]]]:
@@ -48,11 +48,6 @@ def test_random_numbers_differ_between_samples_and_epochs(reference: list[dict[s
     assert len({tuple(row) for row in flat}) == len(flat)
     places = [i for batch in reference for i in batch["index"].tolist()]
     assert len(set(places)) < len(places), "some sample was seen in two epochs"
-
-
-@pytest.mark.parametrize("start", [1, 3, 4])
-def test_a_loader_started_later_goes_on_with_the_same_batches(start: int, reference: list[dict[str, Any]]) -> None:
-    assert same(batches(0, start, 3), reference[start : start + 3])
 
 
 def test_an_epoch_is_a_permutation_less_its_last_part() -> None:
@@ -87,20 +82,6 @@ def test_evaluation_gives_each_sample_to_one_rank(size: int, ranks: int) -> None
     assert all(len(share) == len(EvaluationOrder(size, 4, rank=r, ranks=ranks)) for r, share in enumerate(shares))
 
 
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"batch": 0}, "batch=0"),
-        ({"batch": 30}, "larger than the training set of 22"),
-        ({"batch": 6, "ranks": 4}, "not divisible by ranks=4"),
-        ({"batch": 6, "ranks": 2, "accumulate": 2}, "accumulate=2"),
-    ],
-)
-def test_a_batch_that_cannot_be_is_refused(settings: dict[str, int], said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        TrainingOrder(22, seed=0, **settings)
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_reading_leaves_the_global_generators_alone(workers: int) -> None:
     def drawn() -> tuple[float, float, float]:
@@ -127,13 +108,6 @@ def test_unreadable_samples_are_named_counted_and_skipped(workers: int, capfd: p
         f"skipped: cannot read picture-{i}.jpg: it is no JPEG ({n} unreadable, max_bad=3)"
         for n, i in enumerate((2, 3, 7), 1)
     ]
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_one_unreadable_sample_too_many_ends_the_reading(workers: int) -> None:
-    loader = Loader(Pictures(9, bad=(2, 7)), EvaluationOrder(9, 2), seed=0, workers=workers, max_bad=1)
-    with pytest.raises(RunError, match=r"cannot read picture-7\.jpg: it is no JPEG \(2 unreadable, max_bad=1\)"):
-        list(loader)
 
 
 class Clips(Pictures):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -65,11 +64,6 @@ def finish(folder: Path, cuts: list[tuple[str, int]], **settings: Any) -> int:
     return met
 
 
-def steps(folder: Path) -> list[tuple[str, int]]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [(event["split"], event["step"]) for event in map(json.loads, lines)]
-
-
 @pytest.mark.parametrize("seed", range(6))
 def test_a_run_cut_at_random_moments_is_the_whole_run(tmp_path: Path, whole: Path, seed: int) -> None:
     draw = random.Random(seed)
@@ -81,13 +75,6 @@ def test_a_run_cut_at_random_moments_is_the_whole_run(tmp_path: Path, whole: Pat
     best = [checkpoint.load(folder / "checkpoints" / checkpoint.BEST) for folder in (tmp_path, whole)]
     assert same(*best)
     assert not [p for p in tmp_path.rglob(".*.*.[0-9]*")]
-
-
-def test_the_log_says_each_event_once_and_in_order(whole: Path) -> None:
-    found = steps(whole)
-    assert len(found) == len(set(found))
-    assert [s for s, k in found if k == 5] == ["train", "val"]
-    assert found == sorted(found, key=lambda pair: pair[1])
 
 
 def test_a_run_goes_on_from_the_one_before_a_damaged_checkpoint(tmp_path: Path, whole: Path) -> None:

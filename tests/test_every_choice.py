@@ -89,13 +89,6 @@ def started(row: dict[str, str]) -> None:
         network(torch.empty(INPUTS[row["task"]], dtype=torch.uint8, device="meta"))
 
 
-def test_the_rows_cover_every_pair() -> None:
-    seen = {frozenset(pair) for row in ROWS for pair in itertools.combinations(row.items(), 2)}
-    for a, b in itertools.combinations(CHOICES, 2):
-        assert all(frozenset([(a, x), (b, y)]) in seen for x, y in itertools.product(CHOICES[a], CHOICES[b]))
-    assert len(ROWS) < 150
-
-
 @pytest.mark.parametrize("part", range(6))
 def test_every_choice_with_every_other(part: int) -> None:
     refused = 0

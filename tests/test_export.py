@@ -54,16 +54,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def saved(folder: Path, task: str, root: Path, *words: str) -> Path:
     """A run folder whose network has seen a batch, so that its statistics and answers are not those of a fresh one."""
     torch.manual_seed(0)
-    words = (
-        f"task={task}",
-        "recipe=demo",
-        "gpus=0",
-        "loader.workers=0",
-        "trainer.batch=4",
-        f"data.root={root}",
-        *words,
-    )
-    settings = compose([*words, *SMALL[task].split()])
+    usual = f"task={task} recipe=demo gpus=0 loader.workers=0 trainer.batch=4".split()
+    settings = compose([*usual, f"data.root={root}", *words, *SMALL[task].split()])
     built = build_task(settings)
     network = build_network({**settings, "pretrained": None}, built).train()
     dataset = built.dataset("val")
@@ -194,13 +186,9 @@ def test_mistakes(exported: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for words, message in (
         (f"checkpoint={run} out=a.pb", "give a name that ends in .onnx or .pt2"),
         (f"checkpoint={out} out=a.onnx", "is exported already"),
-        (f"checkpoint={tmp_path / 'none.onnx'} out=a.onnx", "no exported network at"),
     ):
         with pytest.raises(UserError, match=message):
             script(command, words.split())
-    (tmp_path / "text.onnx").write_text("no network")
-    with pytest.raises(UserError, match="damaged or no file of ONNX"):
-        load_checkpoint(tmp_path / "text.onnx")
     model = onnx.load(out)
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "others.onnx")

@@ -16,7 +16,6 @@ from tiny_run import until
 
 from scripts import gpu_day
 from tdaf.cli.compose import compose
-from tdaf.errors import UserError
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
@@ -74,16 +73,6 @@ def test_it_stops_cleanly_and_goes_on(tmp_path: Path) -> None:
     os.kill(running.pid, signal.SIGTERM)
     assert running.communicate(timeout=60)[1] == "stopped: interrupted\n" and running.returncode == 130
     assert children and not any(Path(f"/proc/{child}").exists() for child in children)
-
-
-def test_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    for arguments, words in (
-        (["stages=test", "device=cpu"], "'test' is none of environment"),
-        ([], "device=cuda: torch sees no GPU"),
-    ):
-        with pytest.raises(UserError, match=words):
-            script(gpu_day.gpu_day, [f"out={tmp_path}", *arguments])
 
 
 def test_the_tests_for_a_gpu_can_be_tried_on_the_cpu(tmp_path: Path) -> None:
