@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -45,56 +44,6 @@ def test_frames_are_those_of_a_plain_decode_in_any_order(name: str, films: dict[
         with pytest.raises(UnreadableSample, match="30 frames, and so no frame 30"):
             video.read(30)
     assert np.array_equal(hwc(video.read(3)), expected[3])
-
-
-@pytest.mark.parametrize(
-    ("make", "said"),
-    [
-        (lambda path: path.write_bytes(videos.write(path).read_bytes()[:2000]), "no video, or its header is cut off"),
-        (lambda path: None, "No such file"),
-        (Path.mkdir, "not a file"),
-        (videos.sound, "it has no pictures, only sound"),
-        (
-            lambda path: path.write_bytes(videos.write(path).read_bytes().replace(b"00dc", b"99zz")),
-            "not one frame in it",
-        ),
-    ],
-)
-def test_files_that_are_no_video_are_named(make: Callable[[Path], object], said: str, tmp_path: Path) -> None:
-    path = tmp_path / ("none.avi" if said.startswith("not one") else "a colon: bad.mp4")
-    make(path)
-    for use in (len, lambda video: video.read(0), lambda video: video.fault):
-        with pytest.raises(UnreadableSample, match=said) as caught:
-            use(Video(path))
-        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_a_damaged_video_has_the_frames_before_the_damage(films: dict[str, Path], tmp_path: Path) -> None:
-    """One whose index lies in front is cut off in its pictures; one has a hole in its pictures."""
-    expected = videos.decoded(films["h264.mp4"])
-    fast = videos.rewritten(films["h264.mp4"], tmp_path / "fast.mp4", movflags="faststart")
-    whole = fast.read_bytes()
-    for name, data in (
-        ("cut.mp4", whole[: len(whole) * 2 // 3]),
-        ("hole.mp4", whole[: len(whole) * 2 // 3] + bytes([255]) * 300 + whole[len(whole) * 2 // 3 + 300 :]),
-    ):
-        path = tmp_path / name
-        path.write_bytes(data)
-        video = Video(path)
-        count = len(video)
-        assert 0 < count < 30 and f"after {count}" in video.fault and str(path) in video.fault
-        assert all(np.array_equal(hwc(video.read(index)), expected[index]) for index in range(count))
-        with pytest.raises(UnreadableSample, match=f"after {count}"):
-            video.read(count)
-    for name, left, said in (("mpeg4.avi", -1500, "of 30 frames"), ("vp9.webm", -700, "cut off: 700 bytes")):
-        cut = tmp_path / name
-        cut.write_bytes(films[name].read_bytes()[:left])
-        assert said in Video(cut).fault and 0 < len(Video(cut)) < 30
-    smeared = tmp_path / "smeared.avi"  # its decoder goes on after damage, and only marks the frame
-    smeared.write_bytes(films["mpeg4.avi"].read_bytes()[120:])
-    with av.open(str(smeared)) as container:
-        marks = [frame.is_corrupt for frame in container.decode(video=0)]
-    assert 0 < marks.index(True) == len(Video(smeared)) < len(marks) and "damaged after" in Video(smeared).fault
 
 
 @pytest.mark.parametrize(("size", "fps"), [((48, 64), Fraction(30000, 1001)), ((47, 63), 12.5), ((200, 31), 25)])
