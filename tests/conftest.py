@@ -3,7 +3,20 @@ Ctrl-C as a terminal has it: what starts in the background of a shell ignores it
 
 import os
 import signal
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the demo data of the tiny run in commands.py lie."""
+    from tdaf.demo.prepare import prepare
+
+    root = tmp_path_factory.mktemp("demo")
+    prepare("imagenet", root, 0, 40, 21, 32)
+    return root

@@ -16,16 +16,8 @@ from commands import ROOT, call, process, tiny
 from scripts import evaluate
 from tdaf.cli.script import Natural, Positive, Share, parse
 from tdaf.cli.script import main as script_main
-from tdaf.demo.prepare import prepare
 from tdaf.engine import checkpoint
 from tdaf.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("demo")
-    prepare("imagenet", root, 0, 40, 21, 32)
-    return root
 
 
 def test_a_sweep_runs_each_job_once(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

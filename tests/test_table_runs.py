@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from commands import ROOT, tiny
 
 from tdaf.cli.compose import compose, to_yaml
-from tdaf.demo.prepare import prepare
 from tdaf.errors import UserError
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -40,14 +38,6 @@ def of(settings: list[str] | str, folders: list[Path] = RUNS) -> list[Run]:
     """The finished runs with these settings."""
     words = settings.split() if isinstance(settings, str) else settings
     return runs.by_key(runs.find(folders)).get(runs.key(compose(words)), [])
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
-    root = tmp_path_factory.mktemp("demo")
-    prepare("imagenet", root, 0, 40, 21, 32)
-    return root
 
 
 @pytest.fixture(scope="module")
