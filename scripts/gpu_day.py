@@ -31,7 +31,7 @@ from tdaf.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 SUBJECTS = {  # minutes
-    "model": 5, "fold": 5, "memory": 5, "compile": 15, "trainer": 5, "loader": 5, "detection": 5, "pose": 5,
+    "model": 5, "fold": 5, "memory": 5, "compile": 15, "trainer": 5, "loader": 5, "detection": 5,
     "latency": 20,
 }  # fmt: skip
 REAL = "demo.train=4000 demo.val=500 demo.size=256 trainer.epochs=20 trainer.evaluate_every=5 trainer.batch=128".split()
