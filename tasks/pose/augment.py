@@ -77,8 +77,7 @@ def crop(image: Tensor, matrix: ArrayLike, size: tuple[int, int]) -> Tensor:
 
     Linear interpolation between pixel centres in float32, rounded, the image black outside: what OpenCV's warpAffine
     computes. torch's grid_sample was chosen over OpenCV, which would be one more dependency, and over PIL's transform,
-    which drops fractions and treats borders otherwise: on one core it was also the fastest of the three (rows "crop of
-    a person" of scripts/benchmark.py). Only the part of the image that the input shows is converted.
+    which drops fractions and treats borders otherwise. Only the part of the image that the input shows is converted.
     """
     back = inverse(matrix)
     window = _window(back, size, image.shape[1:])
