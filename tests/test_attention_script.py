@@ -259,7 +259,7 @@ def test_all_of_a_video_lasts_as_long_as_it_did(given: Path, tmp_path: Path) -> 
         arguments = [f"checkpoint={run}", f"input={given / 'film.mp4'}", f"out={out}", "tile=32", "style=mask"]
         assert script(attention, [*arguments, "video=true"]) == 0
         drawn = Video(out / "film.mp4.mp4")
-        assert len(drawn) == count and len(drawn) / drawn.fps == pytest.approx(1, rel=0.01)
+        assert len(drawn) == count and len(drawn) / drawn.survey.fps == pytest.approx(1, rel=0.01)
 
 
 def test_validation_samples_without_an_input(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

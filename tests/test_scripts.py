@@ -94,7 +94,7 @@ def test_predict_a_video(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert by["seven.png", None][0]["probability"] == pytest.approx(by["film.mp4", 7][0]["probability"], abs=1e-4)
     for name, expected in (("film.mp4", 30), ("short.m4v.mp4", count)):
         drawn = Video(out / name)
-        assert len(drawn) == expected and drawn.fps == 12 and drawn.read(0).shape == (3, 192, 256)
+        assert len(drawn) == expected and drawn.survey.fps == 12 and drawn.read(0).shape == (3, 192, 256)
     enlarged = frames[9].repeat(4, 0).repeat(4, 1)
     got = Video(out / "film.mp4").read(9).permute(1, 2, 0).numpy()
     assert abs(got.astype(int) - enlarged)[:150].mean() < 12 < abs(got.astype(int) - enlarged)[-20:].mean()
