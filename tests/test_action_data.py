@@ -14,8 +14,10 @@ from commands import call
 from PIL import Image
 from torch import Tensor
 
-from tasks.action.data import Timing, evaluation_clips, training_clips
+from tasks.action.data import Clips, Timing
+from tasks.action.task import WINDOWS
 from tasks.action.videos import COUNTS_FILE, ActionVideos
+from tasks.common import Names
 from tdaf.errors import UnreadableSample, UserError
 
 
@@ -108,7 +110,7 @@ def test_ucf101_and_hmdb51(tmp_path: Path) -> None:
     found = ActionVideos(str(hmdb), layout="hmdb51")
     assert found.classes == ["clap", "wave"] and listed(found, "train") == [("wave/a b.avi", "wave")]
     assert listed(found) == [("clap/e.avi", "clap"), ("wave/c.avi", "wave")]
-    with pytest.raises(UserError, match=r"fold=3: no testlist03.txt in .*; there are folds 2"):
+    with pytest.raises(UserError, match=r"fold=3: not in .*ucfTrainTestlist; there are folds 2"):
         ActionVideos(str(ucf), layout="ucf101", fold=3)
 
 
@@ -233,7 +235,7 @@ def over_time(frames: Tensor) -> Tensor:
 
 
 def test_training_takes_one_random_window_a_video(films: Path) -> None:
-    clips = training_clips(ActionVideos(str(films)).split("val"), over_time, frames=4, stride=2)
+    clips = Clips(ActionVideos(str(films)).split("val"), Timing(4, stride=2, random=True), over_time)
     assert len(clips) == 4 and clips.groups is None and not (films / COUNTS_FILE).exists()
     assert [clips.name(i) for i in range(4)] == [f"val/{x}.mp4" for x in ("a/one", "a/seven", "b/broken", "b/twenty")]
     whole = torch.from_numpy(videos.decoded(films / "val/b/twenty.mp4")).permute(3, 0, 1, 2)
@@ -255,7 +257,7 @@ def test_training_takes_one_random_window_a_video(films: Path) -> None:
 
 @pytest.mark.parametrize(("protocol", "expected"), [("clip", [3] * 4), ("hara", [1, 2, 1, 5]), ("30view", [10] * 4)])
 def test_evaluation_protocols(protocol: str, expected: list[int], films: Path) -> None:
-    clips = evaluation_clips(ActionVideos(str(films)).split("val"), over_time, 4, 1, protocol)
+    clips = Clips(ActionVideos(str(films)).split("val"), Timing(4, 1, WINDOWS[protocol]), over_time)
     assert len(clips) == sum(expected)
     places = [clips.locate(i) for i in range(len(clips))]
     assert places == [(video, window) for video, number in enumerate(expected) for window in range(number)]
@@ -316,5 +318,6 @@ def test_names_are_packed(tmp_path: Path) -> None:
     """Nothing of a split grows with the number of its videos but one string and two arrays."""
     touch(tmp_path, *(f"val/{'ab'[n % 2]}/{n:03d}.mp4" for n in range(100)))
     found = ActionVideos(str(tmp_path)).split("val")
-    kinds = {type(value) for value in vars(found).values() if hasattr(value, "__len__") and len(value) > 2}
-    assert kinds == {str, np.ndarray} and os.path.exists(found.path(99)) and found.name(0) == "val/a/000.mp4"
+    values = [*vars(found).values(), *vars(found.names).values()]
+    kinds = {type(value) for value in values if hasattr(value, "__len__") and len(value) > 2}
+    assert kinds == {str, np.ndarray, Names} and os.path.exists(found.path(99)) and found.name(0) == "val/a/000.mp4"

@@ -252,7 +252,7 @@ def test_answers_and_their_document(tmp_path: Path) -> None:
     [
         ({"protocol": "5crop"}, "protocol=5crop: this data set has 1crop, 10crop"),
         ({"head": "mlp"}, "^head=mlp: give published or linear"),
-        ({"label_smoothing": 1.0}, "^label_smoothing=1.0"),
+        ({"label_smoothing": 1.0}, "^label_smoothing=1: give less than 1"),
         ({"dropout": -0.1}, "^dropout=-0.1"),
         ({"mixup": float("inf")}, "^mixup=inf: give 0 .off. or the positive alpha"),
         ({"cutmix": -1.0}, "^cutmix=-1.0"),

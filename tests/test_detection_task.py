@@ -36,8 +36,8 @@ def fcos(**settings: Any) -> Fcos:
         ({"channels": 20}, "channels=20: give a multiple of 8"),
         ({"convs": -1}, "convs=-1: give 0 or more"),
         ({"frozen_stages": -1}, "frozen_stages=-1: give auto, or 0 or more"),
-        ({"shown": 2.0}, "shown=2.0: give a number in 0..1"),
-        ({"nms": -1.0}, "nms=-1.0: give a number in 0..1"),
+        ({"shown": 2.0}, "shown=2: give at most 1"),
+        ({"nms": -1.0}, "nms=-1: give 0 or more"),
         ({"std": [0.2, 0.2, 0.0]}, "mean, std: give three numbers each, one a colour, std above 0"),
     ],
 )

@@ -206,7 +206,7 @@ def test_half_a_body_is_framed_where_enough_of_it_is_labelled():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"scale": 1.0}, "scale=1.0: give 0 or more and less than 1"),
+        ({"scale": 1.0}, "scale=1: give less than 1"),
         ({"flip": 1.5}, "flip=1.5: a probability"),
         ({"half_body": -0.1}, "half_body=-0.1: a probability"),
         ({"rotation": -1.0}, "rotation=-1.0: give 0 or more"),
