@@ -141,7 +141,7 @@ def test_colours() -> None:
         ({"short_sides": [0, 5]}, r"short_sides=\[0, 5\]"),
         ({"short_sides": [640, 1400]}, "max_size=1333.*1400"),
         ({"short_sides": [640], "flip": 1.5}, "flip=1.5"),
-        ({"short_sides": [640], "jitter": -1.0}, "jitter=-1.0"),
+        ({"short_sides": [640], "jitter": -1.0}, "jitter=-1"),
         ({"short_side": 0}, "short_side=0"),
         ({"max_size": 700}, "max_size=700.*800"),
     ],

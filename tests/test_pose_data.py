@@ -207,10 +207,10 @@ def test_half_a_body_is_framed_where_enough_of_it_is_labelled():
     ("settings", "message"),
     [
         ({"scale": 1.0}, "scale=1: give less than 1"),
-        ({"flip": 1.5}, "flip=1.5: a probability"),
-        ({"half_body": -0.1}, "half_body=-0.1: a probability"),
-        ({"rotation": -1.0}, "rotation=-1.0: give 0 or more"),
-        ({"shift": math.nan}, "shift=nan: give 0 or more"),
+        ({"flip": 1.5}, "flip=1.5: give at most 1"),
+        ({"half_body": -0.1}, "half_body=-0.1: give 0 or more"),
+        ({"rotation": -1.0}, "rotation=-1: give 0 or more"),
+        ({"shift": math.nan}, "shift=nan: give a finite number"),
     ],
 )
 def test_impossible_augmentations_are_refused(settings, message):
