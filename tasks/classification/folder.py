@@ -14,7 +14,8 @@ import numpy as np
 from torch import Tensor
 
 from tasks.classification import ilsvrc
-from tdaf.errors import UserError
+from tasks.common import Names, check_num_classes, data_root, existing, some
+from tdaf.errors import UserError, within
 from tdaf.media import archive
 from tdaf.media.files import IMAGES, files_below, folders_in, left_out, read_skip_list
 from tdaf.media.image import Colour, checked_background, image_notes, read_image
@@ -64,13 +65,8 @@ class ImageFolder:
     ) -> None:
         self.background = checked_background(background)
         self.reading = {"exif": exif, "background": self.background}
-        if not root:
-            raise UserError(f"root is not set; give the image folder: {LAYOUT}")
-        self.root = Path(root).expanduser()
-        if not self.root.is_dir():
-            raise UserError(f"root={root}: no such folder ({self.root.absolute()}); {LAYOUT}")
-        if every < 1:
-            raise UserError(f"every={every}: give a whole number, 1 or more")
+        self.root = data_root(root, "the image folder", LAYOUT)
+        within("[1, inf)", every=every)
         self.places = {split: ilsvrc.place(self.root, split) for split in ("train", "val")}
         for place in self.places.values():
             archive.check_whole(place, max_bad)
@@ -79,11 +75,7 @@ class ImageFolder:
         if archive.is_folder(self.places["train"]):
             _check_same(self.root, self._class_folders("train"), folders)
         self.folders = folders[::every]
-        if num_classes is not None and num_classes != len(self.folders):
-            raise UserError(
-                f"num_classes={num_classes}, but {self.root} has {len(self.folders)} class folders; "
-                "correct it, or leave it out to have it found"
-            )
+        check_num_classes(num_classes, len(self.folders), self.root)
         self.classes = _names(self.root, folders)[::every]
         self.skip = read_skip_list(skip_list, ("train/", "val/"))
 
@@ -99,11 +91,7 @@ class ImageFolder:
         return FolderImages(place, name, self.folders, self.skip, self.reading, labels)
 
     def _existing(self, split: str) -> str:
-        place = self.places[split]
-        if not archive.is_folder(place):
-            said = f"root={self.root}: there is no {split}/ in it{archive.hint(self.root, split)}"
-            raise UserError(f"{said}; {LAYOUT}")
-        return place
+        return existing(self.root, self.places[split], split, LAYOUT)
 
     def _class_folders(self, split: str) -> list[str]:
         place = self._existing(split)
@@ -124,11 +112,7 @@ class ImageFolder:
 
 
 class FolderImages:
-    """One split of an `ImageFolder`, sorted by class and then by path.
-
-    All paths lie in one string: a list of 1.28 million would be copied into every worker, because counting references
-    writes to each of them.
-    """
+    """One split of an `ImageFolder`, sorted by class and then by path."""
 
     scans = ("full", "strict")
 
@@ -154,7 +138,7 @@ class FolderImages:
         if empty:
             raise UserError(
                 f"{len(empty)} class folder(s) in {self.folder} without an image ({', '.join(IMAGES)}): "
-                f"{_some(empty)}; fill or remove them; {LAYOUT}"
+                f"{some(empty)}; fill or remove them; {LAYOUT}"
             )
         total = sum(map(len, files))
         if any(path.startswith(f"{split}/") for path in skip):
@@ -166,8 +150,7 @@ class FolderImages:
         self.skipped = total - len(self)
         if not len(self):
             raise UserError(f"the skip list leaves no image in {self.folder}")
-        self.file_ends = np.cumsum([len(file) for file in chain(*files)])
-        self.file_names = "".join(chain(*files))
+        self.files = Names(list(chain(*files)))
 
     def __len__(self) -> int:
         return int(self.class_ends[-1])
@@ -177,7 +160,7 @@ class FolderImages:
 
     def name(self, index: int) -> str:
         """The path below the root, as a skip list has it."""
-        return f"{self.split}/{self.folders[self.label(index)]}/{self._file(index)}"
+        return f"{self.split}/{self.folders[self.label(index)]}/{self.files[index]}"
 
     def read(self, index: int) -> tuple[Tensor, int]:
         """uint8 RGB (3, H, W) and the class. Raises UnreadableSample."""
@@ -185,12 +168,8 @@ class FolderImages:
 
     def path(self, index: int) -> str:
         """Where it lies."""
-        below = self._file(index) if self.flat else self.name(index).removeprefix(f"{self.split}/")
+        below = self.files[index] if self.flat else self.name(index).removeprefix(f"{self.split}/")
         return f"{self.folder}/{below}"
-
-    def _file(self, index: int) -> str:
-        begin = int(self.file_ends[index - 1]) if index else 0
-        return self.file_names[begin : int(self.file_ends[index])]
 
     def check(self, index: int, scan: str) -> list[str]:
         """Reads an image as `image_notes` does, strict: with its decoder that stops at any damage."""
@@ -216,12 +195,8 @@ def _check_same(root: Path, train: list[str], val: list[str]) -> None:
     only_train, only_val = sorted(set(train) - set(val)), sorted(set(val) - set(train))
     if only_train or only_val:
         sides = (("train", only_train), ("val", only_val))
-        parts = "; ".join(f"only in {split}/: {_some(names)}" for split, names in sides if names)
+        parts = "; ".join(f"only in {split}/: {some(names)}" for split, names in sides if names)
         raise UserError(f"train/ and val/ of {root} must have the same class folders; {parts}")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _names(root: Path, folders: list[str]) -> list[str]:

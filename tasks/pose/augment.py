@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from tdaf.errors import UserError
+from tdaf.errors import within
 
 Array = NDArray[np.float64]
 PADDING = 1.25
@@ -151,14 +151,9 @@ class Augmentation:
     truncated: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("rotated", "flip", "shifted", "half_body"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name}={getattr(self, name)}: a probability lies between 0 and 1")
-        if not 0 <= self.scale < 1:
-            raise UserError(f"scale={self.scale}: give 0 or more and less than 1")
-        for name in ("rotation", "rotation_limit", "shift"):
-            if not 0 <= getattr(self, name) <= 360:
-                raise UserError(f"{name}={getattr(self, name)}: give 0 or more, and not above 360")
+        within("[0, 1]", rotated=self.rotated, flip=self.flip, shifted=self.shifted, half_body=self.half_body)
+        within("[0, 1)", scale=self.scale)
+        within("[0, 360]", rotation=self.rotation, rotation_limit=self.rotation_limit, shift=self.shift)
 
     def __call__(
         self, box: Array, joints: Array, legs: Sequence[bool], size: tuple[int, int]

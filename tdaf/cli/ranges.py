@@ -6,11 +6,9 @@ memory or train to nonsense. A user's own class (a `_target_` of another package
 
 from __future__ import annotations
 
-import math
-import re
 from typing import Any
 
-from tdaf.errors import UserError
+from tdaf.errors import UserError, within
 
 OURS = ("tdaf.", "tasks.", "torch.optim.")
 # an interval: the settings whose numbers, or numbers of a list, lie in it; a name without a dot counts anywhere
@@ -58,26 +56,8 @@ def check_ranges(config: dict[str, Any], where: str = "") -> None:
             check_ranges(value, key)
             continue
         interval = next((_BY_NAME[k] for k in (".".join(key.split(".")[-2:]), str(name)) if k in _BY_NAME), None)
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, (int, float)) and not isinstance(number, bool):
-                _check(key, value, number, interval)
+        within(interval, **{key: value})
         length = LENGTHS.get(str(name))
         if isinstance(value, list) and length and len(value) != length:
-            raise UserError(f"{key}={_text(value)}: give {length} numbers, as [a,b{',c' if length == 3 else ''}]")
-
-
-def _check(key: str, value: Any, number: float, interval: str | None) -> None:
-    if isinstance(number, float) and not math.isfinite(number):
-        raise UserError(f"{key}={_text(value)}: give a finite number")
-    if interval is None:
-        return
-    low, high = (float(bound) for bound in re.findall(r"-?[\d.]+", interval))
-    open_low, open_high = interval[0] == "(", interval[-1] == ")"
-    if number < low or (open_low and number == low):
-        raise UserError(f"{key}={_text(value)}: give {f'a number above {low:g}' if open_low else f'{low:g} or more'}")
-    if number > high or (open_high and number == high):
-        raise UserError(f"{key}={_text(value)}: give {'less than' if open_high else 'at most'} {high:g}")
-
-
-def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value).replace(" ", "")
+            shown = str(value).replace(" ", "")
+            raise UserError(f"{key}={shown}: give {length} numbers, as [a,b{',c' if length == 3 else ''}]")
