@@ -157,6 +157,16 @@ def named_modules(settings: Any) -> list[str]:
     return sorted(modules)
 
 
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Every leaf of nested dictionaries by its dotted name."""
+    if not isinstance(config, dict):
+        return {prefix: config}
+    leaves = {}
+    for name, child in config.items():
+        leaves.update(flat(child, f"{prefix}.{name}" if prefix else str(name)))
+    return leaves
+
+
 class _PlainLoader(yaml.SafeLoader):
     """Without aliases, which no run's settings have and which make a short file as large as one likes."""
 

@@ -25,7 +25,7 @@ from tdaf.cli import FOLDER
 from tdaf.cli.overrides import TEXTS, did_you_mean, first_line, parse
 from tdaf.cli.ranges import check_ranges
 from tdaf.errors import UserError
-from tdaf.settings import draws_elsewhere, read_yaml, upgraded
+from tdaf.settings import draws_elsewhere, flat, read_yaml, upgraded
 
 Config = dict[str, Any]
 
@@ -131,16 +131,6 @@ def differences(old: Config, new: Config, but: tuple[str, ...] = ()) -> list[str
     a, b = identity(old, but), identity(new, but)
     keys = sorted(a.keys() | b.keys())
     return [f"{k}: {a.get(k, 'absent')} there, {b.get(k, 'absent')} here" for k in keys if a.get(k) != b.get(k)]
-
-
-def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Every leaf of nested dictionaries by its dotted name."""
-    if not isinstance(config, dict):
-        return {prefix: config}
-    leaves = {}
-    for name, child in config.items():
-        leaves.update(flat(child, f"{prefix}.{name}" if prefix else str(name)))
-    return leaves
 
 
 @functools.cache

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tdaf.cli import FOLDER
-from tdaf.cli.ending import end_well
-from tdaf.errors import RunError, UserError
+from tdaf.cli.ending import STOPPED, end_well, exit_code
+from tdaf.errors import UserError
 from tdaf.streams import lossy_streams, open_closed_streams
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ SWEEP = ("-m", "--multirun")
 VALUED = ("--cfg", "-c", "--package", "-p", "--info", "-i", "--config-dir", "-cd")
 PLAIN = ("--resolve", "--version", "--hydra-help", "--shell-completion", "-sc")
 DETAILS = ("--package", "-p", "--resolve")  # of a question, and none themselves
-STOPPED = (75, 130)  # told to stop, Ctrl-C: the rest of a sweep is not started
 
 
 @dataclass(frozen=True)
@@ -278,11 +277,7 @@ def _start(job: Job) -> int:
     """The exit code of a run and of what follows it; a mistake that shows only there is that job's alone."""
     from tdaf.cli.run import start
 
-    try:
-        return start(job.config) or (job.then() if job.then else 0)
-    except (UserError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2 if isinstance(error, UserError) else 1
+    return exit_code(lambda: start(job.config) or (job.then() if job.then else 0))
 
 
 def _swept(_: DictConfig) -> float | None:
@@ -295,13 +290,13 @@ def _swept(_: DictConfig) -> float | None:
 
     words = list(HydraConfig.get().overrides.task)
     print(f"job {HydraConfig.get().job.num + 1}: {' '.join(words)}", flush=True)
-    try:
-        config = compose(words)
-        _codes.append(_start(Job(config, "")))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        _codes.append(2)
-        return None
+    config: Config = {}
+
+    def run() -> int:
+        config.update(compose(words))
+        return _start(Job(config, ""))
+
+    _codes.append(exit_code(run))
     if _codes[-1] in STOPPED:
         raise SystemExit(_codes[-1])
     if _codes[-1]:

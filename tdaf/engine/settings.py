@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tdaf.engine.loggers import check
 from tdaf.errors import UserError
 
 
@@ -79,10 +80,7 @@ class Settings:
                 raise UserError(f"{name}={getattr(self, name)}: give 0 or more")
         if self.ema is not None and not 0 < self.ema < 1:
             raise UserError(f"ema={self.ema}: give a decay between 0 and 1, or null")
-        if list(self.log) not in ([], ["tensorboard"]):
-            from tdaf.engine.loggers import check
-
-            check(self.log)
+        check(self.log)
 
 
 @dataclass(frozen=True)
