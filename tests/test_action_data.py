@@ -13,9 +13,8 @@ from commands import call
 from PIL import Image
 from torch import Tensor
 
-from tasks.action.data import Timing
+from tasks.action.data import Clips, Timing
 from tasks.action.videos import COUNTS_FILE, ActionVideos
-from tasks.common import Names
 from tdaf.errors import UnreadableSample, UserError
 
 

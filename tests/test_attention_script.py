@@ -27,8 +27,7 @@ from tdaf.engine.predict import Predictor
 from tdaf.engine.trained import build_network
 from tdaf.engine.visualize import attention_panels, log_samples
 from tdaf.errors import UserError
-from tdaf.media.attention_sheet import OPACITY, Panel, coloured, sheet, spread
-from tdaf.media.clip import Video
+from tdaf.media.attention_sheet import OPACITY, Panel, coloured, sheet
 from tdaf.model import maps as statistics
 from tdaf.model.flows import TDAF, MultiScale
 from tdaf.model.maps import attention_maps, mask_eta, mask_strides

@@ -18,7 +18,7 @@ from tasks.common import Names, check_num_classes, data_root, existing, some
 from tdaf.errors import UserError, within
 from tdaf.media import archive
 from tdaf.media.files import IMAGES, files_below, folders_in, left_out, read_skip_list
-from tdaf.media.image import Colour, checked_background, image_notes, read_image
+from tdaf.media.image import BoxOf, Colour, checked_background, image_notes, read_box, read_image
 
 LAYOUT = (
     "expected train/<class>/*.JPEG and val/<class>/*.JPEG (also .jpg, .png, ...), each also as a .tar or .zip, or "
@@ -165,6 +165,10 @@ class FolderImages:
     def read(self, index: int) -> tuple[Tensor, int]:
         """uint8 RGB (3, H, W) and the class. Raises UnreadableSample."""
         return read_image(self.path(index), **self.reading), self.label(index)
+
+    def read_box(self, index: int, box: BoxOf) -> tuple[Tensor, int]:
+        """As `read`, of the image only the pixels in a box; see tdaf/media/image.py."""
+        return read_box(self.path(index), box, **self.reading), self.label(index)
 
     def path(self, index: int) -> str:
         """Where it lies."""

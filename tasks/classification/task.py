@@ -22,7 +22,8 @@ from tdaf.task import Batch, Dataset
 
 
 class LabelledImages(Protocol):
-    """The images of one split. (`notes`, as a Dataset has them, and `label(index)` it may have.)"""
+    """The images of one split. (`notes`, as a Dataset has them, and `label(index)` it may have; and `read_box(index,
+    box)`, which gives only the pixels in `box(height, width)`: top, left, height and width.)"""
 
     skipped: int  # images left out by a skip list
 
@@ -41,11 +42,15 @@ class Samples(Dataset):
     def __init__(self, images: LabelledImages, transform: Transform, mixing: Mixing) -> None:
         self.images, self.transform, self.mixing, self.files = images, transform, mixing, images
         self.skipped, self.notes = images.skipped, getattr(images, "notes", {})
+        self._by_box = hasattr(images, "read_box") and hasattr(transform, "box")
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        if self._by_box:
+            pixels, label = self.images.read_box(index, self.transform.box)
+            return {"input": self.transform.of_box(pixels), "label": label}
         image, label = self.images.read(index)
         return {"input": self.transform(image), "label": label}
 
