@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from tdaf.demo import action, classification, coco, scene
 from tdaf.demo.prepare import LOCK, MANIFEST, prepare, store
 from tdaf.errors import UserError
 
 SMALL = {"seed": 3, "train": 20, "val": 10, "size": 32}
-SIZES = {"imagenet": 32, "cifar10": 32, "coco_fcos": 96, "coco_pose": 96, "kinetics": 32}
+SIZES = {"imagenet": 32, "search": 48, "single": 48, "cifar10": 32, "coco_fcos": 96, "coco_pose": 96, "kinetics": 32}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -122,6 +122,27 @@ def test_contrast_of_figure_and_ground() -> None:
         rng = np.random.default_rng(seed)
         ground = scene.ground_colours(rng)
         assert (scene.figure_colours(rng, ground) @ luma).min() > (ground @ luma).max() + 40
+
+
+@pytest.mark.parametrize(("kind", "others"), [("search", 3), ("single", 0)])
+def test_the_odd_one_has_the_hue_that_no_other_has(kind: str, others: int) -> None:
+    orange, sizes = [], []  # whether it is; how much larger all that has the other hue is
+    for index in range(60):
+        image, points = classification.SCENES[kind](0, "val", index, 72)
+        left, top, right, bottom = scene.box(points)
+        assert min(left, top) > 0 and max(right, bottom) < 72
+        inside = Image.new("1", image.size)
+        ImageDraw.Draw(inside).polygon([tuple(point) for point in points], fill=1)
+        red, _, blue = np.asarray(image, int).transpose(2, 0, 1)
+        # ground and clutter are at most 150 in every colour, or of any hue, and small
+        warm, cold = ((more - less > 70) & (more > 160) for more, less in ((red, blue), (blue, red)))
+        on = np.asarray(inside)
+        orange.append(warm[on].sum() > cold[on].sum())
+        odd, common = (warm, cold) if orange[-1] else (cold, warm)
+        assert odd[on].sum() > 3 * common[on].sum()
+        sizes.append((common & ~on).sum() / on.sum())
+    assert np.median(sizes) == pytest.approx(others, abs=0.2 * others + 0.05)
+    assert 20 < sum(orange) < 40 and len({*orange[::10]}) == 2
 
 
 def test_imagenet_layout(tmp_path: Path) -> None:
