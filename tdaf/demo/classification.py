@@ -62,7 +62,7 @@ def imagenet_scene(seed: int, split: str, index: int, size: int) -> tuple[Image.
 
 
 def search_scene(seed: int, split: str, index: int, size: int, others: int) -> tuple[Image.Image, Points]:
-    """Sample `index`, `size` x `size` pixels, and the outline of its target: of up to four shapes the one of another hue.
+    """Sample `index`, `size` x `size` pixels, and the outline of its target: of several shapes the one of another hue.
 
     The `others` (0 to 3) share a hue and are of any of the ten classes. Which of two opposite hues is the odd one is
     drawn for each picture: neither a hue nor an outline tells the class, the odd hue has to be found over the whole
@@ -99,8 +99,8 @@ def cifar_picture(seed: int, split: str, index: int) -> Image.Image:
 
 
 def write_imagenet(folder: Path, seed: int, train: int, val: int, size: int, kind: str = "imagenet") -> None:
-    """The pictures of `SCENES[kind]`: `train/<wnid>/<wnid>_<n>.JPEG`, `val/<wnid>/ILSVRC2012_val_<n>.JPEG`, and `classes.txt`: a line "wnid name" a
-    class. The wnids n00000001..n00000010 stand for `SHAPES` in that order."""
+    """The pictures of `SCENES[kind]`: `train/<wnid>/<wnid>_<n>.JPEG`, `val/<wnid>/ILSVRC2012_val_<n>.JPEG`, and
+    `classes.txt`: a line "wnid name" a class. The wnids n00000001..n00000010 stand for `SHAPES` in that order."""
     wnids = [f"n{number:08d}" for number in range(1, len(SHAPES) + 1)]
     for split, count in (("train", train), ("val", val)):
         for wnid in wnids:
