@@ -2,8 +2,8 @@
 
     python scripts/study.py [quick=true] [groups=comparison,ablations] [seeds=0,1,2] [processes=N] [threads=1]
                             [runs=runs/study] [out=docs/study.md] [key=value ...]
-    python scripts/study.py plan=paper|mechanisms|ablations|design|night|FILE task=... data.root=... [recipe=...]
-                            [estimate=true] [difference=1] [hydra/launcher=...] [as above]
+    python scripts/study.py plan=paper|mechanisms|ablations|design|night|search|FILE [task=...] [data.root=...]
+                            [recipe=...] [estimate=true] [difference=1] [hydra/launcher=...] [as above]
 
 plan: rows of networks (configs/study/, or a YAML file of yours like these) on a task and data of yours, into
 runs/study-PLAN/. estimate=true times the steps, says what the plan will cost, and ends. After each seed it says what
