@@ -34,6 +34,7 @@ from tdaf.cli.evaluation import media_files, open_to_predict, write_pictures, wr
 from tdaf.cli.script import Positive, main
 from tdaf.errors import RunError, UnreadableSample, UserError
 from tdaf.media.files import is_video
+from tdaf.streams import Bar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,7 +81,7 @@ def attention(
 ) -> None:
     paths, base = media_files(input, out) if input else ([], Path())
     run, options = open_to_predict(checkpoint, rest, attention, trust or ())
-    from tdaf.engine.predict import Predictor, progress  # torch takes seconds to import; a mistake above needs none
+    from tdaf.engine.predict import Predictor  # torch takes seconds to import; a mistake above needs none
 
     if options and not paths:
         name, value = next(iter(options.items()))
@@ -95,7 +96,7 @@ def attention(
         dataset = run.task(data=True).dataset("val")
         evenly = _evenly(dataset, samples)
         subjects = [Subject(f"val: {dataset.name(index)}", Path(f"val-{index:05}"), [index]) for index in evenly]
-    with progress("attention", len(subjects)) as bar:
+    with Bar("attention", len(subjects)) as bar:
         for subject in subjects:
             drawing.draw(dataset, subject, moments)
             if video and subject.fps:

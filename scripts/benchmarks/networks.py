@@ -30,8 +30,7 @@ from tdaf import measure
 from tdaf.build import make
 from tdaf.cli import build
 from tdaf.cli.compose import Config, compose
-from tdaf.engine.export import export
-from tdaf.engine.exported import Exported
+from tdaf.engine.export import Exported, export
 from tdaf.engine.precision import Precision, float32
 from tdaf.engine.trained import Run
 from tdaf.errors import RunError
