@@ -32,6 +32,7 @@ from tdaf.cli.evaluation import media_files, open_to_predict, write_pictures, wr
 from tdaf.cli.script import Positive, main
 from tdaf.errors import RunError, UnreadableSample, UserError
 from tdaf.media.files import is_video
+from tdaf.streams import Bar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,7 +77,7 @@ def attention(
 ) -> None:
     paths, base = media_files(input, out) if input else ([], Path())
     run, options = open_to_predict(checkpoint, rest, attention, trust or ())
-    from tdaf.engine.predict import Predictor, progress  # torch takes seconds to import; a mistake above needs none
+    from tdaf.engine.predict import Predictor  # torch takes seconds to import; a mistake above needs none
     from tdaf.media.attention_sheet import sheet
     from tdaf.model.maps import mask_eta, mask_strides
 
@@ -97,7 +98,7 @@ def attention(
         evenly = _evenly(dataset, samples)
         subjects = [Subject(f"val: {dataset.name(index)}", Path(f"val-{index:05}.png"), [index]) for index in evenly]
     files = []
-    with progress("attention", len(subjects)) as bar:
+    with Bar("attention", len(subjects)) as bar:
         for subject in subjects:
             if panels := list(_panels(predictor, dataset, subject, moments, left_out)):
                 side = max(1, round(tile * (SEVERAL if panels[1:] else 1)))

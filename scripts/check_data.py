@@ -25,6 +25,7 @@ import tdaf.cli.ending  # noqa: F401  first: from here on Ctrl-C is a line
 from tdaf.cli.script import main
 from tdaf.errors import UnreadableSample, UserError
 from tdaf.media.files import read_skip_list, write_skip_list
+from tdaf.streams import Bar
 
 Scan = Literal["full", "quick", "strict"]
 NAMED = 20  # files
@@ -90,7 +91,6 @@ def _scan(config: dict[str, Any], split: str, scan: Scan, bad: dict[str, str], s
     from tdaf.cli import build  # imports torch, for seconds; a misspelt setting needs none of it
     from tdaf.cli.run import loader_settings
     from tdaf.engine.data import EvaluationOrder, Loader
-    from tdaf.engine.predict import progress
 
     dataset: Any = build.task(config).dataset(split)
     files = getattr(dataset, "files", None)
@@ -107,7 +107,7 @@ def _scan(config: dict[str, Any], split: str, scan: Scan, bad: dict[str, str], s
         **{**vars(loader_settings(config)), "max_bad": None},
     )
     mended: Counter[str] = Counter()
-    with progress(split, -(-len(read) // batch)) as bar:
+    with Bar(split, -(-len(read) // batch)) as bar:
         for found in loader:
             mended.update(found.get("notes", ()))
             bar.advance()

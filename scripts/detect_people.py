@@ -26,6 +26,7 @@ import tdaf.cli.ending  # noqa: F401  first: from here on Ctrl-C is a line
 from tdaf.cli.evaluation import open_run, write_text, writing
 from tdaf.cli.script import Positive, Share, hint, main
 from tdaf.errors import RunError, UnreadableSample, UserError
+from tdaf.streams import Bar
 
 if TYPE_CHECKING:
     from tasks.coco.source import CocoSplit
@@ -109,8 +110,6 @@ def _by_torchvision(detector: str, split: CocoSplit, name: str) -> tuple[Boxes, 
     import torch
     from torchvision import models
 
-    from tdaf.engine.predict import progress
-
     known = models.list_models(module=models.detection)
     if detector not in known:
         raise UserError(f"detector={detector}: torchvision has no such detector; {hint(detector, known)}")
@@ -125,7 +124,7 @@ def _by_torchvision(detector: str, split: CocoSplit, name: str) -> tuple[Boxes, 
     network = network.eval().to(device)
     boxes: Boxes = {}
     unreadable: dict[str, str] = {}
-    with progress("detect", len(split)) as bar:
+    with Bar("detect", len(split)) as bar:
         for image in range(len(split)):
             bar.advance()
             try:

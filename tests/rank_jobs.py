@@ -15,7 +15,7 @@ import torch.distributed as td
 from tiny_run import ColourTask, Pictures, little, run, trainer
 from torch import Tensor, nn
 
-from tdaf.cli.launch import run_rank
+from tdaf.cli.run import run_rank
 from tdaf.engine import data, dist
 from tdaf.engine.spawn import spawn
 from tdaf.errors import Preempted, RunError, UserError

@@ -23,8 +23,7 @@ from tasks.detection.deploy import kept
 from tdaf.cli.compose import compose
 from tdaf.demo.prepare import prepare
 from tdaf.engine import checkpoint
-from tdaf.engine.export import export
-from tdaf.engine.exported import Exported
+from tdaf.engine.export import Exported, export
 from tdaf.engine.predict import Predictor
 from tdaf.engine.trained import build_network, build_task, load_checkpoint
 from tdaf.errors import RunError, UserError

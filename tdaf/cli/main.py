@@ -97,12 +97,12 @@ def sweep(arguments: Sequence[str]) -> int:
     Raises:
         UserError: a job that cannot work, before any has started. One that fails later leaves the others be.
     """
-    from tdaf.cli.compose import compose
+    from tdaf.cli.compose import compose, load
     from tdaf.cli.overrides import parse
 
     overrides = parse(arguments, sweep=True)
     hydras = [o.input_line for o in overrides if o.key_or_group.startswith(("hydra.", "hydra/"))]
-    check_launcher(hydras)
+    load(tuple(hydras))  # raises UserError where a launcher or sweeper is not installed or misspelt
     if any(text.startswith(("hydra/sweeper=", "hydra.sweeper")) for text in hydras):
         del _codes[:]
         compose(
@@ -162,12 +162,13 @@ def launch(jobs: Sequence[Job], hydras: Sequence[str] = ()) -> list[int]:
                 f"run_dir={folder} is the folder of {times} jobs of this sweep; leave run_dir out, "
                 "or put what differs into it, as 'run_dir=FOLDER/${anar}-${flows}'"
             )
-    check_launcher(hydras)
     from hydra.core.hydra_config import HydraConfig
 
+    from tdaf.cli.compose import load
     from tdaf.cli.rehearsal import settings as check
     from tdaf.cli.run import finished
 
+    load(tuple(hydras))  # raises UserError where a launcher is not installed or misspelt
     for job in jobs:
         if not finished(job.config):
             check(job.config)
@@ -185,13 +186,6 @@ def launch(jobs: Sequence[Job], hydras: Sequence[str] = ()) -> list[int]:
     if jobs:
         hydra_main(run, ["-m", *hydras, f"+job={','.join(map(str, range(len(jobs))))}"])
     return [codes[n] if n in codes else int(not finished(job.config)) for n, job in enumerate(jobs)]
-
-
-def check_launcher(hydras: Sequence[str]) -> None:
-    """Raises UserError where a launcher, sweeper or other choice of Hydra's is not installed or misspelt."""
-    from tdaf.cli.compose import load
-
-    load(tuple(hydras))
 
 
 def hydra_main(function: Callable[[DictConfig], Any], arguments: Sequence[str]) -> int:

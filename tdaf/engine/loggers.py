@@ -15,12 +15,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from tdaf.errors import UserError
 from tdaf.settings import flat
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PROJECT = "tdaf"
 IDS = "loggers.json"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -51,7 +51,8 @@ class Precision:
         for parameter in network.parameters():
             if self.channels_last and parameter.dim() in (4, 5):
                 # cloned, for the strides of a kernel of one pixel are then what its gradient's are
-                parameter.data = parameter.data.clone(memory_format=_channels_last(parameter.dim()))
+                channels_last = torch.channels_last if parameter.dim() == 4 else torch.channels_last_3d
+                parameter.data = parameter.data.clone(memory_format=channels_last)
         return network
 
     def move(self, batch: Batch) -> Batch:
@@ -88,27 +89,21 @@ def deterministic(on: bool) -> Iterator[None]:
 
 def float32(outputs: Any) -> Any:
     """Outputs with every floating-point tensor in float32: losses are never computed in a shorter format."""
-    if isinstance(outputs, Tensor):
-        return outputs.float() if outputs.is_floating_point() else outputs
-    if isinstance(outputs, dict):
-        return {name: float32(value) for name, value in outputs.items()}
-    if isinstance(outputs, (list, tuple)):
-        return type(outputs)(float32(value) for value in outputs)
-    return outputs
+    return map_tensors(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor, outputs)
 
 
 def to_device(value: Any, device: torch.device | str) -> Any:
-    """Dicts, lists and tuples with every tensor in them on the device, without waiting for the copies."""
+    """Every tensor in `value` on the device, without waiting for the copies."""
+    return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), value)
+
+
+def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """Dicts, lists and tuples with `function` of every tensor in them in its place; the rest as it is."""
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
+        return function(value)
     if isinstance(value, dict):
-        return {name: to_device(v, device) for name, v in value.items()}
-    if isinstance(value, list):
-        return [to_device(v, device) for v in value]
-    if isinstance(value, tuple):
-        return tuple(to_device(v, device) for v in value)
+        return {name: map_tensors(function, child) for name, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        children = [map_tensors(function, child) for child in value]
+        return type(value)(*children) if hasattr(value, "_fields") else type(value)(children)
     return value
-
-
-def _channels_last(dims: int) -> torch.memory_format:
-    return torch.channels_last if dims == 4 else torch.channels_last_3d
