@@ -291,12 +291,8 @@ def test_a_zip_is_listed_as_zipfile_does(seed: int, tmp_path: Path, monkeypatch:
             for i in source.infolist()
         ]
         assert listed(len(data)) == (expected, "")
-        if expected:
-            assert all(
-                archive.read(tmp_path / "x.zip" / name).tobytes() == source.read(name)
-                for name in source.namelist()
-                if name[-1] != "/"
-            )
+        for name in (name for name in source.namelist() if name[-1] != "/"):
+            assert archive.read(tmp_path / "x.zip" / name).tobytes() == source.read(name)
     for _ in range(40):  # damaged anywhere in the table, nothing but one line comes of it
         hurt = bytearray(data)
         for _ in range(choice.randrange(4)):

@@ -92,9 +92,8 @@ def test_names_and_shapes_are_torchvisions(build, theirs):
     with torch.device("meta"):
         ours, theirs = Network(build()).state_dict(), theirs().state_dict()
     names = [name.split(".", 3)[3] if name.startswith("body.") else name.split(".", 1)[1] for name in ours]
-    assert dict(zip(names, (t.shape for t in ours.values()), strict=True)) == {
-        name: t.shape for name, t in theirs.items()
-    }
+    shapes = {name: t.shape for name, t in theirs.items()}
+    assert dict(zip(names, (t.shape for t in ours.values()), strict=True)) == shapes
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ from pycocotools.coco import COCO
 from tasks.coco.annotations import Annotations, corners, read
 from tasks.coco.source import CocoFiles
 from tdaf.errors import UnreadableSample, UserError
-from tdaf.media.image import read_image
 
 
 def test_a_small_file_is_read_to_the_letter(tmp_path: Path) -> None:
@@ -224,16 +223,6 @@ def root(tmp_path: Path) -> Path:
     val["images"] = val["images"][1:]
     val["annotations"] = val["annotations"][1::2]
     return save_set(tmp_path / "coco", document(), val)
-
-
-def test_images_by_split(root: Path) -> None:
-    source = CocoFiles(str(root))
-    assert source.classes == ["dog", "cup", "book"]
-    train, val = source.split("train"), source.split("val")
-    assert (len(train), train.skipped, len(val), val.skipped) == (3, 0, 2, 0)
-    assert [train.name(i) for i in range(3)] == ["train2017/a.jpg", "train2017/folder/bb.jpg", "train2017/c.jpg"]
-    assert train.read(1).shape == (3, 64, 48) and train.read(1).equal(read_image(root / "train2017/folder/bb.jpg"))
-    assert val.name(1) == "val2017/folder/bb.jpg" and val.annotations.image_ids.tolist() == [10, 20]
 
 
 def test_images_that_cannot_be_read(root: Path) -> None:

@@ -163,9 +163,8 @@ def test_words_and_types() -> None:
 
 
 def test_dashes_are_the_same_grammar() -> None:
-    assert parse(["--checkpoint", "c", "--batch=2", "--link"], large) == parse(
-        "checkpoint=c batch=2 link=true".split(), large
-    )
+    plain = "checkpoint=c batch=2 link=true".split()
+    assert parse(["--checkpoint", "c", "--batch=2", "--link"], large) == parse(plain, large)
 
 
 @pytest.mark.parametrize(

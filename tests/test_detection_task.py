@@ -99,22 +99,6 @@ def test_answers_are_in_pixels_of_the_picture():
     assert second["detections"] == [] and second["text"] == "nothing"
 
 
-def test_boxes_are_drawn_above_the_threshold_in_the_colour_of_their_class():
-    made = fcos()
-    answers = made.postprocess(*seen())
-    blank = torch.zeros(3, 200, 240, dtype=torch.uint8)
-    assert torch.equal(made.draw(blank, []), blank) and torch.equal(made.draw(blank, answers[1:]), blank)
-    picture = made.draw(blank, answers[:1])
-    assert picture.shape == blank.shape and picture[:, 17:28, 42:63].any()
-    assert not picture[:, 41:60, 5:35].any()
-    assert fcos(shown=0.2).draw(blank, answers[:1])[:, 41:60, 5:35].any()
-    colours = []
-    for name in NAMES:
-        answers[0]["detections"][0]["class"] = name
-        colours.append(tuple(made.draw(blank, answers[:1])[:, 26, 50].tolist()))
-    assert len(set(colours)) == 3 and (0, 0, 0) not in colours
-
-
 def test_the_document_is_in_the_format_of_coco():
     made = fcos()
     first, second = made.postprocess(*seen())

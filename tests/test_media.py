@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -46,28 +45,6 @@ def test_frames_are_those_of_a_plain_decode_in_any_order(name: str, films: dict[
         video.read(30)
     video.close()
     assert np.array_equal(hwc(video.read(3)), expected[3])
-
-
-@pytest.mark.parametrize(
-    ("make", "said"),
-    [
-        (lambda path: path.write_bytes(videos.write(path).read_bytes()[:2000]), "no video, or its header is cut off"),
-        (lambda path: None, "No such file"),
-        (Path.mkdir, "not a file"),
-        (videos.sound, "it has no pictures, only sound"),
-        (
-            lambda path: path.write_bytes(videos.write(path).read_bytes().replace(b"00dc", b"99zz")),
-            "not one frame in it",
-        ),
-    ],
-)
-def test_files_that_are_no_video_are_named(make: Callable[[Path], object], said: str, tmp_path: Path) -> None:
-    path = tmp_path / ("none.avi" if said.startswith("not one") else "a colon: bad.mp4")
-    make(path)
-    for use in (len, lambda video: video.read(0), lambda video: video.survey.fault):
-        with pytest.raises(UnreadableSample, match=said) as caught:
-            use(Video(path))
-        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_damaged_video_has_the_frames_before_the_damage(films: dict[str, Path], tmp_path: Path) -> None:

@@ -297,8 +297,7 @@ def test_as_a_user_types_it(tmp_path: Path, monkeypatch, capsys) -> None:
     ((needed, folders, hydra),) = asked
     assert len(needed) == 2 * (2 + 3) and folders == [tmp_path] and hydra == ["hydra/launcher=x"]
     assert needed[1].settings[-3:] == ["recipe=demo", "trainer.epochs=3", "seed=2"]
-    assert needed[0].evaluations == [["protocol=hara"]] and needed[-1].names == [
-        "table multiscale: anar=3 flows=3 seed=2"
-    ]
+    assert needed[0].evaluations == [["protocol=hara"]]
+    assert needed[-1].names == ["table multiscale: anar=3 flows=3 seed=2"]
     printed = capsys.readouterr().out
     assert printed.startswith("Row,Params,GFLOPs,Acc") and "seed=0,2" in printed
