@@ -16,7 +16,7 @@ import pytest
 import torch
 from tiny_run import Pictures, run, same, trainer
 
-from tdaf.engine import data
+from tdaf.engine import data, handover
 from tdaf.engine.data import EvaluationOrder, Loader, TrainingOrder, generator_state, restore_generators
 from tdaf.engine.health import Preemption
 from tdaf.errors import RunError, UserError
@@ -134,6 +134,27 @@ def test_one_unreadable_sample_too_many_ends_the_reading(workers: int) -> None:
     loader = Loader(Pictures(9, bad=(2, 7)), EvaluationOrder(9, 2), seed=0, workers=workers, max_bad=1)
     with pytest.raises(RunError, match=r"cannot read picture-7\.jpg: it is no JPEG \(2 unreadable, max_bad=1\)"):
         list(loader)
+
+
+class Stacked(Pictures):
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        number = torch.tensor([int(sample["input"].sum() * 1000) for sample in samples])
+        bytes_ = [torch.full((3, 5), int(value) % 256, dtype=torch.uint8) for value in number]
+        return {"input": handover.stack(bytes_), "number": number}
+
+
+def test_a_workers_memory_is_used_again_only_when_nothing_is_in_it_any_more() -> None:
+    loader = Loader(Stacked(40), EvaluationOrder(40, 2), seed=0, workers=1, prefetch=1)
+    kept = []
+    for number, batch in enumerate(loader):
+        if number % 4 == 1:  # more in the end than there are pieces
+            kept.append((batch["input"][1:, 0], batch["number"]))
+        assert torch.equal(batch["input"][:, 2, 4], (batch.pop("number") % 256).to(torch.uint8))
+        del batch
+    assert len(kept) == 5 and all(view[0, 0] == number[1] % 256 for view, number in kept)
+    assert loader._reader.pieces.tolist() == [[handover.TAKEN] * 3]
+    kept.clear()
+    assert loader._reader.pieces.tolist() == [[handover.FREE] * 3]
 
 
 class Clips(Pictures):

@@ -14,6 +14,7 @@ from torch.utils.data import default_collate
 
 from tasks.classification.evaluator import Accuracy, Record
 from tasks.classification.transforms import Mixing, Transform
+from tdaf.engine import handover
 from tdaf.errors import UserError
 from tdaf.media.drawing import labelled
 from tdaf.model.classifier import Classifier, LinearHead, Probabilities, log_probabilities
@@ -71,9 +72,8 @@ class Samples:
 
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
         """Stacks, then mixes; the keys are those of `Mixing`."""
-        # default_collate stacks in shared memory when it runs in a worker, which saves a copy of the batch
-        batch = default_collate(samples)
-        return self.mixing(batch["input"], batch["label"])
+        labels = torch.tensor([sample["label"] for sample in samples])
+        return self.mixing(handover.stack([sample["input"] for sample in samples]), labels)
 
 
 class PredictDataset:
