@@ -66,6 +66,9 @@ ROWS = {
     "loader": [
         rate("loader", "image loader, images/s", to="PIL + torchvision v1 transforms", low=1.9),
         rate("loader_timm", "image loader, images/s", to="timm's create_loader", measured="loader", low=1.55),
+        rate(
+            "loader_cache", "image loader, images/s", of="data.cache=ram, cache_side=256", to="ours", measured="loader"
+        ),
     ],
     "archives": [
         Row(f"archive_{kind}_{form.replace(' ', '_')}", what, form, "folder", f"archive_{kind}", low, rate=True)

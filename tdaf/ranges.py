@@ -36,7 +36,7 @@ RANGES = {
     "[1, 100]": "corner_scales crops flows",
     "[0, 100]": "convs deeper",
     "(0, 1000000000]": "batch accumulate checkpoint_every log_every base_batch max_steps stop_after keep",
-    "(0, 8192]": "size short_side short_sides max_size train_transform.scale",
+    "(0, 8192]": "size short_side short_sides max_size cache_side train_transform.scale",
     "[0, 1024]": "workers gpus",
     "[1, 1024]": "prefetch",
     "[1, 65536]": "width channels deconvolutions anar_width groups width_per_group frames task.stride",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
@@ -15,10 +16,10 @@ from torch import Tensor
 
 from tasks.classification import ilsvrc
 from tasks.common import Names, check_num_classes, data_root, existing, some
-from tdaf.errors import UserError, within
+from tdaf.errors import UnreadableSample, UserError, within
 from tdaf.media import archive
 from tdaf.media.files import IMAGES, files_below, folders_in, left_out, read_skip_list
-from tdaf.media.image import BoxOf, Colour, checked_background, image_notes, read_box, read_image
+from tdaf.media.image import QUALITY, BoxOf, Colour, bounded, checked_background, image_notes, read_box, read_image
 
 LAYOUT = (
     "expected train/<class>/*.JPEG and val/<class>/*.JPEG (also .jpg, .png, ...), each also as a .tar or .zip, or "
@@ -44,6 +45,9 @@ class ImageFolder:
         exif, background: see `read_image`.
         max_bad: above 0, an archive that is cut off is used as far as it goes.
         every: 10: of the sorted classes only the first, the eleventh and so on.
+        cache: "ram": training's images are kept in this machine's memory once they are read (tdaf/media/cache.py).
+        cache_side: pixels that the short side of what is kept has at most: larger images are made smaller (`bounded`),
+            and so have other pixels from the first epoch on.
 
     Attributes:
         classes: names for people: from `root`/classes.txt ("<folder> <name>" a line) where there is one, for ImageNet's
@@ -62,11 +66,16 @@ class ImageFolder:
         background: Colour | None = None,
         max_bad: int = 0,
         every: int = 1,
+        cache: str | None = None,
+        cache_side: int = 480,
     ) -> None:
         self.background = checked_background(background)
         self.reading = {"exif": exif, "background": self.background}
         self.root = data_root(root, "the image folder", LAYOUT)
-        within("[1, inf)", every=every)
+        within("[1, inf)", every=every, cache_side=cache_side)
+        if cache not in (None, "ram"):
+            raise UserError(f"cache={cache}: give ram or null")
+        self.cache_side = cache_side if cache else None
         self.places = {split: ilsvrc.place(self.root, split) for split in ("train", "val")}
         for place in self.places.values():
             archive.check_whole(place, max_bad)
@@ -88,7 +97,8 @@ class ImageFolder:
         """The images of "train" or "val"."""
         place = self._existing(name)
         labels = self.labels if name == "val" else {}
-        return FolderImages(place, name, self.folders, self.skip, self.reading, labels)
+        side = self.cache_side if name == "train" else None
+        return FolderImages(place, name, self.folders, self.skip, self.reading, labels, side)
 
     def _existing(self, split: str) -> str:
         return existing(self.root, self.places[split], split, LAYOUT)
@@ -124,8 +134,10 @@ class FolderImages:
         skip: frozenset[str],
         reading: dict[str, Any],
         labels: dict[str, str],
+        cache_side: int | None = None,
     ) -> None:
-        """place: of the split. labels: of flat images, by their names without an ending, the class."""
+        """place: of the split. labels: of flat images, by their names without an ending, the class. cache_side: see
+        `ImageFolder`; None: nothing is kept."""
         self.folder, self.split, self.folders, self.reading, self.flat = place, split, folders, reading, bool(labels)
         if labels:
             found = [files_below(place, IMAGES, deep=False)]
@@ -151,6 +163,13 @@ class FolderImages:
         if not len(self):
             raise UserError(f"the skip list leaves no image in {self.folder}")
         self.files = Names(list(chain(*files)))
+        self.cache_side, self.cache = cache_side, None
+        if cache_side is not None:
+            from tdaf.media.cache import SharedCache
+
+            names = zlib.crc32("".join(chain(*files)).encode(errors="surrogateescape"))
+            key = (os.path.realpath(place), folders, self.class_ends.tolist(), names, cache_side, QUALITY, reading)
+            self.cache = SharedCache(key, len(self), self._bytes)
 
     def __len__(self) -> int:
         return int(self.class_ends[-1])
@@ -164,11 +183,28 @@ class FolderImages:
 
     def read(self, index: int) -> tuple[Tensor, int]:
         """uint8 RGB (3, H, W) and the class. Raises UnreadableSample."""
-        return read_image(self.path(index), **self.reading), self.label(index)
+        return read_image(self.path(index), **self.reading, data=self._kept(index)), self.label(index)
 
     def read_box(self, index: int, box: BoxOf) -> tuple[Tensor, int]:
         """As `read`, of the image only the pixels in a box; see tdaf/media/image.py."""
-        return read_box(self.path(index), box, **self.reading), self.label(index)
+        return read_box(self.path(index), box, **self.reading, data=self._kept(index)), self.label(index)
+
+    def _kept(self, index: int) -> np.ndarray | None:
+        """The content from the cache, into which it is put at first; None where there is no cache."""
+        content = self.cache and self.cache.get(index)
+        if self.cache and content is None:
+            content = self._bounded(index)
+            self.cache.put(index, content)
+        return content
+
+    def _bounded(self, index: int) -> np.ndarray:
+        return bounded(self.path(index), self.cache_side, **self.reading)
+
+    def _bytes(self, index: int) -> int:
+        try:
+            return self._bounded(index).size
+        except UnreadableSample:
+            return 0
 
     def path(self, index: int) -> str:
         """Where it lies."""

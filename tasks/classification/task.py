@@ -9,11 +9,11 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import default_collate
 
 from tasks.classification.evaluator import Accuracy, Record
 from tasks.classification.transforms import Mixing, Transform
 from tasks.common import ClassTask, PredictDataset, Source
+from tdaf.engine import handover
 from tdaf.errors import UserError
 from tdaf.media.drawing import labelled
 from tdaf.model.classifier import Classifier, LinearHead
@@ -59,9 +59,8 @@ class Samples(Dataset):
 
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
         """Stacks, then mixes; the keys are those of `Mixing`."""
-        # default_collate stacks in shared memory when it runs in a worker, which saves a copy of the batch
-        batch = default_collate(samples)
-        return self.mixing(batch["input"], batch["label"])
+        labels = torch.tensor([sample["label"] for sample in samples])
+        return self.mixing(handover.stack([sample["input"] for sample in samples]), labels)
 
 
 class Classification(ClassTask):

@@ -24,13 +24,16 @@ BoxOf = Callable[[int, int], tuple[int, int, int, int]]  # from height and width
 
 JPEG, TIFF = b"\xff\xd8", (b"II*\0", b"MM\0*")
 END, SCAN, SEQUENTIAL = b"\xff\xd9", 0xDA, (0xC0, 0xC1)  # of JPEG: the last marker, those of a scan and of a frame
+QUALITY = 90  # of JPEGs made smaller
 BELOW = 4  # rows beneath the last one whose colours its own are interpolated from, and more
 ORIENTATION = 0x0112  # the EXIF tag
 BITS, PHOTOMETRIC = 258, 262  # TIFF's
 CONVERTED = ("CMYK", "YCbCr", "LAB", "HSV")
 
 
-def read_image(path: Path, exif: bool = False, background: Colour | None = None) -> Tensor:
+def read_image(
+    path: Path, exif: bool = False, background: Colour | None = None, data: np.ndarray | None = None
+) -> Tensor:
     """The image as uint8 RGB (3, H, W), pixel for pixel what PIL's `Image.open(path).convert("RGB")` gives, whatever
     the file's name says about its format. The memory behind it is (H, W, 3), as decoders write it.
 
@@ -43,21 +46,28 @@ def read_image(path: Path, exif: bool = False, background: Colour | None = None)
             torchvision's ImageFolder, with which the published networks were trained, does not. (PIL turns TIFF in any
             case.)
         background: on which transparent pixels are laid; None: their hidden colours show.
+        data: the content instead of the file's, uint8.
 
     Raises:
         UnreadableSample: a missing, empty, truncated or damaged file, one that is no image, and one of numbers without
             a defined range (floating-point, 32-bit or signed ones).
     """
-    return _read(_content(path), path, exif, background)
+    return _read(_content(path) if data is None else data, path, exif, background)
 
 
-def read_box(path: Path, box: BoxOf, exif: bool = False, background: Colour | None = None) -> Tensor:
+def read_box(
+    path: Path,
+    box: BoxOf,
+    exif: bool = False,
+    background: Colour | None = None,
+    data: np.ndarray | None = None,
+) -> Tensor:
     """The pixels in `box(height, width)` of the image that `read_image` gives, which raises as this does.
 
     Of a JPEG the rows below the box are not decoded, which saves the time for them, and so damage there is not found; a
     file that is cut off is.
     """
-    data = _content(path)
+    data = _content(path) if data is None else data
     frame = None if exif else _frame(data)
     if frame is not None:
         at, height, width = frame
@@ -70,6 +80,21 @@ def read_box(path: Path, box: BoxOf, exif: bool = False, background: Colour | No
     image = _read(data, path, exif, background)
     top, left, tall, wide = place if frame else box(*image.shape[1:])
     return image[:, top : top + tall, left : left + wide]
+
+
+def bounded(path: Path, side: int, exif: bool = False, background: Colour | None = None) -> np.ndarray:
+    """The content of an image's file, uint8; where its short side is longer than `side` pixels, that of a JPEG (quality
+    `QUALITY`, 4:2:0) of what `read_image` gives, resized to that (antialiased bilinear). Raises as `read_image`."""
+    data = _content(path)
+    frame = _frame(data)
+    height, width = frame[1:] if frame else _with_pil(data, path, lambda image: _size(image, exif))
+    if min(height, width) <= side:
+        return data
+    from torchvision.transforms.v2.functional import resize
+
+    image = _read(data, path, exif, background)
+    smaller = resize(image, [side]).permute(1, 2, 0).contiguous().numpy()
+    return np.frombuffer(bytearray(simplejpeg.encode_jpeg(smaller, QUALITY, colorsubsampling="420")), np.uint8)
 
 
 def image_size(path: Path, exif: bool = False) -> tuple[int, int]:
