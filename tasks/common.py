@@ -10,12 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor, nn
 
-from tdaf.errors import UserError, within
+from tdaf.errors import UserError
 from tdaf.media import archive
 from tdaf.media.drawing import labelled
 from tdaf.model.classifier import Probabilities, log_probabilities
 from tdaf.model.normalise import Normalise
 from tdaf.model.staged import Staged
+from tdaf.ranges import within
 from tdaf.task import Batch, Dataset, Media
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 _OF_NAMES_AND_RIGHTS = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
@@ -52,23 +50,6 @@ def explained_files() -> Iterator[None]:
         yield
     except OSError as error:
         raise explain_file(error) or error from error.__cause__
-
-
-def within(interval: str | None, /, **settings: Any) -> None:
-    """Raises UserError for the first setting whose number, or number of a list, is not finite or lies outside of
-    `interval`, such as "[0, 1)"; what is no number passes."""
-    low, high = map(float, interval[1:-1].split(",")) if interval else (-math.inf, math.inf)
-    for name, value in settings.items():
-        shown = f"{name}={f'{value:g}' if isinstance(value, float) else str(value).replace(' ', '')}: give"
-        for number in value if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(number, bool) or not isinstance(number, (int, float)):
-                continue
-            if isinstance(number, float) and not math.isfinite(number):
-                raise UserError(f"{shown} a finite number")
-            if number < low or (number == low and interval[0] == "("):
-                raise UserError(f"{shown} {f'a number above {low:g}' if interval[0] == '(' else f'{low:g} or more'}")
-            if number > high or (number == high and interval[-1] == ")"):
-                raise UserError(f"{shown} {'less than' if interval[-1] == ')' else 'at most'} {high:g}")
 
 
 @contextmanager

@@ -7,7 +7,6 @@ A user's own class (a `_target_` of another package) judges its settings itself.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,9 +71,7 @@ def check_ranges(settings: Mapping[str, Any], where: str = "") -> None:
         elif isinstance(value, list) and len(value) != LENGTHS.get(str(name), len(value)):
             hint = f"{LENGTHS[name]} numbers, as [a,b{',c' if LENGTHS[name] == 3 else ''}]"
         else:
-            for number in value if isinstance(value, list) else [value]:
-                if isinstance(number, (int, float)) and not isinstance(number, bool):
-                    hint = hint or _outside(number, interval)
+            hint = _outside(value, interval)
         if hint:
             raise UserError(f"{key}={as_written(value)}: give {hint}")
 
@@ -86,16 +83,23 @@ def as_written(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).replace(" ", "")
 
 
-def _outside(number: float, interval: str | None) -> str:
-    """What to give instead of a number that is not in the interval."""
-    if isinstance(number, float) and not math.isfinite(number):
-        return "a finite number"
-    if interval is None:
-        return ""
-    low, high = (float(bound) for bound in re.findall(r"-?[\d.]+", interval))
-    open_low, open_high = interval[0] == "(", interval[-1] == ")"
-    if number < low or (open_low and number == low):
-        return f"a number above {low:g}" if open_low else f"{low:g} or more"
-    if number > high or (open_high and number == high):
-        return f"{'less than' if open_high else 'at most'} {high:g}"
+def within(interval: str, /, **settings: Any) -> None:
+    """The same for an interval that only the caller knows, such as "[0, 1)" or "[1, inf)"."""
+    for name, value in settings.items():
+        if hint := _outside(value, interval):
+            raise UserError(f"{name}={as_written(value)}: give {hint}")
+
+
+def _outside(value: Any, interval: str | None) -> str:
+    """What to give instead of a number, or a list with one, that is not in the interval; "" for all else."""
+    low, high = map(float, interval[1:-1].split(",")) if interval else (-math.inf, math.inf)
+    for number in value if isinstance(value, (list, tuple)) else [value]:
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            continue
+        if isinstance(number, float) and not math.isfinite(number):
+            return "a finite number"
+        if number < low or (number == low and interval and interval[0] == "("):
+            return f"a number above {low:g}" if interval[0] == "(" else f"{low:g} or more"
+        if number > high or (number == high and interval and interval[-1] == ")"):
+            return f"{'less than' if interval[-1] == ')' else 'at most'} {high:g}"
     return ""

@@ -15,10 +15,11 @@ from tasks.action.data import Clips, Timing, Windows
 from tasks.action.evaluator import Record, VideoAccuracy, video_probabilities
 from tasks.action.transforms import Transform
 from tasks.common import ClassTask, Source
-from tdaf.errors import UserError, within
+from tdaf.errors import UserError
 from tdaf.media.drawing import labelled
 from tdaf.model.classifier import Classifier, LinearHead
 from tdaf.model.staged import Staged
+from tdaf.ranges import within
 from tdaf.task import Batch
 
 WINDOWS = {"clip": 3, "hara": None, "30view": 10}  # of a video, by protocol; None: all that do not overlap

@@ -18,12 +18,13 @@ from torchvision.transforms.v2.functional import resize
 
 from tasks.action.layouts import KINETICS, Hmdb51Layout, KineticsLayout, Listing, Ucf101Layout
 from tasks.common import Names, check_num_classes, data_root
-from tdaf.errors import UnreadableSample, UserError, within
+from tdaf.errors import UnreadableSample, UserError
 from tdaf.media import archive
 from tdaf.media.clip import FrameChoice, read_clip
 from tdaf.media.files import is_data, read_skip_list
 from tdaf.media.image import read_image
 from tdaf.media.video import count_frames, decode_whole
+from tdaf.ranges import within
 from tdaf.streams import Bar
 
 FRAME_FILE = re.compile(r"(.*\D)?(\d+)\.(?:jpe?g|png)", re.IGNORECASE)

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from tasks.classification import ilsvrc
 from tasks.common import Names, check_num_classes, data_root, existing, some
-from tdaf.errors import UnreadableSample, UserError, within
+from tdaf.errors import UnreadableSample, UserError
 from tdaf.media import archive
 from tdaf.media.files import IMAGES, files_below, folders_in, left_out, read_skip_list
 from tdaf.media.image import QUALITY, BoxOf, Colour, bounded, checked_background, image_notes, read_box, read_image
+from tdaf.ranges import within
 
 LAYOUT = (
     "expected train/<class>/*.JPEG and val/<class>/*.JPEG (also .jpg, .png, ...), each also as a .tar or .zip, or "

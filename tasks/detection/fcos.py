@@ -21,8 +21,9 @@ from torch.nn import functional as F
 from torchvision.ops import batched_nms, sigmoid_focal_loss
 
 from tdaf.engine import dist
-from tdaf.errors import UserError, within
+from tdaf.errors import UserError
 from tdaf.model.staged import Staged
+from tdaf.ranges import within
 
 Outputs = dict[str, Any]
 BACKBONE_LEVELS = 3  # pyramid levels that have a map of the backbone: C3 to C5

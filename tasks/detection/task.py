@@ -16,11 +16,12 @@ from tasks.detection.data import Detections, PredictDataset
 from tasks.detection.evaluator import CocoBoxes, Record
 from tasks.detection.fcos import VARIANTS, Decoder, FcosNetwork, Outputs, assign, locations, losses
 from tasks.detection.transforms import Transform
-from tdaf.errors import UserError, within
+from tdaf.errors import UserError
 from tdaf.media.drawing import boxes as with_boxes
 from tdaf.media.drawing import colour, dots
 from tdaf.model.freeze import MODES, fix_batch_norm, freeze_stages
 from tdaf.model.staged import Staged
+from tdaf.ranges import within
 from tdaf.task import Batch
 
 STRIDES = (8, 16, 32, 64, 128)  # of the pyramid on a published backbone

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as v2F
 
-from tdaf.errors import UserError, within
+from tdaf.errors import UserError
+from tdaf.ranges import within
 
 
 class View(NamedTuple):

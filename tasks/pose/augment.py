@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from tdaf.errors import within
+from tdaf.ranges import within
 
 Array = NDArray[np.float64]
 PADDING = 1.25

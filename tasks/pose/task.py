@@ -17,10 +17,11 @@ from tasks.pose.augment import Augmentation, framed
 from tasks.pose.data import Persons, PredictDataset, annotated, detected, people_in
 from tasks.pose.evaluator import KeypointAP, Record, in_image, in_input, oks_nms, rescored
 from tasks.pose.simplepose import KeyPoints, PoseNetwork, deconvolved, encode, flip_merged, heatmap_loss
-from tdaf.errors import UserError, within
+from tdaf.errors import UserError
 from tdaf.media.drawing import boxes as with_boxes
 from tdaf.media.drawing import heat, skeletons
 from tdaf.model.staged import Staged
+from tdaf.ranges import within
 from tdaf.task import Batch
 
 
