@@ -1,12 +1,12 @@
 """Attention maps of every flow and stage over pictures and videos (paper, Fig. 3b), and what the flows differ in:
 
     python scripts/attention.py checkpoint=RUN_FOLDER [input=IMAGE_OR_FOLDER_OR_VIDEO] [out=attention] [style=both]
-                                [scale=full] [tile=320] [moments=4] [video=false] [samples=4] [statistics=64]
-                                [trust=MODULE] [key=value ...]
+                                [scale=full] [tile=320] [moments=4] [samples=4] [statistics=64] [trust=MODULE]
+                                [key=value ...]
 
 OUT/NAME.png of each input has what the network saw at its left, then a row a flow and a column a stage, each mask in
-its place over the picture; sizes are height x width. Of a video it shows `moments` moments; video=true also draws all
-of it, into OUT/NAME.mp4. Without `input`, `samples` of the run's validation samples are drawn, evenly over the split.
+its place over the picture; sizes are height x width. Of a video it shows `moments` moments. Without `input`, `samples`
+of the run's validation samples are drawn, evenly over the split.
 style: overlay, over the picture in grey; mask, by itself; both. scale: full, from 0 to 1; own, from each mask's
 smallest value to its largest, for masks that hardly differ from place to place. tile: pixels of a mask's long side, or
 about so.
@@ -21,19 +21,18 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from fractions import Fraction
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import tdaf.cli.ending  # noqa: F401  first: from here on Ctrl-C is a line
 from tdaf.cli.evaluation import media_files, open_to_predict, write_pictures, write_text
 from tdaf.cli.script import Positive, main
 from tdaf.errors import RunError, UnreadableSample, UserError
 from tdaf.media.files import is_video
+from tdaf.streams import Bar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,15 +51,14 @@ LEGEND = (
 )
 
 
-@dataclass(frozen=True)
-class Subject:
-    """One picture to draw. title: over it. target: its file, below `out`, without an ending. indices: its samples, in
-    their order. fps: of a video."""
+class Subject(NamedTuple):
+    """One picture to draw. title: over it. target: its file, below `out`. indices: its samples, in their order.
+    moving: whether they are of a video."""
 
     title: str
     target: Path
     indices: Sequence[int]
-    fps: Fraction | None = None
+    moving: bool = False
 
 
 def attention(
@@ -72,7 +70,6 @@ def attention(
     scale: Literal["full", "own"] = "full",
     tile: Positive = 320,
     moments: Positive = 4,
-    video: bool = False,
     samples: Positive = 4,
     statistics: Positive = 64,
     trust: list[str] | None = None,
@@ -80,121 +77,91 @@ def attention(
 ) -> None:
     paths, base = media_files(input, out) if input else ([], Path())
     run, options = open_to_predict(checkpoint, rest, attention, trust or ())
-    from tdaf.engine.predict import Predictor, progress  # torch takes seconds to import; a mistake above needs none
+    from tdaf.engine.predict import Predictor  # torch takes seconds to import; a mistake above needs none
+    from tdaf.media.attention_sheet import sheet
+    from tdaf.model.maps import mask_eta, mask_strides
 
     if options and not paths:
         name, value = next(iter(options.items()))
         raise UserError(f"{name}={value}: this goes with input=...; of validation samples there is no such setting")
     predictor = Predictor(run)
-    drawing = Drawing(predictor, out, {"style": style, "scale": scale}, tile)
+    strides, eta = mask_strides(predictor.network), mask_eta(predictor.network)
+    if eta is None:
+        raise UserError(f"{run.path} has no attention maps: {_why_none(run.settings)}")
+    left_out: dict[str, str] = {}
     if paths:
         dataset = predictor.task.predict_dataset(paths, **options)
         subjects = list(_of_files(dataset, base))
-        drawing.left_out |= {str(path): why for path, why in dataset.pictures.faults.items()}
+        left_out |= {str(path): why for path, why in dataset.pictures.faults.items()}
     else:
         dataset = run.task(data=True).dataset("val")
         evenly = _evenly(dataset, samples)
-        subjects = [Subject(f"val: {dataset.name(index)}", Path(f"val-{index:05}"), [index]) for index in evenly]
-    with progress("attention", len(subjects)) as bar:
+        subjects = [Subject(f"val: {dataset.name(index)}", Path(f"val-{index:05}.png"), [index]) for index in evenly]
+    files = []
+    with Bar("attention", len(subjects)) as bar:
         for subject in subjects:
-            drawing.draw(dataset, subject, moments)
-            if video and subject.fps:
-                drawing.film(dataset, subject)
+            if panels := list(_panels(predictor, dataset, subject, moments, left_out)):
+                side = max(1, round(tile * (SEVERAL if panels[1:] else 1)))
+                drawn = sheet(panels, strides, eta, subject.title, tile=side, style=style, scale=scale)
+                write_pictures(out / subject.target, [drawn])
+                files.append(subject.target)
             bar.advance()
-    for name, why in drawing.left_out.items():
+    for name, why in left_out.items():
         print(f"left out {name}: {why}", file=sys.stderr)
-    if not drawing.files:
+    if not files:
         raise RunError(f"not one of {len(subjects)} inputs could be drawn")
     print(_statistics(predictor, dataset, statistics, out))
-    more = f" and {len(drawing.files) - 1} more" if drawing.files[1:] else ""
-    print(f"drawn in {out}: {drawing.files[0].relative_to(out)}{more}; statistics.json")
+    more = f" and {len(files) - 1} more" if files[1:] else ""
+    print(f"drawn in {out}: {files[0]}{more}; statistics.json")
 
 
-class Drawing:
-    """Draws sheets of attention maps into a folder.
+def _panels(
+    predictor: Predictor, dataset: Dataset, subject: Subject, moments: int, left_out: dict[str, str]
+) -> Iterator[Panel]:
+    """Of images of all samples; of clips and videos `moments` moments, evenly over their time. A sample that cannot be
+    read is left out, with the reason."""
+    from tdaf.engine.visualize import attention_panels
+    from tdaf.model.maps import attention_maps
 
-    files: those that were written. left_out: what could not be read, or not to its end, with the reason.
-    """
+    length = _length(predictor, dataset, subject)
+    total = len(subject.indices) * (length or 1)
+    count = min(moments, total) if length or subject.moving else total
+    places = [int((moment + 0.5) / count * total) for moment in range(count)]
+    for sample, group in groupby(places, lambda place: place // (length or 1)):
+        index = subject.indices[sample]
+        try:
+            x = dataset.collate([dataset[index]])["input"]
+        except UnreadableSample as error:
+            left_out[dataset.name(index)] = str(error)
+            continue
+        title = Path(dataset.name(index)).name if subject.moving else f"{sample + 1} of {len(subject.indices)}"
+        with predictor.precision.autocast():
+            masks = attention_maps(predictor.network, x.to(predictor.precision.device))
+        frames = [place % length for place in group] if length else None
+        yield from attention_panels(x, masks, 0, frames, title if len(subject.indices) > 1 else "")
 
-    def __init__(self, predictor: Predictor, out: Path, look: dict[str, str], tile: int) -> None:
-        from tdaf.model.maps import mask_eta, mask_strides
 
-        self.predictor, self.out, self.look, self.tile = predictor, out, look, tile
-        self.strides, self.eta = mask_strides(predictor.network), mask_eta(predictor.network)
-        if self.eta is None:
-            raise UserError(f"{predictor.run.path} has no attention maps: {_why_none(predictor.run.settings)}")
-        self.files: list[Path] = []
-        self.left_out: dict[str, str] = {}
+def _length(predictor: Predictor, dataset: Dataset, subject: Subject) -> int:
+    """Frames of a clip; 0 of images, and where no sample can be read."""
+    from tdaf.model.flows import TDAF
 
-    def draw(self, dataset: Dataset, subject: Subject, moments: int) -> None:
-        """One picture, on one sheet; of clips and videos `moments` moments."""
-        panels = list(self._panels(dataset, subject, moments))
-        if panels:
-            target = self.out / subject.target.with_name(subject.target.name + ".png")
-            write_pictures(target, [self._sheet(panels, subject, 1.0 if len(panels) == 1 else SEVERAL)])
-            self.files.append(target)
-
-    def film(self, dataset: PredictDataset, subject: Subject) -> None:
-        """All of a video: a sheet a frame that the network saw, at such a rate that it lasts as long as the video."""
-        target = self.out / subject.target.with_name(subject.target.name + ".mp4")
-        frames = sum(len(dataset.shown(index)) for index in subject.indices)
-        fps = subject.fps * len(subject.indices) * (self._length(dataset, subject) or 1) / frames
-        panels = self._panels(dataset, subject, None)
-        write_pictures(target, (self._sheet([panel], subject) for panel in panels), fps)
-        self.files.append(target)
-
-    def _sheet(self, panels: list[Panel], subject: Subject, share: float = 1.0) -> Tensor:
-        from tdaf.media.attention_sheet import sheet
-
-        tile = max(1, round(share * self.tile))
-        return sheet(panels, self.strides, self.eta, subject.title, tile=tile, **self.look)
-
-    def _panels(self, dataset: Dataset, subject: Subject, moments: int | None) -> Iterator[Panel]:
-        """Of `moments` moments of clips and videos, evenly over their time, or (None) of all; of images of all samples.
-        Of a sample that cannot be read there is none."""
-        from tdaf.engine.visualize import attention_panels
-        from tdaf.model.maps import attention_maps
-
-        length = self._length(dataset, subject)
-        total = len(subject.indices) * (length or 1)
-        count = min(moments or total, total) if length or subject.fps else total
-        places = [int((moment + 0.5) / count * total) for moment in range(count)]
-        for sample, group in groupby(places, lambda place: place // (length or 1)):
-            index = subject.indices[sample]
-            try:
-                x = dataset.collate([dataset[index]])["input"]
-            except UnreadableSample as error:
-                self.left_out[dataset.name(index)] = str(error)
-                continue
-            title = Path(dataset.name(index)).name if subject.fps else f"{sample + 1} of {len(subject.indices)}"
-            with self.predictor.precision.autocast():
-                masks = attention_maps(self.predictor.network, x.to(self.predictor.precision.device))
-            frames = [place % length for place in group] if length else None
-            yield from attention_panels(x, masks, 0, frames, title if len(subject.indices) > 1 else "")
-
-    def _length(self, dataset: Dataset, subject: Subject) -> int:
-        """Frames of a clip; 0 of images, and where no sample can be read."""
-        from tdaf.model.flows import TDAF
-
-        tdaf = next(module for module in self.predictor.network.modules() if isinstance(module, TDAF))
-        for index in subject.indices if tdaf.dims == 3 else ():
-            try:
-                return dataset[index]["input"].shape[-3]
-            except UnreadableSample:
-                continue
-        return 0
+    tdaf = next(module for module in predictor.network.modules() if isinstance(module, TDAF))
+    for index in subject.indices if tdaf.dims == 3 else ():
+        try:
+            return dataset[index]["input"].shape[-3]
+        except UnreadableSample:
+            continue
+    return 0
 
 
 def _of_files(dataset: PredictDataset, base: Path) -> Iterator[Subject]:
     """A picture a file."""
     media = dataset.pictures
     for path, group in groupby(range(len(dataset)), lambda index: media.file(dataset.shown(index)[0])):
-        indices, name = list(group), path.relative_to(base)
-        if is_video(path):
-            yield Subject(str(name), name, indices, media.fps(path))
-        else:
-            more = f" (the first {MOST} of {len(indices)})" if len(indices) > MOST else ""
-            yield Subject(f"{name}{more}", name, indices[:MOST])
+        indices, name, moving = list(group), path.relative_to(base), is_video(path)
+        several = len(indices) > MOST and not moving
+        title = f"{name} (the first {MOST} of {len(indices)})" if several else str(name)
+        yield Subject(title, name.with_name(f"{name.name}.png"), indices[:MOST] if several else indices, moving)
 
 
 def _evenly(dataset: Dataset, count: int) -> list[int]:
@@ -233,28 +200,7 @@ def _statistics(predictor: Predictor, dataset: Dataset, count: int, out: Path) -
         "flows": [{"part": part, "flow": flow, **asdict(one)} for (part, flow), one in flows.items()],
     }
     write_text(out / "statistics.json", json.dumps(document, indent=2) + "\n")
-    size = {place: "differs" if one.size is None else "x".join(map(str, one.size)) for place, one in gates.items()}
-    gate_rows = [
-        {"gate": f"flow {place[0]}, stage {place[1]}", **asdict(one), "size": size[place]}
-        for place, one in gates.items()
-    ]
-    flow_rows = [{"batch norms": part, "flow": flow, **asdict(one)} for (part, flow), one in flows.items()]
-    return f"{_markdown(gate_rows)}\n\n{_markdown(flow_rows)}\n\n{LEGEND} {_claim(flows)}".rstrip() + "\n"
-
-
-def _claim(flows: dict[tuple[str, int], Any]) -> str:
-    """What the paper says of the flows' means (Sec. 3.1), counted; empty where nothing can be compared."""
-    means = defaultdict(list)
-    for (part, _), one in sorted(flows.items(), key=lambda entry: entry[0][1]):
-        means[part].append(one.mean)
-    compared = [own for part, own in means.items() if part.startswith("stage") and len(own) > 1]
-    if not compared:
-        return ""
-    smaller = sum(own[-1] < own[0] for own in compared)
-    return (
-        f"The last flow's mean of |running mean| is below the first one's in {smaller} of {len(compared)} stages "
-        "(paper, Sec. 3.1: hind flows usually have smaller means)."
-    )
+    return f"{_markdown(document['gates'])}\n\n{_markdown(document['flows'])}\n\n{LEGEND}\n"
 
 
 def _markdown(rows: list[dict[str, Any]]) -> str:
@@ -266,6 +212,8 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "x".join(map(str, value))
     if not isinstance(value, float):
         return "-" if value is None else str(value)
     return f"{value:.3g}" if abs(value) >= 1000 else f"{value:.3f}"

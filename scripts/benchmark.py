@@ -4,8 +4,8 @@
                                 [size=224] [device=auto] [threads=N] [pairs=N] [images=160]
                                 [out=PATH]
 
-what: startup, loader, archives, trainer, model, bridge, fold, memory, compile, onnx, detection, pose, clips, latency;
-    all by default.
+what: startup, loader, archives, trainer, model, bridge, fold, memory, compile, detection, clips, latency; all by
+    default.
 backbone: res50 by default, and for latency a table each of res50 and res101. batch: 8 by default, 128 on a GPU.
 device: auto, cpu or cuda. threads: of torch in this process.
 pairs: timed rounds of each measurement, instead of its own number. images: files for the loaders, a multiple of 32.
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 Images = Annotated[int, "a multiple of 32, 64 or more", lambda value: value >= 64 and value % 32 == 0]
 network = partial(Row, of="TDAF", to="plain", reference=True)  # its bar is for one network and batch
 rate = partial(Row, of="ours", rate=True)
-listing = partial(Row, to="torchvision's ImageFolder", measured="archive_listing")
 startup = partial(Row, to="import torch", measured="startup")
 
 # A subject: the functions of scripts/benchmarks/ that measure it, and its table with the bars, which are this project's
@@ -47,16 +46,14 @@ startup = partial(Row, to="import torch", measured="startup")
 MEASURED_BY = {
     "startup": ("process.startup",),
     "loader": ("data.loader",),
-    "archives": ("archives.reading", "archives.listing"),
+    "archives": ("data.archives",),
     "trainer": ("process.trainer",),
     "model": ("networks.gflops", "networks.forward", "networks.training"),
     "bridge": ("networks.bridge",),
     "fold": ("networks.folding",),
     "memory": ("networks.memory", "networks.traffic"),
     "compile": ("networks.compiled",),
-    "onnx": ("networks.exported",),
     "detection": ("networks.detection",),
-    "pose": ("data.pose_crops", "data.pose_loader", "networks.pose_training"),
     "clips": ("data.clips",),
     "latency": ("networks.gflops", "networks.memory", "networks.inference", "networks.training", "networks.compiled"),
 }
@@ -69,17 +66,14 @@ ROWS = {
     "loader": [
         rate("loader", "image loader, images/s", to="PIL + torchvision v1 transforms", low=1.9),
         rate("loader_timm", "image loader, images/s", to="timm's create_loader", measured="loader", low=1.55),
+        rate(
+            "loader_cache", "image loader, images/s", of="data.cache=ram, cache_side=256", to="ours", measured="loader"
+        ),
     ],
     "archives": [
-        *(
-            Row(f"archive_{kind}_{form.replace(' ', '_')}", what, form, "folder", f"archive_{kind}", low, rate=True)
-            for form, low in (("tar", 0.98), ("stored zip", 0.98), ("deflated zip", None))
-            for kind, what in (("reading", f"image loader, {form}"), ("work", f"the same, of a core's work, {form}"))
-        ),
-        listing("archive_first", "listing 1,281,167 files once", of="tar, first time"),
-        listing("archive_again", "listing them again", of="tar, its list kept"),
-        listing("archive_memory", "MB for that list", of="tar, its list kept", measured="archive_memory"),
-        listing("archive_memory_first", "MB for that list, at most", of="tar, first time", measured="archive_memory"),
+        Row(f"archive_{kind}_{form.replace(' ', '_')}", what, form, "folder", f"archive_{kind}", low, rate=True)
+        for form, low in (("tar", 0.98), ("stored zip", 0.98), ("deflated zip", None))
+        for kind, what in (("reading", f"image loader, {form}"), ("work", f"the same, of a core's work, {form}"))
     ],
     "trainer": [
         Row("trainer", "Trainer's step, small network", "Trainer", "bare PyTorch loop", high=1.01),
@@ -114,28 +108,16 @@ ROWS = {
         network("compiled", "forward, both compiled", device="gpu", high=1.30),
         network("compiled_training", "training step, both compiled", device="gpu", high=1.35),
     ],
-    "onnx": [
-        Row("onnx", "forward, TDAF", of="TDAF onnxruntime", to="TDAF folded", device="cpu"),
-        Row("onnx_plain", "forward, plain", of="plain onnxruntime", to="plain folded", measured="onnx", device="cpu"),
-    ],
     "detection": [
         network("fcos_gflops", "GFLOPs of FCOS, 800x1344", low=1.091, high=1.101),
         network("fcos", "forward of FCOS, 800x1344", device="cpu", high=1.14),
         network("fcos", "forward of FCOS, 800x1344", device="gpu"),
-    ],
-    "pose": [
-        rate("pose_crop", "crop of a person, crops/s", to="PIL's transform"),
-        rate("pose_crop_opencv", "crop of a person, crops/s", to="OpenCV's warpAffine", measured="pose_crop"),
-        rate("pose_loader", "pose loader, images/s", to="PIL + NumPy in PyTorch's DataLoader"),
-        network("pose_gflops", "GFLOPs of the pose network"),
-        network("pose_training", "training step, pose network"),
     ],
     "clips": [
         rate(f"{name}_{gop}{end}", f"{what}, a key frame every {gop}", to=peer, measured=f"{name}_{gop}", low=low)
         for name, what, peer, end, bars in (
             ("clips", "clip loader, clips/s", "plain PyAV", "", {250: 1.55, 12: 1.7}),
             ("clips", "clip loader, clips/s", "torchcodec", "_torchcodec", {250: 1.1, 12: 1.05}),
-            ("clips_one", "clips in one process, clips/s", "plain PyAV", "", {250: None, 12: None}),
             ("clips_work", "clips a second of a core's work", "plain PyAV", "", {250: None, 12: None}),
             ("clips_work", "clips a second of a core's work", "torchcodec", "_torchcodec", {250: None, 12: None}),
         )

@@ -8,7 +8,7 @@ as data.skip_list leaves out is in the new one again. Printed are the files that
 those are in each folder, which in most layouts is a class, and a table: of each split the files read, with what was
 mended or is to be looked at in how many of them; refused, by reasons; left out; and what is noted of the annotations.
 Of videos, every frame is decoded; scan=quick only looks for their frames, which finds what is missing, cut off or no
-video, but not damage within. scan=strict also decodes JPEGs with simplejpeg (pip install 'tdaf[check]') and refuses
+video, but not damage within. scan=strict also decodes JPEGs with simplejpeg and refuses
 those of whose damage other decoders only warn. Exit codes: 0 all can be read; 1 some cannot, and are in the list; 2 a
 mistake.
 """
@@ -18,7 +18,6 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +25,7 @@ import tdaf.cli.ending  # noqa: F401  first: from here on Ctrl-C is a line
 from tdaf.cli.script import main
 from tdaf.errors import UnreadableSample, UserError
 from tdaf.media.files import read_skip_list, write_skip_list
+from tdaf.streams import Bar
 
 Scan = Literal["full", "quick", "strict"]
 NAMED = 20  # files
@@ -37,8 +37,6 @@ def check(*, out: Path = Path("skip.txt"), scan: Scan = "full", rest: list[str])
     from tdaf.cli.compose import compose
 
     config = compose(rest)
-    if scan == "strict" and find_spec("simplejpeg") is None:
-        raise UserError("scan=strict needs simplejpeg: pip install 'tdaf[check]'")
     bad: dict[str, str] = {}
     sizes: Counter[str] = Counter()
     table = {split: _scan(config, split, scan, bad, sizes) for split in ("train", "val")}
@@ -93,7 +91,6 @@ def _scan(config: dict[str, Any], split: str, scan: Scan, bad: dict[str, str], s
     from tdaf.cli import build  # imports torch, for seconds; a misspelt setting needs none of it
     from tdaf.cli.run import loader_settings
     from tdaf.engine.data import EvaluationOrder, Loader
-    from tdaf.engine.predict import progress
 
     dataset: Any = build.task(config).dataset(split)
     files = getattr(dataset, "files", None)
@@ -110,7 +107,7 @@ def _scan(config: dict[str, Any], split: str, scan: Scan, bad: dict[str, str], s
         **{**vars(loader_settings(config)), "max_bad": None},
     )
     mended: Counter[str] = Counter()
-    with progress(split, -(-len(read) // batch)) as bar:
+    with Bar(split, -(-len(read) // batch)) as bar:
         for found in loader:
             mended.update(found.get("notes", ()))
             bar.advance()

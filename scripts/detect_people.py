@@ -18,7 +18,7 @@ import sys
 import tempfile
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import yaml
 
@@ -26,6 +26,7 @@ import tdaf.cli.ending  # noqa: F401  first: from here on Ctrl-C is a line
 from tdaf.cli.evaluation import open_run, write_text, writing
 from tdaf.cli.script import Positive, Share, hint, main
 from tdaf.errors import RunError, UnreadableSample, UserError
+from tdaf.streams import Bar
 
 if TYPE_CHECKING:
     from tasks.coco.source import CocoSplit
@@ -45,22 +46,35 @@ def detect(
     trust: list[str] | None = None,
     rest: list[str],
 ) -> int:
+    from tasks.pose.source import CocoKeypoints, person
+    from tdaf.build import checked
+
     if (checkpoint is None) == (detector is None):
         raise UserError("give checkpoint=RUN_FOLDER or detector=fasterrcnn_resnet50_fpn_v2, one of the two")
     overrides = [word for word in rest if not word.startswith("data.")]
     if overrides and checkpoint is None:
         own = [name.rstrip("_") for name in inspect.signature(detect).parameters if name != "rest"]
         raise UserError(f"{overrides[0]}: with detector= there is no such setting; {hint(overrides[0], own)}")
-    images = _split(split, [word for word in rest if word.startswith("data.")])
+    words = [word.removeprefix("data.").partition("=") for word in rest if word.startswith("data.")]
+    try:
+        settings = {key: yaml.safe_load(text) for key, _, text in words}
+    except yaml.YAMLError as error:
+        raise UserError(f"data: {str(error).splitlines()[0]}") from error
+    images = CocoKeypoints(**{"root": None, **checked(CocoKeypoints, settings, "data")}).split(split)
     with writing(out):  # a place that cannot be written shows before the detector has run for hours
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out.parent):
-            pass
+        tempfile.TemporaryFile(dir=out.parent).close()
     if checkpoint is not None:
         boxes, unreadable = _by_checkpoint(checkpoint, overrides, trust or [], images, class_, batch)
     else:
         boxes, unreadable = _by_torchvision(str(detector), images, class_)
-    results = _coco_results(boxes, images, score)
+    ids, category = images.annotations.image_ids.tolist(), person(images.annotations)[1]
+    results = [
+        {"image_id": ids[image], "category_id": category, "bbox": [round(x, 3) for x in box], "score": round(sure, 6)}
+        for image in sorted(boxes)
+        for box, sure in boxes[image]
+        if sure >= score
+    ]
     write_text(out, json.dumps(results, separators=(",", ":")) + "\n")
     for name, why in unreadable.items():
         print(f"left out {name}: {why}", file=sys.stderr)
@@ -69,18 +83,6 @@ def detect(
     count = len(images) - len(unreadable)
     print(f"{out}: {len(results)} boxes of {class_} with a score of {score:g} or more, {count} images")
     return 1 if unreadable else 0
-
-
-def _split(name: str, words: list[str]) -> CocoSplit:
-    """The images to look at, from the `data.` settings."""
-    from tasks.pose.source import CocoKeypoints
-    from tdaf.build import checked
-
-    try:
-        settings = {key.removeprefix("data."): yaml.safe_load(v) for key, _, v in (w.partition("=") for w in words)}
-    except yaml.YAMLError as error:
-        raise UserError(f"{' '.join(words)}: {str(error).splitlines()[0]}") from error
-    return CocoKeypoints(**{"root": None, **checked(CocoKeypoints, settings, "data")}).split(name)
 
 
 def _by_checkpoint(
@@ -108,8 +110,6 @@ def _by_torchvision(detector: str, split: CocoSplit, name: str) -> tuple[Boxes, 
     import torch
     from torchvision import models
 
-    from tdaf.engine.predict import progress
-
     known = models.list_models(module=models.detection)
     if detector not in known:
         raise UserError(f"detector={detector}: torchvision has no such detector; {hint(detector, known)}")
@@ -124,7 +124,7 @@ def _by_torchvision(detector: str, split: CocoSplit, name: str) -> tuple[Boxes, 
     network = network.eval().to(device)
     boxes: Boxes = {}
     unreadable: dict[str, str] = {}
-    with progress("detect", len(split)) as bar:
+    with Bar("detect", len(split)) as bar:
         for image in range(len(split)):
             bar.advance()
             try:
@@ -139,18 +139,6 @@ def _by_torchvision(detector: str, split: CocoSplit, name: str) -> tuple[Boxes, 
             corners[:, 2:] -= corners[:, :2]
             boxes[image] = list(zip(corners.tolist(), found["scores"][chosen].tolist(), strict=True))
     return boxes, unreadable
-
-
-def _coco_results(boxes: Boxes, split: CocoSplit, least: float) -> list[dict[str, Any]]:
-    """COCO's results, the images in the order of the split."""
-    from tasks.pose.source import person
-
-    ids, category = split.annotations.image_ids.tolist(), person(split.annotations)[1]
-    found = [(image, box, score) for image in sorted(boxes) for box, score in boxes[image] if score >= least]
-    return [
-        {"image_id": ids[k], "category_id": category, "bbox": [round(x, 3) for x in box], "score": round(score, 6)}
-        for k, box, score in found
-    ]
 
 
 def _check_class(name: str, classes: list[str]) -> None:

@@ -21,17 +21,18 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import tdaf.cli.ending  # noqa: F401  first: from here on Ctrl-C is a line
+from results.tabular import markdown_table
 from tdaf.cli.script import Positive, main
 from tdaf.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 SUBJECTS = {  # minutes
-    "model": 5, "fold": 5, "memory": 5, "compile": 15, "trainer": 5, "loader": 5, "detection": 5, "pose": 5,
+    "model": 5, "fold": 5, "memory": 5, "compile": 15, "trainer": 5, "loader": 5, "detection": 5,
     "latency": 20,
 }  # fmt: skip
 REAL = "demo.train=4000 demo.val=500 demo.size=256 trainer.epochs=20 trainer.evaluate_every=5 trainer.batch=128".split()
@@ -58,18 +59,6 @@ class Stage:
     minutes: float
 
 
-@dataclass
-class Outcome:
-    """How a stage ended: its exit code, or None where it ran out of time."""
-
-    code: int | None
-    seconds: float
-    command: str
-
-    def __str__(self) -> str:
-        return "out of time" if self.code is None else "done" if self.code == 0 else f"exit {self.code}"
-
-
 def gpu_day(
     *,
     out: Path,
@@ -88,20 +77,18 @@ def gpu_day(
         if name not in names:
             raise UserError(f"stages={','.join(stages)}: {name!r} is none of {', '.join(names)}")
     out.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, _interrupt)
-    for stage in everything:
-        if stages and stage.name not in stages:
-            continue
-        found = _outcome(out, stage.name)
-        if found is None or found.code != 0:
-            print(f"{stage.name} (at most {min(stage.minutes, limit or stage.minutes):g} min) ...", flush=True)
-            found = _run(stage, out, 60 * min(stage.minutes, limit or stage.minutes), device)
-            (out / f"{stage.name}.json").write_text(json.dumps(asdict(found)) + "\n")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    chosen = [stage for stage in everything if not stages or stage.name in stages]
+    for stage in chosen:
+        minutes = min(stage.minutes, limit or stage.minutes)
+        if _ended(out, stage.name).get("code") != 0:
+            print(f"{stage.name} (at most {minutes:g} min) ...", flush=True)
+            ended = json.dumps(_run(stage, out, 60 * minutes, device))
+            (out / f"{stage.name}.json").write_text(ended + "\n")
         _write_page(out, names)
-        print(f"{stage.name}: {found}, {found.seconds:.0f} s", flush=True)
+        print(f"{stage.name}: {_outcome(_ended(out, stage.name))}", flush=True)
     print(f"{out / 'gpu_day.md'}", flush=True)
-    outcomes = [_outcome(out, name) for name in stages or names]
-    return int(any(each is None or each.code != 0 for each in outcomes))
+    return int(any(_ended(out, stage.name).get("code") != 0 for stage in chosen))
 
 
 def _stages(out: Path, real: bool, settings: list[str]) -> list[Stage]:
@@ -122,58 +109,51 @@ def _stages(out: Path, real: bool, settings: list[str]) -> list[Stage]:
     ]
 
 
-def _run(stage: Stage, out: Path, seconds: float, device: str) -> Outcome:
-    """A stage in a process group of its own, ended where its time is up or this process is told to stop."""
-    command, begun = [sys.executable, *stage.arguments], time.monotonic()
+def _run(stage: Stage, out: Path, seconds: float, device: str) -> dict[str, Any]:
+    """A stage in a process group of its own. Where its time is up or this process is told to stop, coreutils' timeout
+    sends the group SIGTERM, so that a training saves, and a minute later SIGKILL. Returns how it ended."""
+    command, begun = ["timeout", "--kill-after=60", str(seconds), sys.executable, *stage.arguments], time.monotonic()
     shown = "..." if stage.arguments[0] == "-c" else " ".join(stage.arguments)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TDAF_GPU_TESTS_ON": device}
     with open(out / f"{stage.name}.txt", "ab") as said:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said, start_new_session=True)
-        try:
-            code = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:
-            _end(process)
-    return Outcome(code, time.monotonic() - begun, f"python {shown}")
+        with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said) as process:
+            try:
+                code = process.wait()
+            except KeyboardInterrupt:
+                process.terminate()
+                process.wait()
+                raise
+    return {"code": code, "seconds": round(time.monotonic() - begun), "command": f"python {shown}"}
 
 
-def _end(process: subprocess.Popen) -> None:
-    """SIGTERM to what is left of its group, so that a training saves; then SIGKILL."""
-    for number, seconds in ((signal.SIGTERM, 60), (signal.SIGKILL, 60)):
-        try:
-            os.killpg(process.pid, number)
-            process.wait(seconds)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
-
-
-def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
-
-
-def _outcome(out: Path, name: str) -> Outcome | None:
+def _ended(out: Path, name: str) -> dict[str, Any]:
+    """How a stage ended; empty where it has not."""
     try:
-        return Outcome(**json.loads((out / f"{name}.json").read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
+        return json.loads((out / f"{name}.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _outcome(ended: dict[str, Any]) -> str:
+    return {None: "not begun", 0: "done", 124: "out of time", 137: "out of time"}.get(
+        ended.get("code"), f"exit {ended.get('code')}"
+    )
 
 
 def _write_page(out: Path, names: list[str]) -> None:
-    lines = ["# A day on a GPU", "", "| stage | ended | seconds | command |", "|---|---|---:|---|"]
-    for name in names:
-        found = _outcome(out, name)
-        rest = f"{found} | {found.seconds:.0f} | `{found.command}`" if found else "not begun | |"
-        lines.append(f"| {name} | {rest} |")
+    every = {name: _ended(out, name) for name in names}
+    rows = [
+        [name, _outcome(one), str(one.get("seconds", "")), f"`{one['command']}`" if one else ""]
+        for name, one in every.items()
+    ]
+    parts = ["# A day on a GPU", markdown_table(["stage", "ended", "seconds", "command"], rows)]
     for name in ("environment", "tests", "training"):
         if (out / f"{name}.txt").is_file():
             said = (out / f"{name}.txt").read_text(errors="replace").splitlines()
-            lines += ["", f"## {name}", "", "```", *said[-(60 if name == "tests" else 40) :], "```"]
+            parts += [f"## {name}", "\n".join(["```", *said[-60:], "```"])]
     if (out / "benchmarks.md").is_file():
-        lines += ["", "## benchmarks", "", (out / "benchmarks.md").read_text().removeprefix("# Benchmarks\n").strip()]
-    (out / "gpu_day.md").write_text("\n".join(lines) + "\n")
+        parts += ["## benchmarks", (out / "benchmarks.md").read_text().removeprefix("# Benchmarks\n").strip()]
+    (out / "gpu_day.md").write_text("\n\n".join(parts) + "\n")
 
 
 if __name__ == "__main__":

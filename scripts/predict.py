@@ -26,6 +26,7 @@ from tdaf.cli.evaluation import media_files, open_run, open_to_predict, write_pi
 from tdaf.cli.script import Positive, main
 from tdaf.errors import RunError, UnreadableSample, UserError
 from tdaf.media.files import is_video
+from tdaf.streams import Bar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,13 +91,12 @@ def predict(
 def _draw(task: Task, predictions: Predictions, targets: dict[Path, Path]) -> tuple[Records, dict[str, str]]:
     """Draws every picture that can be read. Returns the pictures drawn, and by name what could not be read, or not to
     its end, with the reason."""
-    from tdaf.engine.predict import progress
 
     media = predictions.media
     left_out = {str(path): why for path, why in media.faults.items()}
     left_out |= {predictions.name(picture): why for picture, why in predictions.unreadable.items()}
     records: Records = []
-    with progress("draw", len(media)) as bar:
+    with Bar("draw", len(media)) as bar:
 
         def drawn(pictures: Iterable[int]) -> Iterator[Tensor | tuple[Tensor, float | None]]:
             for picture in pictures:

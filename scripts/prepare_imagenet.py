@@ -10,40 +10,37 @@ and for Hugging Face's parquet files, which only this reads.
     python scripts/prepare_imagenet.py root=DIR kaggle=FILE               imagenet-object-localization-challenge.zip
 
     root            the ImageNet folder, later data.root
-    train_tar       ILSVRC2012_img_train.tar, unpacked into ROOT/train/<wnid>/
-    val_tar         ILSVRC2012_img_val.tar, unpacked into ROOT/val/<wnid>/
     flat            folder with the flat validation images (ROOT/val)
     link=true       leaves the flat images where they are and links to them
     devkit          ILSVRC2012_devkit_t12, the folder or its .tar.gz
     ground_truth    ILSVRC2012_validation_ground_truth.txt, if not from the devkit
     synsets         text file, one wnid a line in the order of ILSVRC2012_ID, if not from the devkit's meta.mat
     parquet         folder with train-*.parquet and validation-*.parquet
-    kaggle          Kaggle's zip
-    tar=true        with parquet or kaggle: ROOT/train.tar and ROOT/val.tar instead of folders
+    tar=true        ROOT/train.tar and ROOT/val.tar instead of folders
 
-It may be stopped at any moment: run again, it goes on, and a finished folder or tar is left as it is.
+It may be stopped at any moment: run again, it goes on, and a finished file is left as it is.
 """
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import re
 import shutil
 import sys
-import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 import tdaf.cli.ending  # noqa: F401  first: from here on Ctrl-C is a line
-from tasks.classification.ilsvrc import INSIDE, KAGGLE, SOLUTION, WNID, solution, validation_wnids
+from tasks.classification.ilsvrc import INSIDE, SOLUTION, WNID, solution, validation_wnids
 from tdaf.cli.script import main
 from tdaf.errors import RunError, UnreadableSample, UserError
 from tdaf.media import archive
+from tdaf.media.files import refuse_unreadable
 from tdaf.media.tar import Writer
+
+Image = tuple[str, str | bytes]  # <wnid>/<file>, and its path or content
 
 
 def prepare_imagenet(
@@ -69,8 +66,6 @@ def prepare_imagenet(
     labelled = devkit or ground_truth
     if not (train_tar or labelled or parquet or kaggle):
         raise UserError("nothing to do: give train_tar=, parquet=, kaggle=, or devkit= (or ground_truth= and synsets=)")
-    if tar and not (parquet or kaggle):
-        raise UserError("tar=true: this is for parquet= and kaggle=; the official tars are trained from as they are")
     for path in (train_tar, val_tar, ground_truth, synsets, kaggle):
         if path and not path.is_file():
             raise UserError(f"{path}: no such file")
@@ -79,93 +74,65 @@ def prepare_imagenet(
     try:
         if parquet or kaggle:
             for split in ("train", "val"):
-                write_split(
-                    root, split, parquet_images(parquet, split) if parquet else kaggle_images(kaggle, split), tar
-                )
+                labels = solution(kaggle / SOLUTION) if kaggle and split == "val" else {}
+                place = f"{kaggle}/{INSIDE}/{split}"
+                write_split(root, split, parquet_images(parquet, split) if parquet else images(place, labels), tar)
             return
         wnids = validation_wnids(devkit, ground_truth, synsets) if labelled else []
+        labels = {f"ILSVRC2012_val_{number:08d}": wnid for number, wnid in enumerate(wnids, 1)}
         if train_tar:
-            unpack_train(train_tar, root)
+            write_split(root, "train", images(str(train_tar), {}), tar)
         if val_tar:
-            print(unpack_val(val_tar, root / "val", wnids))
+            write_split(root, "val", images(str(val_tar), labels), tar)
         elif labelled:
-            print(sort_val(flat or root / "val", root / "val", wnids, link))
-    except tarfile.TarError as error:
-        archives = " or ".join(str(path) for path in (train_tar, val_tar, devkit) if path)
-        raise RunError(f"{archives} is damaged or no archive; bring it again, then run the same command") from error
+            sort_val(flat or root / "val", root / "val", labels, link)
     except (OSError, UnreadableSample) as error:
         raise RunError(f"{error}; run the same command again to go on") from error
 
 
-def sort_val(flat: Path, val: Path, wnids: list[str], link: bool) -> str:
-    """Moves or links each flat image into its class folder under `val`; says how many."""
+def sort_val(flat: Path, val: Path, labels: dict[str, str], link: bool) -> None:
+    """Moves or links each flat image into its class folder under `val`; prints how many."""
     if not flat.is_dir():
         raise UserError(f"{flat}: no such folder; flat= or root= must lead to the validation images")
-    targets = _targets(val, wnids)
     lying = set(os.listdir(flat))
-    todo = {name: target for name, target in targets.items() if not target.exists()}
+    todo = {f"{name}.JPEG": wnid for name, wnid in labels.items() if not (val / wnid / f"{name}.JPEG").exists()}
     missing = [name for name in todo if name not in lying]
     if missing:
         raise UserError(
-            f"{len(missing)} of {len(wnids)} validation images are neither in {flat} nor in their class folder, "
+            f"{len(missing)} of {len(labels)} validation images are neither in {flat} nor in their class folder, "
             f"{missing[0]} first; nothing was changed"
         )
-    for name, target in todo.items():
+    for name, wnid in todo.items():
+        source, target = flat / name, val / wnid / name
         target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_suffix(".part")
+        part.unlink(missing_ok=True)
         if link:
-            target.unlink(missing_ok=True)  # a link whose image has gone does not exist, and is in the way
-            target.symlink_to((flat / name).absolute())
+            part.symlink_to(source.absolute())
         else:
-            _move(flat / name, target)
-    verb = "linked" if link else "moved"
-    return f"val/: {len(todo)} images {verb}, {len(targets) - len(todo)} were in place, {len(set(wnids))} classes"
+            shutil.move(source, part)
+        part.replace(target)
+    print(f"val/: {len(todo)} images {'linked' if link else 'moved'}, {len(labels) - len(todo)} were in place")
 
 
-def unpack_val(archive: Path, val: Path, wnids: list[str]) -> str:
-    """Unpacks the archive of flat images straight into class folders; says how many."""
-    targets = _targets(val, wnids)
-    written = 0
-    with tarfile.open(archive) as images:
-        for member in images:
-            target = targets.get(Path(member.name).name)
-            if member.isfile() and target and not target.exists():
-                _write(images.extractfile(member), target)
-                written += 1
-    missing = sum(not target.exists() for target in targets.values())
-    if missing:
-        raise UserError(f"{archive} lacks {missing} of the {len(wnids)} images that the ground truth lists")
-    return f"val/: {written} images unpacked, {len(targets) - written} were in place, {len(set(wnids))} classes"
+def images(place: str, labels: dict[str, str]) -> Iterator[Image]:
+    """The images of a split in an archive: in folders named by wnid, or flat, whose wnid `labels` has by their names
+    without an ending."""
+    if archive.is_folder(place):
+        archive.check_whole(place, 0)
+    found = {}
+    for folder, _, files in archive.walk(place, refuse_unreadable) if archive.is_folder(place) else ():
+        for name in files:
+            wnid = labels.get(os.path.splitext(name)[0]) if folder == place else os.path.basename(folder)
+            if wnid and WNID.fullmatch(wnid):
+                found[f"{wnid}/{name}"] = os.path.join(folder, name)
+    if not found or labels.keys() - {os.path.splitext(os.path.basename(name))[0] for name in found}:
+        raise UserError(f"{place}: {len(found)} images of {len(labels) or 'some'} are in it; is it ImageNet's archive?")
+    yield from found.items()
 
 
-def unpack_train(archive: Path, root: Path) -> None:
-    """Unpacks the archive of one archive a class; a class appears in train/ only when it is whole."""
-    unfinished = root / "train.unfinished"
-    done = kept = 0
-    with tarfile.open(archive) as classes:
-        for member in classes:
-            wnid = Path(member.name).stem
-            if not (member.isfile() and member.name.endswith(".tar") and WNID.fullmatch(wnid)):
-                continue
-            target = root / "train" / wnid
-            if target.exists():
-                kept += 1
-                continue
-            shutil.rmtree(unfinished, ignore_errors=True)
-            with tarfile.open(fileobj=classes.extractfile(member)) as images:
-                for image in filter(tarfile.TarInfo.isfile, images):
-                    _write(images.extractfile(image), unfinished / Path(image.name).name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.rename(target)
-            done += 1
-            if done % 50 == 0:
-                print(f"train/: {done} classes unpacked", flush=True)
-    if not done + kept:
-        raise UserError(f"{archive} holds no <wnid>.tar; is it ILSVRC2012_img_train.tar?")
-    print(f"train/: {done} classes unpacked, {kept} were in place", flush=True)
-
-
-def parquet_images(folder: Path, split: str) -> Iterator[tuple[str, bytes]]:
-    """<wnid>/<file> and content of each image of a split. Hugging Face puts the wnid behind the official file name."""
+def parquet_images(folder: Path, split: str) -> Iterator[Image]:
+    """The images of a split. Hugging Face puts the wnid behind the official file name."""
     try:
         import pyarrow
         from pyarrow.parquet import ParquetFile
@@ -197,66 +164,30 @@ def parquet_images(folder: Path, split: str) -> Iterator[tuple[str, bytes]]:
             raise RunError(f"{file} is damaged or has not imagenet-1k's columns ({said}); bring it again") from error
 
 
-def kaggle_images(file: Path, split: str) -> Iterator[tuple[str, bytes]]:
-    """<wnid>/<file> and content of each image of a split."""
-    base = f"{file}/{INSIDE}/{split}"
-    folders, flat = archive.inside(base)
-    labels = solution(file / SOLUTION) if split == "val" else {}
-    names = {
-        f"{folder}/{name}": f"{folder}/{name}" for folder in folders for name in archive.inside(f"{base}/{folder}")[1]
-    }
-    names |= {f"{label}/{name}": name for name in flat if (label := labels.get(os.path.splitext(name)[0]))}
-    if not names:
-        raise UserError(f"kaggle={file}: no {INSIDE}/{split} in it; is it {KAGGLE}?")
-    for target, name in names.items():
-        yield target, archive.read(f"{base}/{name}").tobytes()
-
-
-def write_split(root: Path, split: str, images: Iterator[tuple[str, bytes]], tar: bool) -> None:
-    """Writes root/split/<wnid>/<file>, or root/split.tar; what is there already stays."""
+def write_split(root: Path, split: str, images: Iterable[Image], tar: bool) -> None:
+    """Writes root/split/<wnid>/<file>, or root/split.tar; what is there already stays. A name is that of a whole file:
+    it gets it last."""
     written = kept = 0
     if tar and (root / f"{split}.tar").exists():
         print(f"{split}.tar was in place")
         return
-    with Writer(root / f"{split}.tar") if tar else nullcontext() as target:
-        for name, content in images:
-            if tar:
-                target.add(name, io.BytesIO(content), len(content))
-            elif (root / split / name).exists():
+    with Writer(root / f"{split}.tar") if tar else nullcontext() as archived:
+        for name, source in images:
+            target = root / split / name
+            if not tar and target.exists():
                 kept += 1
                 continue
+            content = source if isinstance(source, bytes) else archive.read(source).tobytes()
+            if tar:
+                archived.add(name, io.BytesIO(content), len(content))
             else:
-                _write(io.BytesIO(content), root / split / name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.with_suffix(".part").write_bytes(content)
+                target.with_suffix(".part").replace(target)
             written += 1
             if written % 50_000 == 0:
                 print(f"{split}: {written} images", flush=True)
     print(f"{split}{'.tar' if tar else '/'}: {written} images written, {kept} were in place", flush=True)
-
-
-def _targets(val: Path, wnids: list[str]) -> dict[str, Path]:
-    """Where each flat validation image belongs, by its name."""
-    names = {f"ILSVRC2012_val_{number:08d}.JPEG": wnid for number, wnid in enumerate(wnids, 1)}
-    return {name: val / wnid / name for name, wnid in names.items()}
-
-
-def _move(source: Path, target: Path) -> None:
-    try:
-        source.rename(target)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        with source.open("rb") as file:
-            _write(file, target)
-        source.unlink()
-
-
-def _write(source: IO[bytes], target: Path) -> None:
-    """A file of this name is a whole one: it gets its name last."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_suffix(".part")
-    with part.open("wb") as file:
-        shutil.copyfileobj(source, file)
-    part.replace(target)
 
 
 if __name__ == "__main__":

@@ -163,14 +163,13 @@ def _differences(first: Path, second: Path) -> list[str]:
 
 def _equal(a: Any, b: Any) -> bool:
     import torch
+    from torch.utils._pytree import tree_flatten
 
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(_equal, a, b))
-    return a == b
+    (ours, form), (theirs, other) = tree_flatten(a), tree_flatten(b)
+    return form == other and all(
+        type(x) is type(y) and (x.dtype == y.dtype and torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y)
+        for x, y in zip(ours, theirs, strict=True)
+    )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python scripts/study.py [quick=true] [groups=comparison,ablations] [seeds=0,1,2] [processes=N] [threads=1]
                             [runs=runs/study] [out=docs/study.md] [key=value ...]
-    python scripts/study.py plan=paper|mechanisms|ablations|design|night|FILE task=... data.root=... [recipe=...]
-                            [estimate=true] [difference=1] [hydra/launcher=...] [as above]
+    python scripts/study.py plan=paper|mechanisms|ablations|design|night|search|FILE [task=...] [data.root=...]
+                            [recipe=...] [estimate=true] [difference=1] [hydra/launcher=...] [as above]
 
 plan: rows of networks (configs/study/, or a YAML file of yours like these) on a task and data of yours, into
 runs/study-PLAN/. estimate=true times the steps, says what the plan will cost, and ends. After each seed it says what
@@ -206,21 +206,30 @@ def _plan(name: str) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)  # of a file that is no YAML
         why = f"line {mark.line + 1}: {error.problem}" if mark else str(error).partition("\n")[0]
         raise UserError(f"plan={name}: {path} is no plan like those in configs/study/: {why}") from error
-    group = {"name": path.stem, "timed": False, **{key: content[key] for key in ("title", "against", "rows")}}
-    return {"settings": content["settings"], "seeds": content["seeds"], "groups": [group]}
+    several = "groups" in content
+    groups = [
+        {**group, "name": f"{path.stem}-{number}" if several else path.stem, "timed": False}
+        for number, group in enumerate(content["groups"] if several else [content], start=1)
+    ]
+    return {"settings": content["settings"], "seeds": content["seeds"], "groups": groups}
 
 
 def _check_plan(content: Any) -> None:
     """Raises ValueError, which says what is wrong, for what is no plan."""
-    _check_keys("it", content, {"title": str, "settings": list, "seeds": list, "against": list, "rows": list})
+    table, common = {"title": str, "against": list, "rows": list}, {"settings": list, "seeds": list}
+    groups = content["groups"] if isinstance(content, dict) and isinstance(content.get("groups"), list) else [content]
+    _check_keys("it", content, {**(table if groups == [content] else {"groups": list}), **common})
+    for number, group in enumerate(groups, start=1):
+        _check_keys(f"group {number}", group, table, common)
+    rows = [row for group in groups for row in group["rows"]]
     optional = {"seeds": list, "against": list, "note": str, "cost_of": str, "cost_by": str}
-    for number, row in enumerate(content["rows"], start=1):
+    for number, row in enumerate(rows, start=1):
         _check_keys(f"row {number}", row, {"name": str, "settings": list}, optional)
-    rows, names = content["rows"], [row["name"] for row in content["rows"]]
+    names = [row["name"] for row in rows]
     if twice := [name for name, count in Counter(Row(name, (), (), ()).slug for name in names).items() if count > 1]:
         raise ValueError(f"two rows are called {twice[0]}")
-    for part in (content, *rows):
-        if wrong := [text for text in part["settings"] if not isinstance(text, str) or "=" not in text]:
+    for part in (content, *groups, *rows):
+        if wrong := [text for text in part.get("settings", []) if not isinstance(text, str) or "=" not in text]:
             raise ValueError(f"{wrong[0]} is no setting like flows=3")
         if wrong := [seed for seed in part.get("seeds", []) if type(seed) is not int or seed < 0]:
             raise ValueError(f"{wrong[0]} is no seed: give whole numbers")

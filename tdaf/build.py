@@ -14,7 +14,8 @@ import math
 import re
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Union, get_args, get_origin
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from tdaf.errors import UserError
 
@@ -24,7 +25,10 @@ from tdaf.errors import UserError
 TRUSTED = ("tdaf.model.", "tdaf.engine.schedule.", "tasks.", "torch.optim.")
 OF_FUNCTIONS = re.compile(r"tdaf\.model\.(backbones|attention)\..+|tdaf\.engine\.schedule|tasks\.\w+\.transforms")
 
-_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", types.NoneType: "null"}
+_NAMES = {
+    **{int: "a whole number", float: "a number", bool: "true or false"},
+    **{str: "a text", Path: "a path", types.NoneType: "null"},
+}
 _REFUSALS = (TypeError, ValueError, ImportError, AttributeError)  # what a class says to arguments that it does not take
 
 
@@ -106,16 +110,33 @@ def found(target: str, where: str) -> Callable[..., Any]:
             # a class inside a class: its module is further to the left
             if isinstance(error, ModuleNotFoundError) and split > 1 and module.startswith(error.name or "?"):
                 continue
-            hint = ""
-            if value is not None:
-                close = difflib.get_close_matches(names[-1], dir(value), n=1)
-                hint = f"; did you mean {close[0]}?" if close else ""
-            reason = str(error) or type(error).__name__
-            raise UserError(f"{where}._target_={target} cannot be imported: {reason}{hint}") from error
+            close = [] if value is None else difflib.get_close_matches(names[-1], dir(value), n=1)
+            reason = (str(error) or type(error).__name__) + "".join(f"; did you mean {name}?" for name in close)
+            raise UserError(f"{where}._target_={target} cannot be imported: {reason}") from error
         if not callable(value):
             raise UserError(f"{where}._target_={target} is a {type(value).__name__}: give a class or function")
         return value
     raise UserError(f"{where}._target_={target}: give module.name")
+
+
+def described(kind: Any) -> str:
+    """What a value of an annotated kind is, in words."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(described, parts))
+    if origin is Annotated:
+        return parts[1]
+    if origin is Literal:
+        return " or ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+    if origin in (list, Sequence):
+        return f"a list, as [{'a,b' if parts[0] is str else '1,2'}]"
+    return _NAMES.get(kind, "what it is annotated with")
+
+
+def hint(word: str, known: Sequence[str]) -> str:
+    """What a word that is not known may have meant, or what there is."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"it has {', '.join(known)}"
 
 
 def _is_trusted(target: str, trust: Sequence[str]) -> bool:
@@ -162,16 +183,14 @@ def _built(node: Any, where: str, extra: Mapping[str, Any]) -> Any:
 
 def _fitting(name: str, value: Any, known: list[str], parameters: Mapping[str, inspect.Parameter], where: str) -> Any:
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(known)}"
-        raise UserError(f"{where}.{name}: there is no such setting; {hint}")
-    hint = parameters[name].annotation
-    if _fits(value, hint):
+        raise UserError(f"{where}.{name}: there is no such setting; {hint(name, known)}")
+    kind = parameters[name].annotation
+    if _fits(value, kind):
         return value
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and _fits(str(value), hint):
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and _fits(str(value), kind):
         return str(value)
     shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
-    raise UserError(f"{where}.{name}={shown}: give {_described(hint)}")
+    raise UserError(f"{where}.{name}={shown}: give {described(kind)}")
 
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
@@ -199,12 +218,3 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (list, Sequence):
         return isinstance(value, list) and all(_fits(part, get_args(hint)[0]) for part in value)
     return True
-
-
-def _described(hint: Any) -> str:
-    origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
-        return " or ".join(_described(option) for option in get_args(hint))
-    if origin in (list, Sequence):
-        return f"a list, as [{'1,2' if get_args(hint)[0] in (int, float) else 'a,b'}]"
-    return _NAMES.get(hint, "what it is annotated with")

@@ -1,4 +1,4 @@
-"""The three ways in which something goes wrong that is not a bug. Each message is one line: what, where, what to do."""
+"""The ways in which a run ends early that are not a bug. Each message is one line: what, where, what to do."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 _OF_NAMES_AND_RIGHTS = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
 )  # fmt: skip
+REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: the run is whole and wants to be started again
 
 
 class UserError(ValueError):
@@ -21,6 +22,16 @@ class RunError(Exception):
 
 class UnreadableSample(Exception):
     """One sample that cannot be read; the engine names, counts and, up to `data.max_bad`, skips it."""
+
+
+class Preempted(SystemExit):
+    """The run was told to stop and has saved. Not caught, it ends the process with exit code REQUEUE."""
+
+    def __init__(self) -> None:
+        super().__init__(REQUEUE)
+
+    def __str__(self) -> str:
+        return "told to stop; everything is saved and the same command goes on"
 
 
 def explain_file(error: OSError) -> UserError | RunError | None:
@@ -39,3 +50,12 @@ def explained_files() -> Iterator[None]:
         yield
     except OSError as error:
         raise explain_file(error) or error from error.__cause__
+
+
+@contextmanager
+def refused_files(what: object, verb: str = "read", kind: type[Exception] = UserError) -> Iterator[None]:
+    """Raises `kind`, which says that `what` cannot be read (or what the verb is), in place of the system's refusal."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{what} cannot be {verb}: {error.strerror or error}") from error

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
 
 from tdaf.model.anar import ANAR
 from tdaf.model.flows import Flows
@@ -31,6 +32,18 @@ class Gflops(NamedTuple):
     rest: float  # the head, or whatever is no part of a staged network
 
 
+@contextmanager
+def eval_mode(network: nn.Module) -> Iterator[None]:
+    """The whole network in eval mode; afterwards each of its modules is in the mode that it was in."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
 def parameters(network: nn.Module) -> Parameters:
     """Counts of the whole network."""
     trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
@@ -43,14 +56,10 @@ def gflops(network: nn.Module, x: Tensor) -> Gflops:
 
     On the meta device (network and x) nothing is computed.
     """
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            network(x)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    from torch.utils.flop_counter import FlopCounterMode  # takes half a second to import
+
+    with eval_mode(network), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(x)
     counts = {name: sum(operations.values()) / 2e9 for name, operations in counter.get_flop_counts().items()}
     total = counter.get_total_flops() / 2e9
     gates = _sum(network, counts, ANAR)

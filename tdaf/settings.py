@@ -19,10 +19,6 @@ BUILT, READ = ("task", "data", "backbone", "tdaf"), ("trainer", "loader")  # wha
 DEMO, LOCK = "data/demo", ".lock"  # where demo data are drawn by default, and what lies beside them (tdaf/demo)
 LARGEST = 2**18  # bytes of a config.yaml, and values in settings; a run's own have about 3000 bytes and 100 values
 
-# What brings settings that an older version wrote up to date: classes that have moved since, old name to new one, and
-# functions that change plain settings in place, the oldest first.
-MOVED: dict[str, str] = {}
-
 
 def _attention_as_node(settings: Settings) -> None:
     """Version 0.1.0 had the mechanism's name where its class and arguments are now (configs/attention/)."""
@@ -38,7 +34,7 @@ def _new_settings(settings: Settings) -> None:
     """Settings that came later, so that a run's own can be given another value."""
     settings["data"].setdefault("changed", False)
     if settings["data"].get("_target_") == "tasks.classification.folder.ImageFolder":
-        settings["data"].setdefault("every", 1)
+        settings["data"] = {"every": 1, "cache": None, "cache_side": 480, **settings["data"]}
     if settings["task"].get("_target_") == "tasks.pose.task.Pose":
         settings["task"].setdefault("flip_pairs", None)
     exif = _EXIF.get(str(settings["data"].get("_target_")))
@@ -61,6 +57,7 @@ _EXIF = {  # sources of images, and whether EXIF tags count
     "tasks.coco.source.CocoFiles": True,
     "tasks.pose.source.CocoKeypoints": True,
 }
+# what brings settings that an older version wrote up to date, in place, the oldest first
 UPGRADES: list[Callable[[Settings], None]] = [_attention_as_node, _new_settings]
 _BLOCKS, _SELF = "tdaf.model.attention.nonlocal_blocks", "tdaf.model.attention.self_attention"
 _MECHANISMS: dict[str, Any] = {
@@ -78,11 +75,6 @@ _MECHANISMS: dict[str, Any] = {
 }
 
 
-def read_settings(path: Path, trust: Sequence[str] = ()) -> Settings:
-    """The settings in a run folder's config.yaml: `checked_settings` of what `read_yaml` gives."""
-    return checked_settings(read_yaml(path), str(path), trust)
-
-
 def read_yaml(path: Path) -> Any:
     """Plain data from a YAML file that may come from anywhere. FileNotFoundError and NotADirectoryError are left to the
     caller, who knows what was looked for; UserError for a file that is damaged, or larger than any settings."""
@@ -92,10 +84,6 @@ def read_yaml(path: Path) -> Any:
         if len(text) > LARGEST:
             raise UserError(f"{path} is not the settings of a run: it is larger than {LARGEST} bytes")
         return yaml.load(text, _PlainLoader)
-    except (FileNotFoundError, NotADirectoryError):
-        raise
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {str(error).partition(chr(10))[0]}") from error
 
@@ -142,7 +130,7 @@ def draws_elsewhere(settings: Settings) -> bool:
 
 def upgraded(settings: Settings) -> Settings:
     """A copy of settings that any version wrote, as this version understands them."""
-    settings = _with_new_names(copy.deepcopy(settings))
+    settings = copy.deepcopy(settings)
     for upgrade in UPGRADES:
         upgrade(settings)
     return settings
@@ -155,6 +143,16 @@ def named_modules(settings: Any) -> list[str]:
     if isinstance(settings, dict) and "_target_" in settings:
         modules.add(str(settings["_target_"]).rpartition(".")[0])
     return sorted(modules)
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Every leaf of nested dictionaries by its dotted name."""
+    if not isinstance(config, dict):
+        return {prefix: config}
+    leaves = {}
+    for name, child in config.items():
+        leaves.update(flat(child, f"{prefix}.{name}" if prefix else str(name)))
+    return leaves
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -178,13 +176,3 @@ def _count(node: Any, known: dict[int, int]) -> int:
     if id(node) not in known:
         known[id(node)] = 1 + sum(_count(child, known) for child in children)
     return known[id(node)]
-
-
-def _with_new_names(node: Any) -> Any:
-    if isinstance(node, list):
-        return [_with_new_names(child) for child in node]
-    if not isinstance(node, dict):
-        return node
-    target = node.get("_target_")
-    node = {key: _with_new_names(child) for key, child in node.items()}
-    return {**node, "_target_": MOVED[target]} if isinstance(target, str) and target in MOVED else node

@@ -15,11 +15,10 @@ import torch.distributed as td
 from tiny_run import ColourTask, Pictures, little, run, trainer
 from torch import Tensor, nn
 
-from tdaf.cli.launch import run_rank
+from tdaf.cli.run import run_rank
 from tdaf.engine import data, dist
-from tdaf.engine.health import Preempted
 from tdaf.engine.spawn import spawn
-from tdaf.errors import RunError, UserError
+from tdaf.errors import Preempted, RunError, UserError
 
 CONFIG = {"loader": {"timeout": 60}, "trainer": {"hang_timeout": 60}}
 plain_sgd = functools.partial(torch.optim.SGD, momentum=0.0)

@@ -13,7 +13,7 @@ from commands import call
 from PIL import Image
 from torch import Tensor
 
-from tasks.action.data import Timing, training_clips
+from tasks.action.data import Clips, Timing
 from tasks.action.videos import COUNTS_FILE, ActionVideos
 from tdaf.errors import UnreadableSample, UserError
 
@@ -98,7 +98,7 @@ def test_ucf101_and_hmdb51(tmp_path: Path) -> None:
     found = ActionVideos(str(hmdb), layout="hmdb51")
     assert found.classes == ["clap", "wave"] and listed(found, "train") == [("wave/a b.avi", "wave")]
     assert listed(found) == [("clap/e.avi", "clap"), ("wave/c.avi", "wave")]
-    with pytest.raises(UserError, match=r"fold=3: no testlist03.txt in .*; there are folds 2"):
+    with pytest.raises(UserError, match=r"fold=3: not in .*ucfTrainTestlist; there are folds 2"):
         ActionVideos(str(ucf), layout="ucf101", fold=3)
 
 
@@ -205,7 +205,7 @@ def over_time(frames: Tensor) -> Tensor:
 
 
 def test_training_takes_one_random_window_a_video(films: Path) -> None:
-    clips = training_clips(ActionVideos(str(films)).split("val"), over_time, frames=4, stride=2)
+    clips = Clips(ActionVideos(str(films)).split("val"), Timing(4, stride=2, random=True), over_time)
     assert len(clips) == 4 and clips.groups is None and not (films / COUNTS_FILE).exists()
     assert [clips.name(i) for i in range(4)] == [f"val/{x}.mp4" for x in ("a/one", "a/seven", "b/broken", "b/twenty")]
     whole = torch.from_numpy(videos.decoded(films / "val/b/twenty.mp4")).permute(3, 0, 1, 2)

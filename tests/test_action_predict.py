@@ -129,10 +129,10 @@ def test_answers_and_their_document(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"protocol": "10view"}, "^protocol=10view: this task has clip, hara, 30view$"),
+        ({"protocol": "10view"}, "^protocol=10view: this data set has clip, hara, 30view$"),
         ({"frames": 0}, "^frames=0: give 1 or more"),
         ({"mean": [0.5, 0.5]}, "^mean, std: give three"),
-        ({"val_transforms": {"clip": clip_val()}, "protocol": "hara"}, "^protocol=hara: this task has clip$"),
+        ({"val_transforms": {"clip": clip_val()}, "protocol": "hara"}, "^protocol=hara: this data set has clip$"),
     ],
 )
 def test_settings_that_cannot_be(settings: dict[str, Any], message: str) -> None:

@@ -295,10 +295,10 @@ def test_folders_that_cannot_be(root: Path, tmp_path: Path) -> None:
         CocoFiles(str(tmp_path))
     (root / "train2017").rename(root / "elsewhere")
     source = CocoFiles(str(root))
-    with pytest.raises(UserError, match="there is no folder train2017 in it; expected .*recipe=demo"):
+    with pytest.raises(UserError, match="there is no train2017/ in it; expected .*recipe=demo"):
         source.split("train")
     (root / "val2017").rename(root / "train2017")
-    with pytest.raises(UserError, match="there is no folder val2017 in it"):
+    with pytest.raises(UserError, match="there is no val2017/ in it"):
         CocoFiles(str(root))
 
 

@@ -167,7 +167,7 @@ def test_dashes_are_the_same_grammar() -> None:
         ("checkpoint=c score=nan", "score=nan: give a number from 0 to 1"),
         ("checkpoint=c gpus=some", "gpus=some: give a whole number or auto"),
         ("checkpoint=c link=maybe", "link=maybe: give true or false"),
-        ("checkpoint=c seeds=1,-1", "seeds=1,-1: give a list, as 1,2"),
+        ("checkpoint=c seeds=1,-1", "seeds=1,-1: give a list, as [1,2]"),
         ("batch=2", "give checkpoint="),
         ("checkpoint=c word", "'word' is not a setting: write key=value"),
         ("--checkpiont c", "did you mean checkpoint?"),

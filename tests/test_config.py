@@ -25,7 +25,7 @@ class Names:
     classes = [str(k) for k in range(10)]
 
 
-OF_ONE_TASK = {"night": "imagenet"}
+OF_ONE_TASK = {"night": "imagenet", "search": "imagenet"}
 
 
 @pytest.mark.parametrize(

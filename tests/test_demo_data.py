@@ -21,18 +21,92 @@ from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from tdaf.demo import action, coco, scene
+from tdaf.demo import action, classification, coco, scene
 from tdaf.demo.coco import RESULTS
 from tdaf.demo.figure import JOINTS
 from tdaf.demo.prepare import LOCK, MANIFEST, prepare, store
 from tdaf.errors import UserError
 
 SMALL = {"seed": 3, "train": 20, "val": 10, "size": 32}
-SIZES = {"imagenet": 32, "cifar10": 32, "coco_fcos": 96, "coco_pose": 96, "kinetics": 32}
+SIZES = {"imagenet": 32, "search": 48, "single": 48, "cifar10": 32, "coco_fcos": 96, "coco_pose": 96, "kinetics": 32}
 
 
 def folders(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.name != LOCK)
+
+
+def cifar_arrays(split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+    pictures = [np.asarray(classification.cifar_picture(0, split, index)) for index in range(count)]
+    labels = [classification.label(index) for index in range(count)]
+    return np.stack(pictures).astype(np.float64) / 255, np.array(labels)
+
+
+@pytest.mark.parametrize("name", scene.SHAPES)
+def test_a_shape_has_its_area_and_place_and_pixels(name: str) -> None:
+    rng = np.random.default_rng(0)
+    for width, height in [(90, 60), (60, 90), (64, 64)] * 30:
+        points = scene.random_shape(rng, name, 700.0, 1.2)
+        left, top, right, bottom = scene.box(points)
+        assert scene.area(points) == pytest.approx(700)
+        assert (left + right, top + bottom) == pytest.approx((0, 0))
+        # A figure survives a centre crop.
+        left, top, right, bottom = scene.box(classification.figure(rng, name, width, height))
+        short = min(width, height)
+        assert left >= (width - short) / 2 and right <= (width + short) / 2
+        assert top >= (height - short) / 2 and bottom <= (height + short) / 2
+    points = scene.random_shape(rng, name, 1500.0) + [50.3, 49.6]
+    image = Image.new("RGB", (100, 100))
+    scene.paste(image, points, (255, 255, 255))
+    assert (np.asarray(image)[..., 0] / 255).sum() == pytest.approx(1500, rel=0.04)
+    assert np.abs(np.array(image.getbbox()) - scene.box(points)).max() < 1.3
+
+
+def accuracies(train: np.ndarray, labels: np.ndarray, val: np.ndarray, truth: np.ndarray) -> list[float]:
+    """Of least squares onto the classes, and of the nearest class mean."""
+    mean, scale = train.mean(axis=0), train.std(axis=0)
+    train, val = (train - mean) / scale, (val - mean) / scale
+    means = np.stack([train[labels == label].mean(axis=0) for label in range(10)])
+    nearest = ((val[:, None] - means) ** 2).sum(axis=-1).argmin(axis=1)
+    weights = np.linalg.lstsq(np.c_[train, np.ones(len(train))], np.eye(10)[labels], rcond=None)[0]
+    linear = (np.c_[val, np.ones(len(val))] @ weights).argmax(axis=1)
+    return [(guess == truth).mean() for guess in (linear, nearest)]
+
+
+def test_class_is_not_in_colour_brightness_or_place() -> None:
+    (train, labels), (val, truth) = cifar_arrays("train", 1000), cifar_arrays("val", 500)
+
+    def thumbnail(pictures: np.ndarray, cells: int) -> np.ndarray:
+        side = 32 // cells
+        return pictures.reshape(-1, cells, side, cells, side, 3).mean(axis=(2, 4)).reshape(len(pictures), -1)
+
+    for cells in (1, 4):
+        parts = thumbnail(train, cells), labels, thumbnail(val, cells), truth
+        assert max(accuracies(*parts)) < 0.22
+    # Both do find a class that tints its pictures, slightly.
+    tint = np.eye(10)[:, :9].reshape(10, 3, 3).mean(axis=1)[:, None, None]
+    parts = thumbnail(train + tint[labels], 1), labels, thumbnail(val + tint[truth], 1), truth
+    assert min(accuracies(*parts)) > 0.25
+
+
+@pytest.mark.parametrize(("kind", "others"), [("search", 3), ("single", 0)])
+def test_the_odd_one_has_the_hue_that_no_other_has(kind: str, others: int) -> None:
+    orange, sizes = [], []  # whether it is; how much larger all that has the other hue is
+    for index in range(60):
+        image, points = classification.SCENES[kind](0, "val", index, 72)
+        left, top, right, bottom = scene.box(points)
+        assert min(left, top) > -5 and max(right, bottom) < 77  # nearly all of it is in the picture
+        inside = Image.new("1", image.size)
+        ImageDraw.Draw(inside).polygon([tuple(point) for point in points], fill=1)
+        red, _, blue = np.asarray(image, int).transpose(2, 0, 1)
+        # ground and clutter are at most 150 in every colour, or of any hue, and small
+        warm, cold = ((more - less > 70) & (more > 160) for more, less in ((red, blue), (blue, red)))
+        on = np.asarray(inside)
+        orange.append(warm[on].sum() > cold[on].sum())
+        odd, common = (warm, cold) if orange[-1] else (cold, warm)
+        assert odd[on].sum() > 3 * common[on].sum()
+        sizes.append((common & ~on).sum() / on.sum())
+    assert np.median(sizes) == pytest.approx(others, abs=0.2 * others + 0.05)
+    assert 20 < sum(orange) < 40 and len({*orange[::10]}) == 2
 
 
 def test_imagenet_layout(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_boxes_end_where_the_image_does_and_not_its_padding():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"nms": 1.5}, r"nms=1\.5: give a number in 0\.\.1"),
+        ({"nms": 1.5}, r"nms=1\.5: give at most 1"),
         ({"top": 0}, r"top=0: give 1 or more"),
     ],
 )

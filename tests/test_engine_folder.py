@@ -14,9 +14,8 @@ from tiny_run import DrawingTask, trainer
 
 from tdaf import env
 from tdaf.engine import loggers
-from tdaf.engine.health import Preempted
 from tdaf.engine.log import RunFolder
-from tdaf.errors import RunError, UserError
+from tdaf.errors import Preempted, RunError, UserError
 
 
 def fill(folder: Path) -> None:
@@ -82,7 +81,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(RunError, match=r"^cannot write .*config\.yaml: No space left on device$"):
+    with pytest.raises(RunError, match=r"^.*config\.yaml cannot be written: No space left on device$"):
         run.write("config.yaml", "second")
     assert (tmp_path / "config.yaml").read_text() == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]

@@ -16,7 +16,7 @@ import pytest
 import torch
 from tiny_run import Pictures, run, same, trainer
 
-from tdaf.engine import data
+from tdaf.engine import data, handover
 from tdaf.engine.data import EvaluationOrder, Loader, TrainingOrder
 from tdaf.engine.health import Preemption
 from tdaf.errors import RunError
@@ -108,6 +108,27 @@ def test_unreadable_samples_are_named_counted_and_skipped(workers: int, capfd: p
         f"skipped: cannot read picture-{i}.jpg: it is no JPEG ({n} unreadable, max_bad=3)"
         for n, i in enumerate((2, 3, 7), 1)
     ]
+
+
+class Stacked(Pictures):
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        number = torch.tensor([int(sample["input"].sum() * 1000) for sample in samples])
+        bytes_ = [torch.full((3, 5), int(value) % 256, dtype=torch.uint8) for value in number]
+        return {"input": handover.stack(bytes_), "number": number}
+
+
+def test_a_workers_memory_is_used_again_only_when_nothing_is_in_it_any_more() -> None:
+    loader = Loader(Stacked(40), EvaluationOrder(40, 2), seed=0, workers=1, prefetch=1)
+    kept = []
+    for number, batch in enumerate(loader):
+        if number % 4 == 1:  # more in the end than there are pieces
+            kept.append((batch["input"][1:, 0], batch["number"]))
+        assert torch.equal(batch["input"][:, 2, 4], (batch.pop("number") % 256).to(torch.uint8))
+        del batch
+    assert len(kept) == 5 and all(view[0, 0] == number[1] % 256 for view, number in kept)
+    assert loader._reader.pieces.tolist() == [[handover.TAKEN] * 3]
+    kept.clear()
+    assert loader._reader.pieces.tolist() == [[handover.FREE] * 3]
 
 
 class Clips(Pictures):

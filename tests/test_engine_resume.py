@@ -12,8 +12,8 @@ import pytest
 from tiny_run import Pictures, numbers, run, same, trained, trainer
 
 from tdaf.engine import checkpoint
-from tdaf.engine.health import Preempted
 from tdaf.engine.schedule import Plateau
+from tdaf.errors import Preempted
 
 HOW = {"ema": 0.9, "clip": 1.0, "evaluate_every": 1, "max_steps": 17, "checkpoint_every": 3, "accumulate": 2}
 

@@ -64,7 +64,11 @@ def test_constant_warm_up_is_torchs() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [({"warmup": "slow"}, "warmup=slow"), ({"unit": "day"}, "unit=day"), ({"warmup_steps": -1}, "must be 0 or more")],
+    [
+        ({"warmup": "slow"}, "warmup=slow"),
+        ({"unit": "day"}, "unit=day"),
+        ({"warmup_steps": -1}, "warmup_steps=-1: give 0 or more"),
+    ],
 )
 def test_settings_that_cannot_be_are_refused(settings: dict[str, object], said: str) -> None:
     with pytest.raises(UserError, match=said):
@@ -121,7 +125,7 @@ def test_the_rate_of_every_group_follows_the_factor() -> None:
 
 
 def test_mistakes_are_said_in_one_line() -> None:
-    with pytest.raises(UserError, match=r"^lr=0: give a learning rate above 0$"):
+    with pytest.raises(UserError, match=r"^lr=0: give a number above 0$"):
         sizes(lr=0)
     with pytest.raises(UserError, match=r"^weight_decay=-1: give 0 or more$"):
         sizes(weight_decay=-1)

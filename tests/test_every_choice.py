@@ -77,6 +77,7 @@ REASONS = (
     "VGG",
     "Mobile",
     "recipe=night: there is none for task=",
+    "recipe=search: there is none for task=",
 )
 
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from tdaf import measure
 from tdaf.cli import run
 from tdaf.cli.compose import compose, group_options
-from tdaf.cli.launch import run_rank
+from tdaf.cli.run import run_rank
 from tdaf.engine import precision
 from tdaf.engine.precision import Precision, float32
 from tdaf.engine.spawn import spawn

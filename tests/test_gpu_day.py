@@ -14,12 +14,12 @@ import pytest
 from commands import ROOT, process, script
 from tiny_run import until
 
-from scripts import gpu_day
 from tdaf.cli.compose import compose
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import benchmark  # noqa: E402
+import gpu_day  # noqa: E402
 
 HELLO = ["-c", "print('hello')"]
 SLOW = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch(); time.sleep(600)"
@@ -62,7 +62,7 @@ def test_it_stops_cleanly_and_goes_on(tmp_path: Path) -> None:
     """Its stage hears of it, and nothing is left running."""
     started = tmp_path / "started"
     program = (
-        "import sys\nfrom scripts import gpu_day\nfrom tdaf.cli.script import main\n"
+        "import sys\nsys.path.append('scripts')\nimport gpu_day\nfrom tdaf.cli.script import main\n"
         f"stage = gpu_day.Stage('a', ['-c', {SLOW!r}, {str(started)!r}], 5)\n"
         "gpu_day._stages = lambda *unused: [stage]\nsys.exit(main(gpu_day.gpu_day, ''))"
     )

@@ -18,9 +18,11 @@ from torchvision.datasets import ImageFolder as TorchvisionFolder
 
 from tasks.classification.cifar import Cifar10
 from tasks.classification.folder import ImageFolder
+from tasks.classification.task import Samples
+from tasks.classification.transforms import Mixing, imagenet_train
 from tdaf.demo.classification import write_cifar10
 from tdaf.errors import UnreadableSample, UserError
-from tdaf.media.image import read_image
+from tdaf.media.image import read_box, read_image
 
 
 def picture(width: int = 61, height: int = 43, seed: int = 0) -> Image.Image:
@@ -82,6 +84,53 @@ def test_pixels_equal_pil(kind: str, tmp_path: Path) -> None:
         expected = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
     got = read_image(path)
     assert got.dtype == torch.uint8 and torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "2x1", "restarts", "large"])
+def test_a_box_has_the_pixels_of_the_whole(kind: str, tmp_path: Path) -> None:
+    more = {
+        "2x1": lambda: encoded(picture(), subsampling=1),
+        "restarts": lambda: encoded(picture(90, 80), restart_marker_rows=1),
+        "large": lambda: encoded(picture(300, 200), quality=30),
+    }
+    path = tmp_path / "x.JPEG"
+    path.write_bytes((KINDS | more)[kind]())
+    whole = read_image(path)
+    height, width = whole.shape[1:]
+    for first, last in itertools.combinations(range(0, height + 1, max(1, height // 20)), 2):
+        box = (first, width // 3, last - first, width - width // 2)
+        asked = []
+        got = read_box(path, lambda *shape, box=box, asked=asked: asked.append(shape) or box)
+        assert asked == [(height, width)]
+        assert torch.equal(got, whole[:, first:last, box[1] : box[1] + box[3]])
+
+
+def test_rows_below_a_box_are_not_decoded(tmp_path: Path) -> None:
+    data = bytearray(encoded(picture(64, 320), quality=95))
+    data[-200:-2] = bytes(198)  # as damage is found in no row above
+    path = tmp_path / "x.JPEG"
+    path.write_bytes(data)
+    with Image.open(io.BytesIO(encoded(picture(64, 320), quality=95))) as image:
+        expected = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    assert torch.equal(read_box(path, lambda *_: (0, 0, 160, 64)), expected[:, :160])
+    assert not torch.equal(read_image(path), expected)
+    path.write_bytes(data[:-2])
+    with pytest.raises(UnreadableSample, match="truncated"):
+        read_box(path, lambda *_: (0, 0, 160, 64))
+
+
+def test_training_reads_by_boxes_what_it_would_cut_from_whole_images(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split / "a").mkdir(parents=True)
+        (tmp_path / split / "a" / "x.JPEG").write_bytes(encoded(picture(300, 200)))
+    images = ImageFolder(str(tmp_path)).split("train")
+    for transform in (imagenet_train(lighting=0.1), imagenet_train(short_side=None, scale=[0.08, 1.0])):
+        samples = Samples(images, transform, Mixing(0, 0))
+        for seed in range(5):
+            torch.manual_seed(seed)
+            expected = transform(images.read(0)[0])
+            torch.manual_seed(seed)
+            assert torch.equal(samples[0]["input"], expected)
 
 
 def test_pixels_without_torchvision_decoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +202,7 @@ def test_a_part_of_the_classes(tmp_path: Path) -> None:
     some = ImageFolder(str(tmp_path), every=3, num_classes=3)
     assert some.classes == ["class0", "the third", "class6"]
     assert [some.split("train").name(i) for i in range(3)] == [f"train/class{n}/a.jpg" for n in (0, 3, 6)]
-    with pytest.raises(UserError, match="every=0: give a whole number, 1 or more"):
+    with pytest.raises(UserError, match="every=0: give 1 or more"):
         ImageFolder(str(tmp_path), every=0)
 
 
@@ -196,7 +245,7 @@ def test_names_for_people(tmp_path: Path) -> None:
         ({"val/a": 1, "val/b": 1}, {}, "no train/ in it.*recipe=demo"),
         ({"val": 2}, {}, "holds images but no class folders.*prepare_imagenet.py root="),
         ({"train/a": 1, "train/b": 1, "val/a": 1, "val/c": 1}, {}, "only in train/: b; only in val/: c"),
-        (TWO, {"num_classes": 3}, "num_classes=3, but .* has 2 class folders"),
+        (TWO, {"num_classes": 3}, "num_classes=3, but .* has 2 classes"),
         ({"train/a": 1, "train/b": 0, "val/a": 1, "val/b": 1}, {}, "1 class folder.*train.*without an image.*: b"),
     ],
 )

@@ -34,16 +34,45 @@ def hwc(picture: Tensor) -> np.ndarray:
 def test_frames_are_those_of_a_plain_decode_in_any_order(name: str, films: dict[str, Path]) -> None:
     expected = videos.decoded(films[name])
     assert expected.shape == (30, 48, 64, 3) and np.abs(expected.astype(int) - videos.pattern()).mean() < 20
-    with Video(films[name]) as video:
-        assert len(video) == 30 and video.fault is None and video.fps == 12
-        for index in [*range(30), *np.random.default_rng(1).integers(0, 30, 25).tolist(), 29, 29, 0, 0]:
-            frame = video.read(index)
-            assert frame.dtype == torch.uint8 and np.array_equal(hwc(frame), expected[index]), index
-        moved = pickle.loads(pickle.dumps(video))
-        assert np.array_equal(hwc(moved.read(7)), expected[7]) and np.array_equal(hwc(video.read(1)), expected[1])
-        with pytest.raises(UnreadableSample, match="30 frames, and so no frame 30"):
-            video.read(30)
+    video = Video(films[name])
+    assert len(video) == 30 and video.survey.fault is None and video.survey.fps == 12
+    for index in [*range(30), *np.random.default_rng(1).integers(0, 30, 25).tolist(), 29, 29, 0, 0]:
+        frame = video.read(index)
+        assert frame.dtype == torch.uint8 and np.array_equal(hwc(frame), expected[index]), index
+    moved = pickle.loads(pickle.dumps(video))
+    assert np.array_equal(hwc(moved.read(7)), expected[7]) and np.array_equal(hwc(video.read(1)), expected[1])
+    with pytest.raises(UnreadableSample, match="30 frames, and so no frame 30"):
+        video.read(30)
+    video.close()
     assert np.array_equal(hwc(video.read(3)), expected[3])
+
+
+def test_a_damaged_video_has_the_frames_before_the_damage(films: dict[str, Path], tmp_path: Path) -> None:
+    """One whose index lies in front is cut off in its pictures; one has a hole in its pictures."""
+    expected = videos.decoded(films["h264.mp4"])
+    fast = videos.rewritten(films["h264.mp4"], tmp_path / "fast.mp4", movflags="faststart")
+    whole = fast.read_bytes()
+    for name, data in (
+        ("cut.mp4", whole[: len(whole) * 2 // 3]),
+        ("hole.mp4", whole[: len(whole) * 2 // 3] + bytes([255]) * 300 + whole[len(whole) * 2 // 3 + 300 :]),
+    ):
+        path = tmp_path / name
+        path.write_bytes(data)
+        video = Video(path)
+        count = len(video)
+        assert 0 < count < 30 and f"after {count}" in video.survey.fault and str(path) in video.survey.fault
+        assert all(np.array_equal(hwc(video.read(index)), expected[index]) for index in range(count))
+        with pytest.raises(UnreadableSample, match=f"after {count}"):
+            video.read(count)
+    for name, left, said in (("mpeg4.avi", -1500, "of 30 frames"), ("vp9.webm", -700, "cut off: 700 bytes")):
+        cut = tmp_path / name
+        cut.write_bytes(films[name].read_bytes()[:left])
+        assert said in Video(cut).survey.fault and 0 < len(Video(cut)) < 30
+    smeared = tmp_path / "smeared.avi"  # its decoder goes on after damage, and only marks the frame
+    smeared.write_bytes(films["mpeg4.avi"].read_bytes()[120:])
+    with av.open(str(smeared)) as container:
+        marks = [frame.is_corrupt for frame in container.decode(video=0)]
+    assert 0 < marks.index(True) == len(Video(smeared)) < len(marks) and "damaged after" in Video(smeared).survey.fault
 
 
 @pytest.mark.parametrize(("size", "fps"), [((48, 64), Fraction(30000, 1001)), ((47, 63), 12.5), ((200, 31), 25)])
@@ -55,7 +84,7 @@ def test_what_is_written_is_read_again(size: tuple[int, int], fps: float, tmp_pa
         assert not (tmp_path / "out.mp4").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
     video = Video(tmp_path / "out.mp4")
-    assert len(video) == 20 and float(video.fps) == pytest.approx(float(fps), rel=1e-4)
+    assert len(video) == 20 and float(video.survey.fps) == pytest.approx(float(fps), rel=1e-4)
     got = np.stack([hwc(video.read(index)) for index in range(20)])
     assert got.shape == (20, size[0] + size[0] % 2, size[1] + size[1] % 2, 3)
     assert np.abs(got[:, : size[0], : size[1]].astype(int) - frames).mean() < 20
@@ -155,11 +184,11 @@ def test_letters_that_no_font_has_are_named_once(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(drawing, "_font_files", list)
-    for cached in (drawing._font_with, drawing._say_missing):
-        cached.cache_clear()
+    drawing._font_with.cache_clear()
     for _ in range(2):
-        assert [run for run, _ in drawing.Lettering(20)._runs("猫 cat")] == ["猫 cat"]
-    assert capfd.readouterr().err == "no font here has '\\u732b', it is drawn as a box: pip install 'tdaf[fonts]'\n"
+        assert [run for run, _ in drawing.Lettering(20)._runs("猫 cat")] == ["猫", " cat"]
+    said = "no font here has all of '\\u732b', boxes stand for the rest: pip install 'tdaf[fonts]'\n"
+    assert capfd.readouterr().err == said
     drawing._font_with.cache_clear()
 
 

@@ -197,9 +197,9 @@ def test_half_a_body_is_framed_where_enough_of_it_is_labelled():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"scale": 1.0}, "scale=1.0: give 0 or more and less than 1"),
-        ({"flip": 1.5}, "flip=1.5: a probability"),
-        ({"shift": math.nan}, "shift=nan: give 0 or more"),
+        ({"scale": 1.0}, "scale=1: give less than 1"),
+        ({"flip": 1.5}, "flip=1.5: give at most 1"),
+        ({"shift": math.nan}, "shift=nan: give a finite number"),
     ],
 )
 def test_impossible_augmentations_are_refused(settings, message):

@@ -263,7 +263,7 @@ def test_predict_answers_draws_and_writes_cocos_format(tmp_path):
         ({"size": [250, 192]}, "size=.250, 192.: give multiples of 32"),
         ({"boxes": []}, "boxes=.*: give gt, or files"),
         ({"boxes": ["a/x.json", "b/x.json"]}, "two columns would be called x; rename one"),
-        ({"oks_nms": 1.5}, "oks_nms=1.5: give 0 to 1"),
+        ({"oks_nms": 1.5}, "oks_nms=1.5: give at most 1"),
         ({"sigmas": [0.05]}, "sigmas: 1 numbers for 17 key points"),
         ({"skeleton": [[1, 18]]}, "skeleton: .1, 18.: give pairs of 1 to 17"),
         ({"deconvolutions": []}, "deconvolutions="),

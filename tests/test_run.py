@@ -22,10 +22,14 @@ from tdaf import settings as files
 from tdaf.engine.predict import Predictor
 from tdaf.engine.trained import load_checkpoint
 from tdaf.errors import RunError, UserError
-from tdaf.settings import named_modules, read_settings
+from tdaf.settings import checked_settings, named_modules, read_yaml
 
 OLD = ROOT / "tests" / "old" / "run"
 torch.set_num_threads(1)
+
+
+def read_settings(path: Path, trust: str = "") -> dict[str, Any]:
+    return checked_settings(read_yaml(path), str(path), trust)
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +94,11 @@ def test_settings_are_changed_by_their_names() -> None:
 
 def test_settings_of_older_versions(state: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = put(put(state["about"]["config"], "backbone._target_", "tdaf.nets.resnet"), "tdaf.eta_", 0.25)
-    monkeypatch.setitem(files.MOVED, "tdaf.nets.resnet", "tdaf.model.backbones.resnet.resnet")
-    rename = lambda settings: settings["tdaf"].update(eta=settings["tdaf"].pop("eta_"))  # noqa: E731
+
+    def rename(settings: dict[str, Any]) -> None:
+        settings["tdaf"]["eta"] = settings["tdaf"].pop("eta_")
+        settings["backbone"]["_target_"] = "tdaf.model.backbones.resnet.resnet"
+
     monkeypatch.setattr(files, "UPGRADES", [*files.UPGRADES, rename])
     run = load_checkpoint(saved(state, tmp_path / "a.pt", config=old))
     assert run.settings["backbone"]["_target_"] == "tdaf.model.backbones.resnet.resnet"

@@ -79,7 +79,7 @@ def test_predict_a_video(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert by["seven.png", None][0]["probability"] == pytest.approx(by["film.mp4", 7][0]["probability"], abs=1e-4)
     for name, expected in (("film.mp4", 30), ("short.m4v.mp4", count)):
         drawn = Video(out / name)
-        assert len(drawn) == expected and drawn.fps == 12 and drawn.read(0).shape == (3, 192, 256)
+        assert len(drawn) == expected and drawn.survey.fps == 12 and drawn.read(0).shape == (3, 192, 256)
 
 
 def test_predict_nothing_that_can_be_read(run: Path, tmp_path: Path) -> None:

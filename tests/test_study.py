@@ -81,22 +81,35 @@ def test_every_row_builds(row: study.Row) -> None:
     assert (outputs["logits"] if isinstance(outputs, dict) else outputs).shape == (2, 10)
 
 
-PLANS = ("paper", "mechanisms", "ablations", "design", "night")
+PLANS = ("paper", "mechanisms", "ablations", "design", "night", "search")
 
 
 @pytest.mark.parametrize("name", PLANS)
 def test_every_plan_is_of_networks_that_start(name: str) -> None:
-    (group,) = study.read(plan=name)
-    own = [] if name == "night" else ["task=imagenet", "recipe=demo"]
-    assert set(group.references) <= {row.name for row in group.rows} and len({row.slug for row in group.rows}) >= 4
-    configs = [compose([*study.merged(row, own)]) for row in group.rows if not row.cost_of]
-    assert [row.cost_by for row in group.rows if row.cost_of] in ([], ["longer", "wider"])
-    for config in configs:
-        rehearsal.choices(config)
-        assert [d for d in differences(configs[0], config) if not d.startswith(NETWORK)] == []
-    assert all(differences(*pair) for pair in itertools.combinations(configs, 2))
-    assert not group.timed and all(row.cost_of in ("", "TDAF") for row in group.rows)
-    study.check_rest([group], ["data.root=/x", "trainer.epochs=3"])
+    own = [] if name in ("night", "search") else ["task=imagenet", "recipe=demo"]
+    groups = study.read(plan=name)
+    slugs = [row.slug for group in groups for row in group.rows]
+    assert len(set(slugs)) == len(slugs) >= 4
+    for group in groups:
+        assert set(group.references) <= {row.name for row in group.rows}
+        configs = [compose([*study.merged(row, own)]) for row in group.rows if not row.cost_of]
+        assert [row.cost_by for row in group.rows if row.cost_of] in ([], ["wider"], ["longer", "wider"])
+        for config in configs:
+            rehearsal.choices(config)
+            assert [d for d in differences(configs[0], config) if not d.startswith(NETWORK)] == []
+        assert all(differences(*pair) for pair in itertools.combinations(configs, 2))
+        assert not group.timed and all(row.cost_of in ("", "TDAF") for row in group.rows)
+    study.check_rest(groups, ["data.root=/x", "trainer.epochs=3"])
+
+
+def test_the_control_of_the_search_differs_from_it_in_data_and_schedule() -> None:
+    search, single = ({row.name.partition(",")[0]: row for row in g.rows} for g in study.read(plan="search"))
+    assert search["plain"].seeds == single["plain"].seeds == tuple(range(10))
+    for name, row in single.items():
+        assert {d.split(":")[0] for d in differences(composed(search[name]), composed(row))} == {
+            "demo.kind",
+            "trainer.epochs",
+        }
 
 
 def test_a_plan_of_ones_own_and_training_at_equal_cost(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -278,10 +291,7 @@ def test_masks_of_a_network_that_ignores_them(small) -> None:
         ("--quick processes=0", "processes=0"),
         ("seeds=0,x", "seeds=0,x"),
         ("foo=1", "foo=1"),
-        (
-            "plan=foo",
-            "plan=foo: No such file or directory; give a file, or one of ablations, design, mechanisms, night, paper",
-        ),
+        ("plan=foo", "plan=foo: No such file or directory; give a file, or one of ablations, design, mech"),
         ("plan=paper flows=2", "flows=2: the rows of paper differ in flows"),
         ("plan=paper difference=0", "difference=0: give points, above 0"),
         (f"plan={ROOT}/configs/train.yaml", "is no plan like those in configs/study/: it has no 'title'"),
@@ -306,7 +316,8 @@ PLAIN = (
     [
         ("title: [a\n", "line 2: expected ',' or ']'"),
         ("\x00", "special characters are not allowed"),
-        ("- 3\n", "it has no title, settings, seeds, against, rows"),
+        ("settings: []\nseeds: [0]\ngroups: [{title: A, rows: [3]}]\n", "group 1 has no 'against'"),
+        ("- 3\n", "it has no title, against, rows, settings, seeds"),
         (PLAIN + "{name: x}", "row 2 has no 'settings'"),
         (PLAIN + "{name: x, settings: [flows]}", "flows is no setting like flows=3"),
         (PLAIN + "{name: x, settings: flows=1}", "settings of row 2 is no list"),

@@ -85,10 +85,10 @@ def test_whole_means_the_same_to_training_check_and_predict(tmp_path: Path) -> N
         path = tmp_path / name
         video = Video(path)
         if said is None:
-            assert len(video) == decode_whole(path) == count_frames(path) == 40 and video.fault is None
+            assert len(video) == decode_whole(path) == count_frames(path) == 40 and video.survey.fault is None
             assert read_clip(path, lambda total: range(total)).shape[0] == 40
             continue
-        assert said in video.fault and 0 < len(video) < 40
+        assert said in video.survey.fault and 0 < len(video) < 40
         for read in (decode_whole, lambda path: read_clip(path, lambda total: range(total))):
             with pytest.raises(UnreadableSample, match=said):
                 read(path)
@@ -150,7 +150,9 @@ def test_seconds_are_those_of_the_time_stamps(tmp_path: Path) -> None:
     times = [0, 40, 80, 1000, 2000, 2040]  # ms
     path = videos.write(tmp_path / "varying.mp4", videos.pattern(6), 25, times=times)
     video = Video(path)
-    assert [video.seconds(frame) for frame in range(6)] == pytest.approx([time / 1000 for time in times], abs=1e-3)
+    assert [video.survey.seconds(frame) for frame in range(6)] == pytest.approx(
+        [time / 1000 for time in times], abs=1e-3
+    )
     windows = Windows([path], lambda clip: clip, frames=3, stride=1)
     found = [windows[index]["seconds"].tolist() for index in range(2)]
     assert found[0] == pytest.approx([0, 1], abs=1e-3) and found[1][0] == pytest.approx(1, abs=1e-3)
@@ -159,6 +161,8 @@ def test_seconds_are_those_of_the_time_stamps(tmp_path: Path) -> None:
         for index in range(6):
             writer.write(windows.pictures.read(index), windows.pictures.stamp(index))
     drawn = Video(tmp_path / "drawn.mp4")
-    assert [drawn.seconds(frame) for frame in range(6)] == pytest.approx([time / 1000 for time in times], abs=1e-3)
+    assert [drawn.survey.seconds(frame) for frame in range(6)] == pytest.approx(
+        [time / 1000 for time in times], abs=1e-3
+    )
     even = Video(videos.write(tmp_path / "even.mp4", videos.pattern(6), 25))
-    assert even.survey.times is None and even.seconds(6) == 0.24 and torch.is_tensor(even.read(5))
+    assert even.survey.times is None and even.survey.seconds(6) == 0.24 and torch.is_tensor(even.read(5))

@@ -1,4 +1,4 @@
-"""Reading data, ours against what one would write otherwise: images, persons, clips; from files that are drawn here.
+"""Reading data, ours against what one would write otherwise: images, archives, clips; from files that are drawn here.
 
 Each function measures one thing and returns it by the name under which the table of scripts/benchmark.py has it.
 """
@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -19,26 +22,23 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets
 from torchvision import transforms as v1
 
 from benchmarks.timing import Settings, Times, in_turns, interleaved, now
-from tasks.pose.augment import crop, inverse
 from tdaf.cli import build
 from tdaf.cli.compose import compose
-from tdaf.demo.prepare import prepare
 from tdaf.engine.data import Loader
 from tdaf.media.clip import read_clip
 
 OURS, V1, TIMM = "ours", "PIL + torchvision v1 transforms", "timm's create_loader"
-PIL, PIL_LOADER, OPENCV = "PIL's transform", "PIL + NumPy in PyTorch's DataLoader", "OpenCV's warpAffine"
+FOLDER, TAR, ZIP, DEFLATED = "folder", "tar", "stored zip", "deflated zip"
+CACHED = "data.cache=ram, cache_side=256"  # filled by the first epoch, which is not timed
 PYAV, TORCHCODEC = "plain PyAV", "torchcodec"
 CPU = torch.device("cpu")
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-ROUNDS, BATCH = 20, 32  # of the image and pose loaders
-PERSON = (256, 192)  # height and width of the pose network's input
-Person = tuple[Path, np.ndarray, np.ndarray]  # file, matrix (2, 3) from the network's input to it, key points (J, 3)
+ROUNDS, BATCH = 20, 32  # of the image loaders
 CLIP_ROUNDS, FRAMES, RATE = 12, 16, 30
 LENGTH, WIDTH, HEIGHT = 300, 340, 256  # what most people's Kinetics is: ten seconds, short side 256
 STARTS = range(3, LENGTH - FRAMES, 47)  # all over a group of 250 frames, and of 12
@@ -52,12 +52,16 @@ def loader(settings: Settings) -> dict[str, Times]:
     with tempfile.TemporaryDirectory() as folder:
         size = write_photographs(Path(folder), settings.images)
         transform = ["task.train_transform.short_side=null", "task.train_transform.scale=[0.08,1.0]"]
-        ours = build.task(compose(["task=imagenet", f"data.root={folder}", *transform])).dataset("train")
+        ours, cached = (
+            build.task(compose(["task=imagenet", f"data.root={folder}", *transform, *more])).dataset("train")
+            for more in ([], ["data.cache=ram", "data.cache_side=256"])
+        )
         steps = [v1.RandomResizedCrop(224), v1.RandomHorizontalFlip(), v1.ToTensor(), v1.Normalize(MEAN, STD)]
         plain = datasets.ImageFolder(f"{folder}/train", v1.Compose(steps))
         candidates: dict[str, Callable[[], Iterable]] = {
             V1: lambda: DataLoader(plain, BATCH, num_workers=1),
             OURS: lambda: our_loader(ours, range(settings.images)),
+            CACHED: lambda: our_loader(cached, range(settings.images)),
         }
         with contextlib.suppress(ImportError):
             candidates[TIMM] = _timm(f"{folder}/train")
@@ -65,51 +69,43 @@ def loader(settings: Settings) -> dict[str, Times]:
     return {"loader": times.of(1, "images", f"{settings.images} files of {size / 1000:.0f} KB")}
 
 
-def pose_crops(settings: Settings) -> dict[str, Times]:
-    """Persons of drawn pictures in memory, cut out by matrices of a training run, on one thread as in a worker."""
+def archives(settings: Settings) -> dict[str, Times]:
+    """The same files in archives and in folders, as `loader` reads them; and in one process, by the seconds that it
+    works, on which other programs have hardly an influence."""
     with tempfile.TemporaryDirectory() as folder:
-        samples = _persons(folder, 32)[2]
-        images = [Image.open(file).convert("RGB") for file, _, _ in samples]
-    pixels = [np.array(image) for image in images]
-    tensors = [torch.from_numpy(each).permute(2, 0, 1) for each in pixels]
-    backs = [back for _, back, _ in samples]
-    forths = [inverse(back) for back in backs]
-    calls: dict[str, Callable[[], object]] = {
-        PIL: lambda: [pil_crop(*each) for each in zip(images, backs, strict=True)],
-        OURS: lambda: [crop(*each, PERSON) for each in zip(tensors, forths, strict=True)],
-    }
-    with contextlib.suppress(ImportError):
-        import cv2
-
-        cv2.setNumThreads(1)
-        calls[OPENCV] = lambda: [cv2.warpAffine(*each, PERSON[::-1]) for each in zip(pixels, forths, strict=True)]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        times = interleaved(calls, settings.pairs or ROUNDS, CPU)
-    finally:
-        torch.set_num_threads(threads)
-    return {"pose_crop": times.of(len(backs), "crops", "one thread")}
-
-
-def pose_loader(settings: Settings) -> dict[str, Times]:
-    """Read, decode, crop, collate, on to the main process; one worker each. The plain version also normalises and draws
-    the heat maps in the worker, as the published one does, but its crops are drawn beforehand; ours leaves the former
-    to the device."""
-    with tempfile.TemporaryDirectory() as folder:
-        ours, chosen, samples = _persons(folder, settings.images)
-        candidates = {
-            PIL_LOADER: lambda: DataLoader(samples, BATCH, num_workers=1, collate_fn=plain_persons),
-            OURS: lambda: our_loader(ours, chosen),
+        source = Path(folder, FOLDER)
+        size = write_photographs(source, settings.images)
+        for form in (TAR, ZIP, DEFLATED):
+            Path(folder, form).mkdir()
+            Path(folder, form, "val").symlink_to(source / "val")
+        shutil.make_archive(f"{folder}/{TAR}/train", "tar", source / "train")
+        shutil.make_archive(f"{folder}/{DEFLATED}/train", "zip", source / "train")
+        with zipfile.ZipFile(Path(folder, ZIP, "train.zip"), "w") as stored:
+            for path in sorted(source.glob("train/*/*")):
+                stored.write(path, path.relative_to(source / "train"))
+        sets = {
+            form: build.task(compose(["task=imagenet", f"data.root={folder}/{form}"])).dataset("train")
+            for form in (FOLDER, TAR, ZIP, DEFLATED)
         }
-        times = epochs(candidates, settings)
-    return {"pose_loader": times.of(1, "images", f"{len(chosen)} persons")}
+        chosen, note = range(settings.images), f"{settings.images} files of {size / 1000:.0f} KB, in memory"
+
+        def read(dataset: Any) -> None:
+            torch.manual_seed(0)  # the same crops
+            for index in chosen:
+                dataset[index]
+
+        loading = {form: partial(our_loader, dataset, chosen) for form, dataset in sets.items()}
+        working = {form: partial(worked, partial(read, dataset)) for form, dataset in sets.items()}
+        return {
+            "archive_reading": epochs(loading, settings).of(1, "images", note),
+            "archive_work": in_turns(working, settings.pairs or ROUNDS).of(len(chosen), "images", note),
+        }
 
 
 def clips(settings: Settings) -> dict[str, Times]:
     """16 frames in a row from a file that is opened each time, at a key frame every 250 frames and every 12: in
-    PyTorch's DataLoader with a worker process a core; in one process; and in one process by the seconds that all cores
-    together worked, on which other programs have hardly an influence, and where more threads are not more speed."""
+    PyTorch's DataLoader with a worker process a core; and in one process by the seconds that all cores together worked,
+    on which other programs have hardly an influence, and where more threads are not more speed."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for gop in (250, 12):
@@ -135,18 +131,21 @@ def _clip_times(readers: dict[str, Callable[[int], Tensor]], settings: Settings)
         batches = DataLoader(starts, 2, **keep)
         return lambda: [len(batch) for batch in batches]
 
-    def work(call: Callable[[], object]) -> float:
-        start = time.process_time()
-        call()
-        return time.process_time() - start
-
-    calls = {name: lambda read=read: [read(start) for start in STARTS] for name, read in readers.items()}
     loaders = {name: loading(read) for name, read in readers.items()}
+    working = {
+        name: partial(worked, lambda read=read: [read(start) for start in STARTS]) for name, read in readers.items()
+    }
     return {
         "clips": interleaved(loaders, rounds, CPU).of(len(starts), "clips"),
-        "clips_one": interleaved(calls, rounds, CPU).of(len(STARTS), "clips"),
-        "clips_work": in_turns({n: partial(work, call) for n, call in calls.items()}, rounds).of(len(STARTS), "clips"),
+        "clips_work": in_turns(working, rounds).of(len(STARTS), "clips"),
     }
+
+
+def worked(call: Callable[[], object]) -> float:
+    """Seconds that all threads of this process worked on a call."""
+    start = time.process_time()
+    call()
+    return time.process_time() - start
 
 
 def our_loader(dataset: Dataset, chosen: Sequence[int]) -> Iterable:
@@ -180,38 +179,6 @@ def epochs(candidates: dict[str, Callable[[], Iterable]], settings: Settings) ->
     for call in calls.values():
         call()
     return in_turns(calls, settings.pairs or ROUNDS)
-
-
-def _persons(folder: str, count: int) -> tuple[Dataset, list[int], list[Person]]:
-    """The pose task's training set on drawn pictures of 480 pixels, `count` indices into it, and these persons."""
-    root = prepare("coco_pose", Path(folder), seed=0, train=count, val=1, size=480)
-    dataset = build.task(compose(["task=coco_pose", f"data.root={root}"])).dataset("train")
-    torch.manual_seed(0)  # the augmentation's
-    chosen = torch.randperm(len(dataset))[:count].tolist()
-    samples = [(root / dataset.name(index), dataset[index]) for index in chosen]
-    return dataset, chosen, [(file, sample["inverse"].numpy(), sample["joints"].numpy()) for file, sample in samples]
-
-
-def plain_persons(samples: list[Person]) -> list[Tensor]:
-    """A training batch with PIL and NumPy alone: pixels as floats, heat maps, weights."""
-    batch = []
-    for file, back, joints in samples:
-        image = pil_crop(Image.open(file).convert("RGB"), back)
-        pixels = (image / np.float32(255) - np.float32(MEAN)) / np.float32(STD)
-        targets = np.zeros((len(joints), PERSON[0] // 4, PERSON[1] // 4), np.float32)
-        rows, columns = np.mgrid[: targets.shape[1], : targets.shape[2]]
-        for target, (x, y) in zip(targets, (joints[:, :2] / 4 + 0.5).astype(int), strict=True):
-            far = (abs(rows - y) > 6) | (abs(columns - x) > 6)
-            target[:] = np.where(far, 0, np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / 8))
-        batch.append((pixels.transpose(2, 0, 1).copy(), targets, joints[:, 2].copy()))
-    return default_collate(batch)
-
-
-def pil_crop(image: Image.Image, back: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8. PIL counts from pixels' corners, so half a pixel is taken off and put on."""
-    shift = 0.5 - back[:, :2].sum(1, keepdims=True) / 2
-    matrix = np.hstack([back[:, :2], back[:, 2:] + shift]).flatten().tolist()
-    return np.asarray(image.transform(PERSON[::-1], Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR))
 
 
 def centre_clips(read: Callable[[int], Tensor], starts: list[int]) -> Tensor:

@@ -7,11 +7,8 @@ sides are built and placed as train.py does it: the same settings but for flows=
 from __future__ import annotations
 
 import gc
-import importlib.util
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,15 +22,11 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.data import photograph
 from benchmarks.report import BRIDGED
 from benchmarks.timing import Settings, Times, interleaved
-from tasks.pose.source import COCO
 from tdaf import measure
 from tdaf.build import make
 from tdaf.cli import build
 from tdaf.cli.compose import Config, compose
-from tdaf.engine.export import export
-from tdaf.engine.exported import Exported
 from tdaf.engine.precision import Precision, float32
-from tdaf.engine.trained import Run
 from tdaf.errors import RunError
 from tdaf.model.backbones.library import stages
 from tdaf.model.fold import fold
@@ -42,7 +35,7 @@ from tdaf.task import Batch, Task
 
 PLAIN, TDAF, TORCHVISION = "plain", "TDAF", "torchvision's own network"
 OWN = "timm's own network"
-CLASSES = {"imagenet": range(1000), "coco_fcos": range(80), "coco_pose": COCO}
+CLASSES = {"imagenet": 1000, "coco_fcos": 80}
 Found = dict[str, Times | dict[str, float]]
 
 
@@ -74,7 +67,7 @@ def bridge(settings: Settings) -> Found:
         ours = nn.Sequential(nn.Sequential(*staged.stages), staged.classifier(staged.widths[-1], 1000))
         networks = {"ours": ours, OWN: timm.create_model(name, **staged.classifier.create.keywords)}
         found[f"bridge_{name}"] = _forward_times(networks, x, settings)
-        found[f"bridge_training_{name}"] = _training_times(networks, settings, batch={**labelled(settings), "input": x})
+        found[f"bridge_training_{name}"] = _training_times(networks, settings, {**labelled(settings), "input": x})
     return found
 
 
@@ -98,22 +91,6 @@ def inference(settings: Settings) -> Found:
     """As they are and folded, and on a GPU the folded ones as CUDA graphs: all in the same rounds."""
     x = images(settings)
     return {"inference": _forward_times(_folded_sides(settings, x), x, settings, graphs=settings.gpu)}
-
-
-def exported(settings: Settings) -> Found:
-    """By onnxruntime on the CPU, beside the folded networks in PyTorch; nothing where it is not installed."""
-    if settings.gpu or importlib.util.find_spec("onnxruntime") is None:
-        return {}
-    networks = {}
-    with TemporaryDirectory() as folder:
-        for name, flows in ((PLAIN, 1), (TDAF, settings.flows)):
-            config, task = configured(settings, flows)
-            torch.manual_seed(0)
-            run = Run(Path(f"{name}.pt"), config, task.classes, build.network(config, task).state_dict())
-            file = Path(folder, f"{name}.onnx")
-            export(run, file)
-            networks |= {f"{name} onnxruntime": Exported(file), f"{name} folded": run.network(folded=True)}
-    return {"onnx": _forward_times(networks, images(settings), settings)}
 
 
 def compiled(settings: Settings) -> Found:
@@ -179,21 +156,11 @@ def detection(settings: Settings) -> Found:
     return {"fcos_gflops": {PLAIN: plain.total, TDAF: tdaf.total}, "fcos": times}
 
 
-def pose_training(settings: Settings) -> Found:
-    """A step of SimplePose at 256 x 192, gates at the deconvolutions."""
-    x = torch.randint(0, 256, (settings.batch, 3, 256, 192), dtype=torch.uint8, device=settings.device)
-    joints = torch.rand(settings.batch, len(COCO), 3, device=settings.device)  # x, y, and above 0 as they are labelled
-    joints[..., :2] *= 192
-    plain, tdaf = _gflops(sides(settings, "coco_pose"), x[:1])
-    times = _training_times(sides(settings, "coco_pose"), settings, "coco_pose", {"input": x, "joints": joints})
-    return {"pose_gflops": {PLAIN: plain.total, TDAF: tdaf.total}, "pose_training": times}
-
-
 def configured(settings: Settings, flows: int, task: str = "imagenet") -> tuple[Config, Task]:
     """The resolved settings of a training run and its task, which knows its classes' names but no images."""
     network = [f"backbone={settings.backbone}", f"anar={settings.anar}", f"flows={flows}"]
     config = compose([f"task={task}", *network, f"trainer.batch={settings.batch}"])
-    return config, make(config["task"], "task", data=SimpleNamespace(classes=[str(name) for name in CLASSES[task]]))
+    return config, make(config["task"], "task", data=SimpleNamespace(classes=[*map(str, range(CLASSES[task]))]))
 
 
 def sides(settings: Settings, task: str = "imagenet") -> dict[str, nn.Module]:
@@ -217,7 +184,7 @@ def labelled(settings: Settings) -> Batch:
     """A batch of `images`, each of another class."""
     x = images(settings)
     label = torch.arange(len(x), device=x.device)
-    return {"input": x, "label": label % len(CLASSES["imagenet"]), "index": label}
+    return {"input": x, "label": label % CLASSES["imagenet"], "index": label}
 
 
 def _folded_sides(settings: Settings, x: Tensor) -> dict[str, nn.Module]:
@@ -266,16 +233,14 @@ def _graph(call: Callable[[], object]) -> Callable[[], None]:
     return graph.replay
 
 
-def _training_times(
-    networks: dict[str, nn.Module], settings: Settings, task: str = "imagenet", batch: Batch | None = None
-) -> Times:
-    calls = {name: _step(each, settings, task, batch or labelled(settings)) for name, each in networks.items()}
+def _training_times(networks: dict[str, nn.Module], settings: Settings, batch: Batch | None = None) -> Times:
+    calls = {name: _step(each, settings, batch or labelled(settings)) for name, each in networks.items()}
     return interleaved(calls, settings.pairs or 12, settings.device, warm=3).of(settings.batch, "images")
 
 
-def _step(network: nn.Module, settings: Settings, task: str, batch: Batch) -> Callable[[], None]:
+def _step(network: nn.Module, settings: Settings, batch: Batch) -> Callable[[], None]:
     """A call that makes one step with the recipe's own optimizer."""
-    config, own = configured(settings, 1, task)
+    config, own = configured(settings, 1)
     precision = Precision("auto", settings.device)
     network = precision.place(network).train()
     optimizer = build.optimizer(config)(network)
@@ -300,7 +265,7 @@ def _peak(settings: Settings, side: str) -> int:
     torch.cuda.empty_cache()
     if torch.cuda.memory_allocated(settings.device) > 2**28:
         raise RunError("peak memory: another measurement's tensors are still on the GPU")
-    step = _step(sides(settings)[side], settings, "imagenet", labelled(settings))
+    step = _step(sides(settings)[side], settings, labelled(settings))
     step()
     torch.cuda.reset_peak_memory_stats(settings.device)
     step()

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.networks import TDAF, configured, labelled, sides
-from benchmarks.timing import Settings, Times, interleaved, now
+from benchmarks.timing import Settings, Times, interleaved, now, timed
 from tdaf.build import make
 from tdaf.cli import build
 from tdaf.engine.precision import Precision
@@ -86,22 +86,44 @@ class Feed:
         raise _Enough
 
     def _bare_block(self) -> float:
-        start = now(self.device)
-        for batch in self.block:
-            self.bare_step(batch)
-        return (now(self.device) - start) / STEPS
+        batches = iter(self.block)
+        return timed(lambda: self.bare_step(next(batches)), STEPS, self.device)
+
+
+class Endless:
+    """A split that is never read, however long it is."""
+
+    skipped, notes, groups = 0, {}, None
+
+    def __len__(self) -> int:
+        return 10**6
+
+    def name(self, index: int) -> str:
+        return str(index)
 
 
 def _trainer_times(settings: Settings) -> Times:
-    network, config = sides(settings)[TDAF], configured(settings, settings.flows)[0]
+    network, (config, task) = sides(settings)[TDAF], configured(settings, settings.flows)
     batch = {name: value.cpu() for name, value in labelled(settings).items()}
     block = [{name: value.roll(k, 0).clone() for name, value in batch.items()} for k in range(STEPS)]
     if settings.gpu:
         block = [{name: value.pin_memory() for name, value in batch.items()} for batch in block]
     feed = Feed(block, _bare_step(copy.deepcopy(network), build.optimizer(config), settings), settings)
+    task.dataset = lambda split: Endless()
+    never = {"evaluate_every": 0, "checkpoint_every": 10**9, "log_every": STEPS, "pictures": 0}
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        trainer = Trainer(
+            task,
+            network,
+            TrainerSettings(epochs=None, max_steps=10**9, batch=settings.batch, **never),
+            run_dir=folder,
+            optimizer=build.optimizer(config),
+            schedule=make(config["schedule"], "schedule"),
+            device=settings.device,
+        )
+        trainer.training_loader = lambda: feed
         with contextlib.suppress(_Enough):
-            fit(network, settings, feed, Path(folder))
+            trainer.fit()
     return feed.times.of(settings.batch, "images", f"{settings.backbone}, batch {settings.batch} of {settings.size} px")
 
 
@@ -120,36 +142,3 @@ def _bare_step(network: nn.Module, make_optimizer: Callable, settings: Settings)
         optimizer.zero_grad(set_to_none=True)
 
     return step
-
-
-class Endless:
-    """A split without end that is never read."""
-
-    skipped, notes, groups = 0, {}, None
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.size
-
-    def name(self, index: int) -> str:
-        return str(index)
-
-
-def fit(network: nn.Module, settings: Settings, feed: Feed, folder: Path) -> None:
-    """Trains on what `feed` gives, for ever: no evaluation, no checkpoint."""
-    config, task = configured(settings, settings.flows)
-    task.dataset = lambda split: Endless(10**6 * settings.batch)
-    never = {"evaluate_every": 0, "checkpoint_every": 10**9, "log_every": STEPS, "pictures": 0}
-    trainer = Trainer(
-        task,
-        network,
-        TrainerSettings(epochs=None, max_steps=10**9, batch=settings.batch, **never),
-        run_dir=folder,
-        optimizer=build.optimizer(config),
-        schedule=make(config["schedule"], "schedule"),
-        device=settings.device,
-    )
-    trainer.training_loader = lambda: feed
-    trainer.fit()

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from results.tabular import markdown_table, write_section
+
 if TYPE_CHECKING:  # the table is read before torch is
     from benchmarks.timing import Settings, Times
 
 BRIDGED = ("resnet18", "convnext_atto", "efficientnet_b0", "swin_tiny_patch4_window7_224")  # of timm's
-HEAD = "| what | against | bar | ratio (quartiles) | null (quartiles) | pairs | bar met | figures, notes |"
+HEAD = ("what", "against", "bar", "ratio (quartiles)", "null (quartiles)", "pairs", "bar met", "figures, notes")
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,6 @@ class Row:
             return f"{self.low:g} to {self.high:g}"
         return f"<= {self.high:g}" if self.high is not None else f">= {self.low:g}" if self.low is not None else "-"
 
-    def is_met(self, value: float) -> bool:
-        return (self.high is None or value <= self.high) and (self.low is None or value >= self.low)
-
     def holds(self, settings: Settings) -> bool:
         """Whether there is a bar, and for what was measured."""
         network = (settings.backbone, settings.anar, settings.flows, settings.size) == ("res50", 3, 3, 224)
@@ -58,33 +56,23 @@ def filled(row: Row, measured: Mapping[str, Times | dict[str, float]], settings:
 
     measured: seconds in turns, or what was counted, by the name of the measurement.
     """
-    found: Any = measured.get(row.measured or row.key, {})
-    value = ratio = null = None
-    absolute, note = {}, ""
-    if row.device in ("any", "gpu" if settings.gpu else "cpu") and found:
-        if isinstance(found, dict):
-            value = found[row.of] / found[row.to]
-            absolute = {name: f"{found[name]:.4g}" for name in (row.of, row.to)}
-        elif row.to not in found.seconds:
-            note = "not installed here, or none of this backbone"
-        else:
-            ratio = found.ratio(row.to, row.of) if row.rate else found.ratio(row.of, row.to)
-            value, null, note = ratio.median, asdict(found.null()), found.note
-            absolute = {name: found.figure(name) for name in (row.of, row.to)}
-    holds = row.holds(settings)
-    return {
-        "key": row.key,
-        "what": row.what,
-        "peer": row.to,
-        "device": row.device,
-        "bar": row.bar if holds or value is None else "-",
-        "met": row.is_met(value) if holds and value is not None else None,
-        "value": value,
-        "ratio": asdict(ratio) if ratio else None,
-        "null": null,
-        "absolute": absolute,
-        "note": note,
-    }
+    found: Any = measured.get(row.measured or row.key)
+    entry = {"key": row.key, "what": row.what, "peer": row.to, "device": row.device, "bar": row.bar, "met": None}
+    entry |= {"value": None, "ratio": None, "null": None, "absolute": {}, "note": ""}
+    if not found or row.device not in ("any", "gpu" if settings.gpu else "cpu"):
+        return entry
+    if isinstance(found, dict):
+        entry["value"] = value = found[row.of] / found[row.to]
+        entry["absolute"] = {name: f"{found[name]:.4g}" for name in (row.of, row.to)}
+    elif row.to not in found.seconds:
+        return {**entry, "note": "not installed here, or none of this backbone"}
+    else:
+        ratio = found.ratio(row.to, row.of) if row.rate else found.ratio(row.of, row.to)
+        entry |= {"value": ratio.median, "ratio": asdict(ratio), "null": asdict(found.null()), "note": found.note}
+        entry["absolute"], value = {name: found.figure(name) for name in (row.of, row.to)}, ratio.median
+    if not row.holds(settings):
+        return {**entry, "bar": "-"}
+    return {**entry, "met": (row.high is None or value <= row.high) and (row.low is None or value >= row.low)}
 
 
 def markdown(table: list[dict[str, Any]], about: dict[str, Any]) -> str:
@@ -96,20 +84,16 @@ def markdown(table: list[dict[str, Any]], about: dict[str, Any]) -> str:
         f"{about['threads']} threads, {about['gpu'] or 'no GPU'}; load at start and end {loads}. {versions}. "
         f"{about['precision']}, batch {about['batch']}, {about['seconds'] / 60:.0f} minutes:\n\n    {about['command']}"
     )
-    lines = [_line(row, figures=bool(about["gpu"]) or not row["ratio"]) for row in table]
-    return "\n".join([head, "", HEAD, "|" + "---|" * HEAD.count(" | ") + "---|", *lines])
-
-
-def _line(row: dict[str, Any], figures: bool) -> str:
-    what = row["what"] + (f" ({row['device'].upper()})" if row["device"] != "any" else "")
-    value = "-" if row["value"] is None else f"{row['value']:.3f}" if row["value"] > 0.001 else f"{row['value']:.1e}"
-    ratio = _spread(row["ratio"]) if row["ratio"] else value
-    pairs = row["ratio"]["pairs"] if row["ratio"] else "-"
-    met = {None: "-", True: "yes", False: "**no**"}[row["met"]]
-    absolute = [f"{name} {figure}" for name, figure in row["absolute"].items()] if figures else []
-    notes = "; ".join(filter(None, [*absolute, row["note"]])) or "-"
-    cells = [what, row["peer"], row["bar"], ratio, _spread(row["null"]), pairs, met, notes]
-    return "| " + " | ".join(map(str, cells)) + " |"
+    rows = []
+    for row in table:
+        what = row["what"] + (f" ({row['device'].upper()})" if row["device"] != "any" else "")
+        value = "-" if row["value"] is None else format(row["value"], ".3f" if row["value"] > 0.001 else ".1e")
+        ratio, pairs = (_spread(row["ratio"]), str(row["ratio"]["pairs"])) if row["ratio"] else (value, "-")
+        figures = row["absolute"].items() if about["gpu"] or not row["ratio"] else ()
+        notes = "; ".join([*(f"{name} {figure}" for name, figure in figures), *filter(None, [row["note"]])]) or "-"
+        met = {None: "-", True: "yes", False: "**no**"}[row["met"]]
+        rows.append([what, row["peer"], row["bar"], ratio, _spread(row["null"]), pairs, met, notes])
+    return f"{head}\n\n{markdown_table(HEAD, rows)}"
 
 
 def _spread(spread: dict[str, float] | None) -> str:
@@ -119,13 +103,8 @@ def _spread(spread: dict[str, float] | None) -> str:
 def write(out: Path, subject: str, table: list[dict[str, Any]], about: dict[str, Any], text: str) -> None:
     """`out`.json, and the section of this subject and kind of device in `out`.md; what else that file says stays."""
     kind = f"{subject} {'gpu' if about['gpu'] else 'cpu'}"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    data, page = out.with_suffix(".json"), out.with_suffix(".md")
+    begin, end = f"<!-- measured: {kind} -->", f"<!-- end: {kind} -->"
+    write_section(out.with_suffix(".md"), begin, end, f"### {kind}\n\n{text}", "# Benchmarks\n")
+    data = out.with_suffix(".json")
     known = json.loads(data.read_text()) if data.exists() else {}
     data.write_text(json.dumps({**known, kind: {**about, "rows": table}}, indent=2) + "\n")
-    before = page.read_text() if page.exists() else "# Benchmarks\n"
-    begin, end = f"<!-- measured: {kind} -->", f"<!-- end: {kind} -->"
-    section = f"{begin}\n### {kind}\n\n{text}\n{end}"
-    old = re.compile(f"{begin}.*?{end}", re.DOTALL)
-    after = old.sub(lambda match: section, before) if old.search(before) else f"{before.rstrip()}\n\n{section}\n"
-    page.write_text(after)

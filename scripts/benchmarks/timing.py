@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 BLOCK = 0.3  # seconds of one timed block, at least: far above the clock's resolution and the cost of a synchronisation
@@ -48,9 +49,7 @@ class Spread:
 
 
 def spread(ratios: Sequence[float]) -> Spread:
-    if len(ratios) == 1:
-        return Spread(ratios[0], ratios[0], ratios[0], 1)
-    low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    low, median, high = np.percentile(ratios, (25, 50, 75)).tolist()
     return Spread(median, low, high, len(ratios))
 
 

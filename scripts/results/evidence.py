@@ -35,7 +35,7 @@ from results.comparison import (
 )
 from results.runs import Run
 from results.tabular import markdown_table, write_section
-from tdaf.demo.classification import imagenet_scene
+from tdaf.demo.classification import SCENES
 from tdaf.engine.log import RunFolder
 from tdaf.engine.summary import versions
 from tdaf.engine.trained import load_checkpoint
@@ -146,7 +146,7 @@ def _outline(config: dict[str, Any], name: str, size: int) -> Tensor:
     """(size, size), 1 on the object of a validation image as the network sees it: resized and cut at the centre."""
     demo, short = config["demo"], config["task"]["val_transforms"]["1crop"]["short_side"]
     index = int(Path(name).stem.rpartition("_")[2]) - 1
-    image, points = imagenet_scene(demo["seed"], "val", index, demo["size"])
+    image, points = SCENES[demo["kind"]](demo["seed"], "val", index, demo["size"])
     scale = short / min(image.size)
     corner = (np.round(np.array(image.size) * scale) - size) / 2
     canvas = Image.new("L", (size, size))
@@ -209,7 +209,7 @@ def write_page(
 
 def _has_masks(config: dict[str, Any]) -> bool:
     """Whether the run's network has masks, and it is known where the objects of its images are."""
-    drawn = bool(config.get("demo")) and config["demo"]["kind"] == "imagenet" and config["data"]["root"] is None
+    drawn = bool(config.get("demo")) and config["demo"]["kind"] in SCENES and config["data"]["root"] is None
     return drawn and config["flows"] > 1 and config["tdaf"]["_target_"] == "tdaf.model.flows.TDAF"
 
 

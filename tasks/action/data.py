@@ -7,7 +7,6 @@ LoopPadding).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -16,12 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import default_collate
 
 from tasks.action.transforms import Transform
 from tasks.action.videos import Videos
 from tdaf.errors import UserError
 from tdaf.media.files import Media, is_video
+from tdaf.task import Dataset
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,8 @@ class Timing:
         return [taken[frame % len(taken)] for frame in range(self.frames)]
 
 
-class Clips:
-    """Windows of labelled videos (protocol: Dataset in tdaf/task.py).
+class Clips(Dataset):
+    """Windows of labelled videos.
 
     A sample is a window: "input" uint8 ([V,] 3, T, H, W), "label", "video" (its number in the split) and "window" (its
     number in the video). Windows of one video follow each other, and any rank may have any of them.
@@ -73,8 +72,6 @@ class Clips:
             made (`Videos.counts`).
         transform: from the frames of a window to an input.
     """
-
-    groups = None
 
     def __init__(self, videos: Videos, timing: Timing, transform: Transform) -> None:
         self.videos, self.timing, self.transform, self.files = videos, timing, transform, videos
@@ -101,10 +98,8 @@ class Clips:
         """The video's path below the root, as a skip list has it."""
         return self.videos.name(self.locate(index)[0])
 
-    collate = staticmethod(default_collate)
 
-
-class Windows:
+class Windows(Dataset):
     """Videos that a user gives to predict (protocol: PredictDataset in tdaf/task.py), covered by windows one after the
     other; in the last one of a video, where it is shorter, its frames are repeated.
 
@@ -119,10 +114,6 @@ class Windows:
     Raises:
         UserError: there is no video among `paths`.
     """
-
-    skipped = 0
-    notes: Mapping[str, int] = {}
-    groups = None
 
     def __init__(self, paths: list[Path], transform: Transform, frames: int, stride: int) -> None:
         videos = list(filter(is_video, paths))
@@ -152,16 +143,3 @@ class Windows:
 
     def shown(self, index: int) -> range:
         return range(*self.windows[index][1:])
-
-    collate = staticmethod(default_collate)
-
-
-def training_clips(videos: Videos, transform: Transform, frames: int, stride: int) -> Clips:
-    """A random window of each video."""
-    return Clips(videos, Timing(frames, stride, random=True), transform)
-
-
-def evaluation_clips(videos: Videos, transform: Transform, frames: int, stride: int, protocol: str) -> Clips:
-    """protocol: "clip", three windows a video; "hara", all that do not overlap; "30view", ten, of which the transform
-    makes three views each."""
-    return Clips(videos, Timing(frames, stride, {"clip": 3, "hara": None, "30view": 10}[protocol]), transform)

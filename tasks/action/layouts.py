@@ -6,10 +6,10 @@ import csv
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tasks.common import existing, some
 from tdaf.errors import UserError
 from tdaf.media import archive
 from tdaf.media.files import MOVING, files_below, folders_in, left_out
@@ -33,9 +33,6 @@ class Listing:
     notes: dict[str, int] = field(default_factory=dict)
     folder: str = ""
     place: str = ""
-
-    def path(self, root: Path, name: str) -> Path:
-        return Path(self.place + name.removeprefix(self.folder)) if self.place else root / name
 
 
 class KineticsLayout:
@@ -74,7 +71,7 @@ class KineticsLayout:
         self.classes = sorted((label.replace("_", " ") for label in labels), key=_plain)
         self.numbers = {_plain(name): number for number, name in enumerate(self.classes)}
         if len(self.numbers) < len(labels):
-            twice = _some(label for label in labels if sum(_plain(label) == _plain(other) for other in labels) > 1)
+            twice = some(label for label in labels if sum(_plain(label) == _plain(other) for other in labels) > 1)
             raise UserError(f"{where} has one class under two names: {twice}; rename one")
 
     def listing(self, split: str) -> Listing:
@@ -117,7 +114,7 @@ class KineticsLayout:
             raise UserError(f"none of the {len(rows)} videos of {file} is in {folder}; {KINETICS}")
         notes = {
             **_missing(sum(map(len, used.values())), len(rows)),
-            f"videos have rows of several classes and are left out ({_some(several)})": len(several),
+            f"videos have rows of several classes and are left out ({some(several)})": len(several),
             "rows name a video again, with its class": sum(len(used[name]) - 1 for name in kept),
             "videos lie in the folder of another class than annotated, which counts": elsewhere,
             "videos are there without an annotation and left out": sum(map(len, files.values())) - len(used),
@@ -144,7 +141,7 @@ class KineticsLayout:
     def _check_known(self, where: Path, labels: list[str]) -> None:
         unknown = {label for label in labels if _plain(label) not in self.numbers}
         if unknown:
-            raise UserError(f"{where} has {len(unknown)} class(es) that the validation split lacks: {_some(unknown)}")
+            raise UserError(f"{where} has {len(unknown)} class(es) that the validation split lacks: {some(unknown)}")
 
     def _folder(self, split: str) -> Path:
         for name in KINETICS_FOLDERS[split]:
@@ -152,8 +149,7 @@ class KineticsLayout:
             if archive.is_folder(place):
                 self.names[place] = (self.base / name).relative_to(self.root).as_posix()
                 return place
-        said = f"root={self.root}: there is no {split}/ in {self.base.absolute()}{archive.hint(self.base, split)}"
-        raise UserError(f"{said}; {KINETICS}")
+        return Path(existing(self.base, archive.locate(self.base, split), split, KINETICS))
 
     def _below_root(self, folder: Path, *names: str) -> str:
         return "/".join((self.names[folder], *filter(None, names)))
@@ -172,10 +168,9 @@ class KineticsLayout:
         return None
 
 
-class Ucf101Layout:
-    """classInd.txt ("1 ApplyEyeMakeup"), trainlist<fold>.txt and testlist<fold>.txt ("<class>/<video>.avi", then the
-    class's number in some), in annotations/, ucfTrainTestlist/ or the root. Videos lie in videos/, UCF-101/, jpg/ or
-    the root. "val" is the test list.
+class SplitLists:
+    """Lists of videos in several splits, as UCF-101 and HMDB-51 have them. These say in `_files` which are the lists of
+    a fold, in `_classes` and `_listed` what they hold: (path below the videos' folder, class) of a split's videos.
 
     Args:
         root, annotations, videos, frames: as of `KineticsLayout`; a folder of frames is named as its video's file
@@ -186,51 +181,91 @@ class Ucf101Layout:
         UserError: there are no such lists or no videos.
     """
 
+    expected: str  # for messages
+    list_folders: tuple[str, ...]  # where lists and videos may lie below the root
+    video_folders: tuple[str, ...]
+    sign: str  # a glob of what is among the lists
+    pattern: str  # of the lists of all folds
+
     def __init__(self, root: Path, annotations: str | None, videos: str | None, frames: bool, fold: int) -> None:
-        usual = ("annotations", "ucfTrainTestlist", ".")
-        self.lists = _located(root, annotations, usual, "classInd.txt", "annotations", UCF)
-        entries = [line.split() for line in _lines(self.lists / "classInd.txt")]
-        if not entries or not all(len(entry) == 2 and entry[0].isdecimal() for entry in entries):
-            raise UserError(f"{self.lists / 'classInd.txt'}: expected a number and a class a line (1 ApplyEyeMakeup)")
-        self.classes = [name for _, name in sorted(entries, key=lambda entry: int(entry[0]))]
-        self.files = {"train": f"trainlist{fold:02d}.txt", "val": f"testlist{fold:02d}.txt"}
         self.root, self.frames = root, frames
-        usual = ("videos", "UCF-101", "jpg", ".")
-        self.videos = _located(root, videos, usual, f"{self.classes[0]}/*", "videos", UCF)
-        _check_fold(self.lists, self.files["val"], "testlist*.txt", fold)
+        self.lists = self._located(annotations, self.list_folders, self.sign, "annotations")
+        self.files = self._files(fold)
+        if not any(path.is_file() for path in list(self.files.values())[-1:]):  # training lists may be absent
+            there = {re.findall(r"\d+", path.stem)[-1].lstrip("0") for path in self.lists.glob(self.pattern)}
+            raise UserError(f"fold={fold}: not in {self.lists}; there are folds {some(there) or 'none'}")
+        self.classes = self._classes()
+        self.videos = self._located(videos, self.video_folders, f"{self.classes[0]}/*", "videos")
 
     def listing(self, split: str) -> Listing:
         """The split "train" or "val"; raises UserError where it cannot be had."""
-        file = self.lists / self.files[split]
-        numbers = {name: number for number, name in enumerate(self.classes)}
-        listed = []
-        for line in _lines(file):
+        listed, exists = self._listed(split), os.path.isdir if self.frames else os.path.isfile
+        prefix = "" if self.videos == self.root else f"{self.videos.relative_to(self.root).as_posix()}/"
+        named = [(prefix + (os.path.splitext(path)[0] if self.frames else path), label) for path, label in listed]
+        there = [(name, label) for name, label in named if exists(os.path.join(self.root, name))]
+        if not there:
+            raise UserError(f"none of the {len(listed)} videos listed in {self.lists} is in {self.videos}")
+        return Listing(*map(list, zip(*there, strict=True)), _missing(len(there), len(listed)))
+
+    def _located(self, given: str | None, usual: tuple[str, ...], sign: str, argument: str) -> Path:
+        """The folder that holds something like `sign`: the one given, else one of the usual ones."""
+        folders = [self.root / name for name in ((given,) if given is not None else usual)]
+        for folder in folders:
+            if any(folder.glob(sign)):
+                return folder
+        said = f"no {sign} in {', '.join(map(str, folders))}; {self.expected}"
+        raise UserError(f"{said}, or name its folder with {argument}=")
+
+
+class Ucf101Layout(SplitLists):
+    """classInd.txt ("1 ApplyEyeMakeup"), trainlist<fold>.txt and testlist<fold>.txt ("<class>/<video>.avi", then the
+    class's number in some), in annotations/, ucfTrainTestlist/ or the root. Videos lie in videos/, UCF-101/, jpg/ or
+    the root. "val" is the test list."""
+
+    expected = UCF
+    list_folders, video_folders = ("annotations", "ucfTrainTestlist", "."), ("videos", "UCF-101", "jpg", ".")
+    sign, pattern = "classInd.txt", "testlist*.txt"
+
+    def _files(self, fold: int) -> dict[str, Path]:
+        return {
+            split: self.lists / f"{name}list{fold:02d}.txt" for split, name in (("train", "train"), ("val", "test"))
+        }
+
+    def _classes(self) -> list[str]:
+        entries = [line.split() for line in _lines(self.lists / self.sign)]
+        if not entries or not all(len(entry) == 2 and entry[0].isdecimal() for entry in entries):
+            raise UserError(f"{self.lists / self.sign}: expected a number and a class a line (1 ApplyEyeMakeup)")
+        return [name for _, name in sorted(entries, key=lambda entry: int(entry[0]))]
+
+    def _listed(self, split: str) -> list[tuple[str, int]]:
+        listed, numbers = [], {name: number for number, name in enumerate(self.classes)}
+        for line in _lines(self.files[split]):
             path = line.rsplit(maxsplit=1)[0] if line.split()[-1].isdecimal() else line
             name = path.partition("/")[0]
             if name not in numbers or "/" not in path:
-                raise UserError(f"{file}: '{line}' does not begin with a class of classInd.txt and /")
+                raise UserError(f"{self.files[split]}: '{line}' does not begin with a class of classInd.txt and /")
             listed.append((path, numbers[name]))
-        return _present(self.root, self.videos, listed, self.frames, file)
+        return listed
 
 
-class Hmdb51Layout:
+class Hmdb51Layout(SplitLists):
     """A file <class>_test_split<fold>.txt for each class, in annotations/, testTrainMulti_7030_splits/ or the root,
     with "<video>.avi 1" for training, 2 for "val", 0 for neither. Videos lie in <class>/ in videos/, hmdb51_org/,
-    hmdb51/, jpg/ or the root. Args and Raises: as of `Ucf101Layout`."""
+    hmdb51/, jpg/ or the root."""
 
-    def __init__(self, root: Path, annotations: str | None, videos: str | None, frames: bool, fold: int) -> None:
-        usual = ("annotations", "testTrainMulti_7030_splits", ".")
-        self.lists = _located(root, annotations, usual, "*_test_split*.txt", "annotations", HMDB)
+    expected = HMDB
+    list_folders = ("annotations", "testTrainMulti_7030_splits", ".")
+    video_folders = ("videos", "hmdb51_org", "hmdb51", "jpg", ".")
+    sign = pattern = "*_test_split*.txt"
+
+    def _files(self, fold: int) -> dict[str, Path]:
         ending = f"_test_split{fold}.txt"
-        self.files = {path.name.removesuffix(ending): path for path in sorted(self.lists.glob(f"*{ending}"))}
-        _check_fold(self.lists, next((path.name for path in self.files.values()), ending), "*_test_split*.txt", fold)
-        self.classes = sorted(self.files)
-        self.root, self.frames = root, frames
-        usual = ("videos", "hmdb51_org", "hmdb51", "jpg", ".")
-        self.videos = _located(root, videos, usual, f"{self.classes[0]}/*", "videos", HMDB)
+        return {path.name.removesuffix(ending): path for path in sorted(self.lists.glob(f"*{ending}"))}
 
-    def listing(self, split: str) -> Listing:
-        """The split "train" or "val"; raises UserError where it cannot be had."""
+    def _classes(self) -> list[str]:
+        return sorted(self.files)
+
+    def _listed(self, split: str) -> list[tuple[str, int]]:
         flag, listed = {"train": "1", "val": "2"}[split], []
         for number, name in enumerate(self.classes):
             for line in _lines(self.files[name]):
@@ -239,7 +274,7 @@ class Hmdb51Layout:
                     raise UserError(f"{self.files[name]}: '{line}' is not a video's name and 0, 1 or 2")
                 if kind == flag:
                     listed.append((f"{name}/{video.strip()}", number))
-        return _present(self.root, self.videos, listed, self.frames, self.lists)
+        return listed
 
 
 def _kinetics_rows(file: Path) -> list[tuple[str, tuple[str, str]]]:
@@ -282,48 +317,12 @@ def _videos_in(folder: Path, frames: bool, deep: bool = True) -> tuple[list[str]
     return (folders_in(folder), Counter()) if frames else files_below(folder, MOVING, deep)
 
 
-def _located(root: Path, given: str | None, usual: tuple[str, ...], sign: str, argument: str, layout: str) -> Path:
-    """The folder below `root` that holds something like `sign` (a glob): the one given, else one of the usual ones."""
-    folders = [root / name for name in ((given,) if given is not None else usual)]
-    for folder in folders:
-        if any(folder.glob(sign)):
-            return folder
-    raise UserError(f"no {sign} in {', '.join(map(str, folders))}; {layout}, or name its folder with {argument}=")
-
-
 def _lines(file: Path) -> list[str]:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
         raise UserError(f"{file} cannot be read: {error}") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def _check_fold(lists: Path, file: str, pattern: str, fold: int) -> None:
-    if not (lists / file).is_file():
-        there = {re.findall(r"\d+", path.stem)[-1].lstrip("0") for path in lists.glob(pattern)}
-        raise UserError(f"fold={fold}: no {file} in {lists}; there are folds {_some(there) or 'none'}")
-
-
-def _present(root: Path, videos: Path, listed: list[tuple[str, int]], frames: bool, where: Path) -> Listing:
-    """Those of the listed videos, (path in `videos`, class), that are there."""
-    prefix = "" if videos == root else f"{videos.relative_to(root).as_posix()}/"
-    exists = os.path.isdir if frames else os.path.isfile
-    listing = Listing()
-    for path, label in listed:
-        name = prefix + (os.path.splitext(path)[0] if frames else path)
-        if exists(os.path.join(root, name)):
-            listing.names.append(name)
-            listing.labels.append(label)
-    if not listing.names:
-        raise UserError(f"none of the {len(listed)} videos listed in {where} is in {videos}")
-    listing.notes = _missing(len(listing.names), len(listed))
-    return listing
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
 
 
 def _missing(found: int, listed: int) -> dict[str, int]:

@@ -6,9 +6,8 @@ import csv
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -18,12 +17,14 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
 from tasks.action.layouts import KINETICS, Hmdb51Layout, KineticsLayout, Listing, Ucf101Layout
+from tasks.common import Names, check_num_classes, data_root
 from tdaf.errors import UnreadableSample, UserError
 from tdaf.media import archive
 from tdaf.media.clip import FrameChoice, read_clip
 from tdaf.media.files import is_data, read_skip_list
 from tdaf.media.image import read_image
 from tdaf.media.video import count_frames, decode_whole
+from tdaf.ranges import within
 from tdaf.streams import Bar
 
 FRAME_FILE = re.compile(r"(.*\D)?(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
@@ -42,10 +43,6 @@ class Videos(Protocol):
     def read(self, index: int, frames: FrameChoice) -> Tensor:
         """Frames of video `index` as uint8 RGB (T, 3, H, W); raises UnreadableSample."""
 
-    def check(self, index: int, scan: str) -> list[str]:
-        """Raises UnreadableSample where not all of video `index` can be decoded; "quick": where its frames cannot be
-        counted, which takes a fraction of the time. Returns what is to be noted."""
-
     def counts(self) -> np.ndarray:
         """The number of frames of each video, 0 where it cannot be told: (N,) int64."""
 
@@ -55,17 +52,9 @@ class Videos(Protocol):
         """What a person finds the video by: its path below the root, as a skip list has it."""
 
 
-class Source(Protocol):
-    """Where labelled videos come from."""
-
-    classes: list[str]  # names for people, one a class, in the order of the network's outputs
-
-    def split(self, name: str) -> Videos:
-        """The split "train" or "val"; raises UserError when it is not there."""
-
-
 class ActionVideos:
-    """A data set's folder (protocol: `Source`). Videos themselves are looked at only when they are read.
+    """A data set's folder (protocol: `Source` in tasks/common.py). Videos themselves are looked at only when they are
+    read.
 
     Args:
         root: the folder.
@@ -95,28 +84,15 @@ class ActionVideos:
         skip_list: str | None = None,
         max_bad: int = 0,
     ) -> None:
-        layouts = {
-            "kinetics": partial(KineticsLayout, max_bad=max_bad),
-            "ucf101": partial(Ucf101Layout, fold=fold),
-            "hmdb51": partial(Hmdb51Layout, fold=fold),
-        }
+        layouts = {"kinetics": KineticsLayout, "ucf101": Ucf101Layout, "hmdb51": Hmdb51Layout}
         if layout not in layouts:
             raise UserError(f"layout={layout}: give {', '.join(layouts)}")
-        for name, value in (("fold", fold), ("short_side", short_side)):
-            if value is not None and value < 1:
-                raise UserError(f"{name}={value}: give 1 or more")
-        if not root:
-            raise UserError(f"root is not set; give the folder of videos: {KINETICS}")
-        self.root = Path(root).expanduser()
-        if not self.root.is_dir():
-            raise UserError(f"root={root}: no such folder ({self.root.absolute()}); {KINETICS}")
-        self.layout = layouts[layout](self.root, annotations, videos, frames)
+        within("[1, inf)", fold=fold, short_side=short_side)
+        self.root = data_root(root, "the folder of videos", KINETICS)
+        only = {"max_bad": max_bad} if layout == "kinetics" else {"fold": fold}
+        self.layout = layouts[layout](self.root, annotations, videos, frames, **only)
         self.classes, self.frames, self.short_side = self.layout.classes, frames, short_side
-        if num_classes is not None and num_classes != len(self.classes):
-            raise UserError(
-                f"num_classes={num_classes}, but {self.root} has {len(self.classes)} classes; "
-                "correct it, or leave it out to have it found"
-            )
+        check_num_classes(num_classes, len(self.classes), self.root)
         self.skip = read_skip_list(skip_list, example="val/abseiling/abc.mp4")
         self._splits: dict[str, ListedVideos] = {}
 
@@ -129,8 +105,8 @@ class ActionVideos:
 
 
 class ListedVideos:
-    """The videos of one split (protocol: `Videos`). All names lie in one string: 240,000 of them in a list would be
-    copied into every worker, because counting references writes to each."""
+    """The videos of one split (protocol: `Videos`; `files` of a Dataset, too). scan "quick": their frames are counted,
+    which takes a fraction of the time of decoding them."""
 
     scans = ("full", "quick")
 
@@ -138,7 +114,7 @@ class ListedVideos:
         self, root: Path, listing: Listing, skip: frozenset[str], frames: bool, short_side: int | None
     ) -> None:
         self.root, self.short_side, self.notes = root, short_side, listing.notes
-        self._path = partial(Listing(folder=listing.folder, place=listing.place).path, root)
+        self.folder, self.place = listing.folder, listing.place or root / listing.folder
         self._read, self._read_whole, self._count = (
             (read_frames, read_all_frames, count_images) if frames else (read_clip, decode_whole, count_frames)
         )
@@ -146,8 +122,7 @@ class ListedVideos:
         self.skipped = len(listing.names) - len(kept)
         if not kept:
             raise UserError(f"skip_list leaves no video in {root}")
-        self.ends = np.cumsum([len(name) for name, _ in kept])
-        self.names = "".join(name for name, _ in kept)
+        self.names = Names([name for name, _ in kept])
         self.labels = np.array([label for _, label in kept], np.int32)
 
     def __len__(self) -> int:
@@ -157,10 +132,10 @@ class ListedVideos:
         return int(self.labels[index])
 
     def name(self, index: int) -> str:
-        return self.names[int(self.ends[index - 1]) if index else 0 : int(self.ends[index])]
+        return self.names[index]
 
     def path(self, index: int) -> Path:
-        return self._path(self.name(index))
+        return Path(self.place, self.names[index].removeprefix(self.folder).lstrip("/"))
 
     def read(self, index: int, frames: FrameChoice) -> Tensor:
         return self._read(self.path(index), frames, self.short_side)
@@ -170,7 +145,35 @@ class ListedVideos:
         return []
 
     def counts(self) -> np.ndarray:
-        return frame_counts(self.root, [self.name(index) for index in range(len(self))], self._count, self._path)
+        """Found once and kept beside the data in `COUNTS_FILE`, where a line holds for as long as the file has the size
+        and the time of change that it had. Finding them takes milliseconds a video, in which it mostly waits for the
+        disk. Where the file cannot be written, that is said."""
+        file = self.root / COUNTS_FILE
+        kept = _kept_counts(file)
+
+        def line(index: int) -> tuple[int, int, int]:
+            """(frames, bytes, ns of the last change) of a video; all 0 where it is gone."""
+            try:
+                about, known = archive.about(self.path(index)), kept.get(self.name(index), ())
+                return known if known[1:] == about else (self._count(self.path(index)), *about)
+            except UnreadableSample:
+                return 0, *about
+            except OSError:
+                return 0, 0, 0
+
+        names = [self.name(index) for index in range(len(self))]
+        new = len(set(names) - kept.keys())
+        if new:
+            print(f"counting the frames of {new} videos, kept in {file}", file=sys.stderr, flush=True)
+        bar, lines = Bar("frames", len(names)), {}
+        with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
+            for name, found in zip(names, pool.map(line, range(len(self))), strict=True):
+                lines[name] = found
+                bar.advance()
+        bar.stop()
+        if not lines.items() <= kept.items():
+            _keep_counts(file, kept | lines)
+        return np.array([lines[name][0] for name in names], np.int64)
 
 
 def read_frames(folder: Path, frames: FrameChoice, short_side: int | None = None) -> Tensor:
@@ -224,56 +227,6 @@ def _frame_files(folder: Path) -> list[str]:
     if missing:
         raise UnreadableSample(f"{len(missing)} frames are missing, number {missing[0]} first ({folder})")
     return [files[number] for number in sorted(files)]
-
-
-def frame_counts(
-    root: Path, names: list[str], count: Callable[[Path], int], path: Callable[[str], Path] | None = None
-) -> np.ndarray:
-    """How many frames each video has, found once and kept beside the data in `COUNTS_FILE`.
-
-    A line there holds for as long as the file has the size and the time of change that it had. Finding them takes
-    milliseconds a video (mp4's table or the headers of packets, no decoding), in which it mostly waits for the disk.
-    The kept file is replaced in one step, and goes on holding the lines of other videos. Where it cannot be written,
-    that is said and everything is found again the next time.
-
-    Args:
-        root: of the data set.
-        names: of the videos, below it.
-        count: finds one of them, raises UnreadableSample.
-        path: where a name lies, if not at `root`/name.
-
-    Returns:
-        (N,) int64, 0 where a video cannot be read.
-    """
-    file, path = root / COUNTS_FILE, path or root.joinpath
-    kept = _kept_counts(file)
-
-    def line(name: str) -> tuple[int, int, int] | None:
-        """(frames, bytes, ns of the last change) of a video, None where it is gone."""
-        try:
-            about = archive.about(path(name))
-        except OSError:
-            return None
-        if name in kept and kept[name][1:] == about:
-            return kept[name]
-        try:
-            return count(path(name)), *about
-        except UnreadableSample:
-            return 0, *about
-
-    new = len(set(names) - kept.keys())
-    if new:
-        print(f"counting the frames of {new} videos, kept in {file}", file=sys.stderr, flush=True)
-    bar, lines = Bar("frames", len(names)), {}
-    with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
-        for name, found in zip(names, pool.map(line, names), strict=True):
-            lines[name] = found
-            bar.advance()
-    bar.stop()
-    changed = {name: found for name, found in lines.items() if found is not None and found != kept.get(name)}
-    if changed:
-        _keep_counts(file, kept | changed)
-    return np.array([lines[name][0] if lines[name] else 0 for name in names], np.int64)
 
 
 def _kept_counts(path: Path) -> dict[str, tuple[int, int, int]]:

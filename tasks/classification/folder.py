@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
@@ -14,10 +15,12 @@ import numpy as np
 from torch import Tensor
 
 from tasks.classification import ilsvrc
-from tdaf.errors import UserError
+from tasks.common import Names, check_num_classes, data_root, existing, some
+from tdaf.errors import UnreadableSample, UserError
 from tdaf.media import archive
 from tdaf.media.files import IMAGES, files_below, folders_in, left_out, read_skip_list
-from tdaf.media.image import Colour, checked_background, image_notes, read_image
+from tdaf.media.image import QUALITY, BoxOf, Colour, bounded, checked_background, image_notes, read_box, read_image
+from tdaf.ranges import within
 
 LAYOUT = (
     "expected train/<class>/*.JPEG and val/<class>/*.JPEG (also .jpg, .png, ...), each also as a .tar or .zip, or "
@@ -43,6 +46,9 @@ class ImageFolder:
         exif, background: see `read_image`.
         max_bad: above 0, an archive that is cut off is used as far as it goes.
         every: 10: of the sorted classes only the first, the eleventh and so on.
+        cache: "ram": training's images are kept in this machine's memory once they are read (tdaf/media/cache.py).
+        cache_side: pixels that the short side of what is kept has at most: larger images are made smaller (`bounded`),
+            and so have other pixels from the first epoch on.
 
     Attributes:
         classes: names for people: from `root`/classes.txt ("<folder> <name>" a line) where there is one, for ImageNet's
@@ -61,16 +67,16 @@ class ImageFolder:
         background: Colour | None = None,
         max_bad: int = 0,
         every: int = 1,
+        cache: str | None = None,
+        cache_side: int = 480,
     ) -> None:
         self.background = checked_background(background)
         self.reading = {"exif": exif, "background": self.background}
-        if not root:
-            raise UserError(f"root is not set; give the image folder: {LAYOUT}")
-        self.root = Path(root).expanduser()
-        if not self.root.is_dir():
-            raise UserError(f"root={root}: no such folder ({self.root.absolute()}); {LAYOUT}")
-        if every < 1:
-            raise UserError(f"every={every}: give a whole number, 1 or more")
+        self.root = data_root(root, "the image folder", LAYOUT)
+        within("[1, inf)", every=every, cache_side=cache_side)
+        if cache not in (None, "ram"):
+            raise UserError(f"cache={cache}: give ram or null")
+        self.cache_side = cache_side if cache else None
         self.places = {split: ilsvrc.place(self.root, split) for split in ("train", "val")}
         for place in self.places.values():
             archive.check_whole(place, max_bad)
@@ -79,11 +85,7 @@ class ImageFolder:
         if archive.is_folder(self.places["train"]):
             _check_same(self.root, self._class_folders("train"), folders)
         self.folders = folders[::every]
-        if num_classes is not None and num_classes != len(self.folders):
-            raise UserError(
-                f"num_classes={num_classes}, but {self.root} has {len(self.folders)} class folders; "
-                "correct it, or leave it out to have it found"
-            )
+        check_num_classes(num_classes, len(self.folders), self.root)
         self.classes = _names(self.root, folders)[::every]
         self.skip = read_skip_list(skip_list, ("train/", "val/"))
 
@@ -96,14 +98,11 @@ class ImageFolder:
         """The images of "train" or "val"."""
         place = self._existing(name)
         labels = self.labels if name == "val" else {}
-        return FolderImages(place, name, self.folders, self.skip, self.reading, labels)
+        side = self.cache_side if name == "train" else None
+        return FolderImages(place, name, self.folders, self.skip, self.reading, labels, side)
 
     def _existing(self, split: str) -> str:
-        place = self.places[split]
-        if not archive.is_folder(place):
-            said = f"root={self.root}: there is no {split}/ in it{archive.hint(self.root, split)}"
-            raise UserError(f"{said}; {LAYOUT}")
-        return place
+        return existing(self.root, self.places[split], split, LAYOUT)
 
     def _class_folders(self, split: str) -> list[str]:
         place = self._existing(split)
@@ -124,11 +123,7 @@ class ImageFolder:
 
 
 class FolderImages:
-    """One split of an `ImageFolder`, sorted by class and then by path.
-
-    All paths lie in one string: a list of 1.28 million would be copied into every worker, because counting references
-    writes to each of them.
-    """
+    """One split of an `ImageFolder`, sorted by class and then by path."""
 
     scans = ("full", "strict")
 
@@ -140,8 +135,10 @@ class FolderImages:
         skip: frozenset[str],
         reading: dict[str, Any],
         labels: dict[str, str],
+        cache_side: int | None = None,
     ) -> None:
-        """place: of the split. labels: of flat images, by their names without an ending, the class."""
+        """place: of the split. labels: of flat images, by their names without an ending, the class. cache_side: see
+        `ImageFolder`; None: nothing is kept."""
         self.folder, self.split, self.folders, self.reading, self.flat = place, split, folders, reading, bool(labels)
         if labels:
             found = [files_below(place, IMAGES, deep=False)]
@@ -154,7 +151,7 @@ class FolderImages:
         if empty:
             raise UserError(
                 f"{len(empty)} class folder(s) in {self.folder} without an image ({', '.join(IMAGES)}): "
-                f"{_some(empty)}; fill or remove them; {LAYOUT}"
+                f"{some(empty)}; fill or remove them; {LAYOUT}"
             )
         total = sum(map(len, files))
         if any(path.startswith(f"{split}/") for path in skip):
@@ -166,8 +163,14 @@ class FolderImages:
         self.skipped = total - len(self)
         if not len(self):
             raise UserError(f"the skip list leaves no image in {self.folder}")
-        self.file_ends = np.cumsum([len(file) for file in chain(*files)])
-        self.file_names = "".join(chain(*files))
+        self.files = Names(list(chain(*files)))
+        self.cache_side, self.cache = cache_side, None
+        if cache_side is not None:
+            from tdaf.media.cache import SharedCache
+
+            names = zlib.crc32("".join(chain(*files)).encode(errors="surrogateescape"))
+            key = (os.path.realpath(place), folders, self.class_ends.tolist(), names, cache_side, QUALITY, reading)
+            self.cache = SharedCache(key, len(self), self._bytes)
 
     def __len__(self) -> int:
         return int(self.class_ends[-1])
@@ -177,20 +180,37 @@ class FolderImages:
 
     def name(self, index: int) -> str:
         """The path below the root, as a skip list has it."""
-        return f"{self.split}/{self.folders[self.label(index)]}/{self._file(index)}"
+        return f"{self.split}/{self.folders[self.label(index)]}/{self.files[index]}"
 
     def read(self, index: int) -> tuple[Tensor, int]:
         """uint8 RGB (3, H, W) and the class. Raises UnreadableSample."""
-        return read_image(self.path(index), **self.reading), self.label(index)
+        return read_image(self.path(index), **self.reading, data=self._kept(index)), self.label(index)
+
+    def read_box(self, index: int, box: BoxOf) -> tuple[Tensor, int]:
+        """As `read`, of the image only the pixels in a box; see tdaf/media/image.py."""
+        return read_box(self.path(index), box, **self.reading, data=self._kept(index)), self.label(index)
+
+    def _kept(self, index: int) -> np.ndarray | None:
+        """The content from the cache, into which it is put at first; None where there is no cache."""
+        content = self.cache and self.cache.get(index)
+        if self.cache and content is None:
+            content = self._bounded(index)
+            self.cache.put(index, content)
+        return content
+
+    def _bounded(self, index: int) -> np.ndarray:
+        return bounded(self.path(index), self.cache_side, **self.reading)
+
+    def _bytes(self, index: int) -> int:
+        try:
+            return self._bounded(index).size
+        except UnreadableSample:
+            return 0
 
     def path(self, index: int) -> str:
         """Where it lies."""
-        below = self._file(index) if self.flat else self.name(index).removeprefix(f"{self.split}/")
+        below = self.files[index] if self.flat else self.name(index).removeprefix(f"{self.split}/")
         return f"{self.folder}/{below}"
-
-    def _file(self, index: int) -> str:
-        begin = int(self.file_ends[index - 1]) if index else 0
-        return self.file_names[begin : int(self.file_ends[index])]
 
     def check(self, index: int, scan: str) -> list[str]:
         """Reads an image as `image_notes` does, strict: with its decoder that stops at any damage."""
@@ -216,12 +236,8 @@ def _check_same(root: Path, train: list[str], val: list[str]) -> None:
     only_train, only_val = sorted(set(train) - set(val)), sorted(set(val) - set(train))
     if only_train or only_val:
         sides = (("train", only_train), ("val", only_val))
-        parts = "; ".join(f"only in {split}/: {_some(names)}" for split, names in sides if names)
+        parts = "; ".join(f"only in {split}/: {some(names)}" for split, names in sides if names)
         raise UserError(f"train/ and val/ of {root} must have the same class folders; {parts}")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _names(root: Path, folders: list[str]) -> list[str]:

@@ -8,10 +8,8 @@ from __future__ import annotations
 import csv
 import io
 import re
-import struct
 import tarfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 from tdaf.errors import UserError
@@ -108,66 +106,11 @@ def _from_devkit(devkit: Path | None, name: str, setting: str) -> bytes:
 
 def _meta_wnids(content: bytes) -> list[str]:
     """The wnids of the leaves in the order of ILSVRC2012_ID, from the structures in the devkit's meta.mat."""
+    from scipy.io import loadmat
+
     try:
-        rows = list(_structures(content))
-        leaves = {int(row["ILSVRC2012_ID"]): row["WNID"] for row in rows if int(row["num_children"]) == 0}
-    except (ValueError, TypeError, KeyError, IndexError, struct.error, zlib.error) as error:
+        rows = loadmat(io.BytesIO(content), squeeze_me=True, variable_names=["synsets"])["synsets"]
+        leaves = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in rows if row["num_children"] == 0}
+    except Exception as error:  # a damaged file can raise nearly anything
         raise UserError("the devkit's meta.mat cannot be read; unpack or download the devkit again") from error
     return [leaves[number] for number in sorted(leaves)]
-
-
-# MATLAB's level 5 files (MathWorks, MAT-File Format): elements of a kind, a length and data, one within the other
-INTEGERS = {1: "b", 2: "B", 3: "h", 4: "H", 5: "i", 6: "I", 7: "f", 9: "d", 12: "q", 13: "Q", 16: "B", 17: "H"}
-MATRIX, PACKED = 14, 15
-STRUCTURE, TEXT = 2, 4
-
-
-def _structures(content: bytes) -> Iterator[dict[str, str | float]]:
-    """The elements of the first array of structures in a file: numbers and texts by the names of their fields."""
-    order = "<" if content[126:128] == b"IM" else ">"
-    for kind, data in _elements(content[128:], order):
-        if kind == PACKED:
-            kind, data = next(_elements(zlib.decompress(data), order))
-        flags, shape, _, *parts = _elements(data, order)
-        if kind != MATRIX or _numbers(flags, order)[0] & 255 != STRUCTURE:
-            continue
-        length, names = _numbers(parts[0], order)[0], parts[1][1]
-        fields = [names[at : at + length].split(b"\0")[0].decode() for at in range(0, len(names), length)]
-        rows, columns = _numbers(shape, order)
-        values = parts[2:]
-        if len(values) != rows * columns * len(fields):
-            raise ValueError
-        for at in range(0, len(values), len(fields)):
-            yield {name: _value(data, order) for name, (_, data) in zip(fields, values[at:], strict=False)}
-        return
-    raise ValueError
-
-
-def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
-    """(kind, data) of the elements that follow each other here."""
-    at = 0
-    while at + 8 <= len(data):
-        kind, length = struct.unpack_from(f"{order}II", data, at)
-        if kind >> 16:  # a small one, its data where the length would be
-            yield kind & 0xFFFF, data[at + 4 : at + 4 + (kind >> 16)]
-            at += 8
-        else:
-            yield kind, data[at + 8 : at + 8 + length]
-            at += 8 + (length if kind == PACKED else -(-length // 8) * 8)
-
-
-def _value(data: bytes, order: str) -> str | float:
-    """Of an array its text, or its first number."""
-    flags, _, _, *values = _elements(data, order)
-    if not values:
-        return ""
-    numbers = _numbers(values[0], order)
-    if _numbers(flags, order)[0] & 255 == TEXT:
-        return "".join(map(chr, numbers))
-    return numbers[0] if numbers else 0.0
-
-
-def _numbers(element: tuple[int, bytes], order: str) -> tuple:
-    kind, data = element
-    code = INTEGERS.get(kind)
-    return struct.unpack(f"{order}{len(data) // struct.calcsize(code)}{code}", data) if code else ()

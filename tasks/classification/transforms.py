@@ -21,6 +21,7 @@ from torchvision.transforms import v2
 from tdaf.errors import UserError
 
 Transform = Callable[[Tensor], Tensor]
+Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 LONG = 8  # times its width that an image is long before evaluation cuts it first
 
 # What RandomErasing leaves behind: the mean pixel of the training images, which the network sees as 0.
@@ -61,13 +62,13 @@ def imagenet_train(
     if scale is not None:
         if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
             raise UserError(f"scale={list(scale)}: give two parts of the area, 0 < first <= last <= 1")
-        crop: Transform = RandomResizedCrop((scale[0], scale[1]), size)
+        crop: ScaleJitterCrop | RandomResizedCrop = RandomResizedCrop((scale[0], scale[1]), size)
     else:
         if len(short_side) != 2 or not size <= short_side[0] <= short_side[1]:
             raise UserError(f"short_side={list(short_side)}: give two lengths, size={size} <= first <= last")
         crop = ScaleJitterCrop((short_side[0], short_side[1]), size)
     shift = [Lighting(lighting)] if lighting else []
-    return v2.Compose([crop, _mirror(flip), *shift, *_modern(randaugment, erasing, IMAGENET_MEAN)])
+    return Cropped(crop, v2.Compose([_mirror(flip), *shift, *_modern(randaugment, erasing, IMAGENET_MEAN)]))
 
 
 def imagenet_val(size: int = 224, short_side: int = 256, crops: int = 1, interpolation: str = "bilinear") -> Transform:
@@ -124,16 +125,42 @@ def _within(name: str, value: float, low: float, high: float = math.inf) -> None
         raise UserError(f"{name}={value}: give {low} {'or more' if high == math.inf else f'to {high}'}")
 
 
-def resized_crop(image: Tensor, top: int, left: int, height: int, width: int, size: int) -> Tensor:
-    """That box of the image as (3, size, size), antialiased bilinear: v2's function, at half its time.
+def resized(image: Tensor, size: int) -> Tensor:
+    """The image as (3, size, size), antialiased bilinear: v2's function, at half its time.
 
-    Only the box is resized. Pixels go in as (H, W, 3), as decoders leave them: torch's uint8 kernel for that order
-    takes half the time of the one for planes, and gives the same bytes.
+    Pixels go in as (H, W, 3), as decoders leave them: torch's uint8 kernel for that order takes half the time of the
+    one for planes, and gives the same bytes.
     """
-    box = image.permute(1, 2, 0)[top : top + height, left : left + width].contiguous()
+    height, width = image.shape[1:]
+    box = image.permute(1, 2, 0).contiguous()
     # A batch stride of one image is what tells torch the order of the memory; view and unsqueeze would give another.
     pixels = box.as_strided((1, 3, height, width), (box.numel(), 1, 3 * width, 3))
     return F.interpolate(pixels, (size, size), mode="bilinear", antialias=True, align_corners=False)[0].contiguous()
+
+
+def resized_crop(image: Tensor, top: int, left: int, height: int, width: int, size: int) -> Tensor:
+    """That box of the image, and nothing else of it, as `resized` gives it."""
+    return resized(image[:, top : top + height, left : left + width], size)
+
+
+@dataclass(frozen=True)
+class Cropped:
+    """A box of the image resized, then mirrored and so on: what only needs the box's pixels to be decoded.
+
+    `transform(image)` is `transform.of_box(pixels)` of that image's pixels in `transform.box(height, width)`.
+    """
+
+    crop: ScaleJitterCrop | RandomResizedCrop
+    then: Transform
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return self.then(self.crop(image))
+
+    def box(self, height: int, width: int) -> Box:
+        return self.crop.box(height, width)
+
+    def of_box(self, pixels: Tensor) -> Tensor:
+        return self.then(resized(pixels, self.crop.size))
 
 
 @dataclass(frozen=True)
@@ -147,13 +174,15 @@ class ScaleJitterCrop:
     size: int
 
     def __call__(self, image: Tensor) -> Tensor:
-        height, width = image.shape[1:]
+        return resized_crop(image, *self.box(*image.shape[1:]), self.size)
+
+    def box(self, height: int, width: int) -> Box:
         short = min(height, width)
         target = int(torch.randint(self.short_side[0], self.short_side[1] + 1, ()))
         side = max(1, round(self.size * short / target))
         top = int(torch.randint(height - side + 1, ()))
         left = int(torch.randint(width - side + 1, ()))
-        return resized_crop(image, top, left, side, side, self.size)
+        return top, left, side, side
 
 
 @dataclass(frozen=True)
@@ -165,9 +194,9 @@ class RandomResizedCrop:
     size: int
 
     def __call__(self, image: Tensor) -> Tensor:
-        return resized_crop(image, *self._box(*image.shape[1:]), self.size)
+        return resized_crop(image, *self.box(*image.shape[1:]), self.size)
 
-    def _box(self, height: int, width: int) -> tuple[int, int, int, int]:
+    def box(self, height: int, width: int) -> Box:
         smallest, largest = self.scale
         # one call for all tries: torch takes longer to draw one number than Python to use forty
         for area, aspect, down, across in torch.rand(10, 4, dtype=torch.float64).tolist():

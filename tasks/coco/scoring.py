@@ -15,35 +15,14 @@ import numpy as np
 from tasks.coco.annotations import Annotations
 from tdaf.errors import UserError
 
-# name: (precision or recall, IoU or OKS threshold, sizes of objects, results an image), the order COCO prints them in
-BOX_NUMBERS = {
-    "AP": ("precision", None, "all", 100),
-    "AP50": ("precision", 0.5, "all", 100),
-    "AP75": ("precision", 0.75, "all", 100),
-    "APs": ("precision", None, "small", 100),
-    "APm": ("precision", None, "medium", 100),
-    "APl": ("precision", None, "large", 100),
-    "AR1": ("recall", None, "all", 1),
-    "AR10": ("recall", None, "all", 10),
-    "AR100": ("recall", None, "all", 100),
-    "ARs": ("recall", None, "small", 100),
-    "ARm": ("recall", None, "medium", 100),
-    "ARl": ("recall", None, "large", 100),
-}
-POINT_NUMBERS = {
-    "AP": ("precision", None, "all", 20),
-    "AP50": ("precision", 0.5, "all", 20),
-    "AP75": ("precision", 0.75, "all", 20),
-    "APm": ("precision", None, "medium", 20),
-    "APl": ("precision", None, "large", 20),
-    "AR": ("recall", None, "all", 20),
-    "AR50": ("recall", 0.5, "all", 20),
-    "AR75": ("recall", 0.75, "all", 20),
-    "ARm": ("recall", None, "medium", 20),
-    "ARl": ("recall", None, "large", 20),
-}
+# in COCO's order; s, m, l: of small, medium and large objects; AR1, AR10, AR100: of so many results an image
+BOX_NUMBERS = tuple("AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl".split())
+POINT_NUMBERS = tuple("AP AP50 AP75 APm APl AR AR50 AR75 ARm ARl".split())
 NUMBERS = {"bbox": BOX_NUMBERS, "keypoints": POINT_NUMBERS}
-CATEGORY_NUMBERS = ("AP", "AP50", "APs", "APm", "APl")
+# those that are said of each category: IoU or OKS, and size of objects
+CATEGORY_NUMBERS = {
+    "AP": (None, "all"), "AP50": (0.5, "all"), "APs": (None, "small"), "APm": (None, "medium"), "APl": (None, "large"),
+}  # fmt: skip
 COCO_KEYPOINTS = 17  # for so many COCO publishes its sigmas
 
 
@@ -87,18 +66,18 @@ def score(
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation = _evaluated(truth, [dict(result) for result in results], kind, sigmas)
+            evaluation.summarize()
     finally:
         if collecting:
             gc.enable()
-    names = NUMBERS[kind]
-    values = {name: _mean(evaluation, *number) for name, number in names.items()}
+    values = dict(zip(NUMBERS[kind], map(float, evaluation.stats), strict=False))  # faster-coco-eval says more
     to_find = Counter(
         entry["category_id"] for entry in truth["annotations"] if not entry["iscrowd"] and entry.get("num_keypoints", 1)
     )
     repeated = len(set(annotations.classes)) < len(annotations.categories)
     categories = {}
     for index, (number, name) in enumerate(sorted(annotations.categories)):  # as COCO sorts them
-        row = {key: _mean(evaluation, *names[key], index) for key in CATEGORY_NUMBERS if key in names}
+        row = {key: _precision(evaluation, index, *CATEGORY_NUMBERS[key]) for key in CATEGORY_NUMBERS if key in values}
         categories[f"{name} ({number})" if repeated else name] = {**row, "objects": float(to_find[number])}
     return Scores(values, categories)
 
@@ -192,16 +171,11 @@ def _evaluated(
     return evaluation
 
 
-def _mean(
-    evaluation: Any, kind: str, threshold: float | None, sizes: str, most: int, category: int | None = None
-) -> float:
-    """Of everything that is defined; -1 where nothing is."""
+def _precision(evaluation: Any, category: int, threshold: float | None, size: str) -> float:
+    """The mean of everything that is defined; -1 where nothing is."""
     params = evaluation.params
-    values = np.asarray(evaluation.eval[kind])  # thresholds, [recalls,] categories, sizes, results an image
-    values = values[..., params.areaRngLbl.index(sizes), list(params.maxDets).index(most)]
+    values = np.asarray(evaluation.eval["precision"])[:, :, category, params.areaRngLbl.index(size), -1]
     if threshold is not None:
         values = values[np.isclose(params.iouThrs, threshold, rtol=0, atol=1e-9)]
-    if category is not None:
-        values = values[..., category]
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else -1.0

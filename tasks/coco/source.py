@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
 from torch import Tensor
 
 from tasks.coco.annotations import Annotations, box_notes, read
+from tasks.common import data_root, existing
 from tdaf.errors import UnreadableSample, UserError
 from tdaf.media import archive
 from tdaf.media.files import read_skip_list
@@ -25,15 +26,6 @@ from tdaf.media.image import Colour, checked_background, image_notes, image_size
 ENCODED = re.compile("%[0-9A-Fa-f]{2}")
 # of the bins of boxes by size; COCO's small end at 32, its medium ones at 96
 EDGES = (8, 16, 32, 64, 96, 128, 256, 512)
-
-
-class Source(Protocol):
-    """What detection and pose take their data from: `CocoFiles`, or a class of one's own."""
-
-    classes: list[str]  # what the network's outputs stand for: categories, or key points
-
-    def split(self, name: str) -> CocoSplit:
-        """The split "train" or "val". Raises UserError when it is not there."""
 
 
 class CocoFiles:
@@ -59,13 +51,14 @@ class CocoFiles:
     """
 
     with_keypoints = False
+    usual = "annotations/instances_{}2017.json"
 
     def __init__(
         self,
         root: str | None,
-        train_annotations: str = "annotations/instances_train2017.json",
+        train_annotations: str | None = None,
         train_images: str = "train2017",
-        val_annotations: str = "annotations/instances_val2017.json",
+        val_annotations: str | None = None,
         val_images: str = "val2017",
         skip_list: str | None = None,
         exif: bool = True,
@@ -75,16 +68,13 @@ class CocoFiles:
         self.max_bad = max_bad
         self.background = checked_background(background)
         self.reading = {"exif": exif, "background": self.background}
-        self.annotations = {"train": train_annotations, "val": val_annotations}
+        given = {"train": train_annotations, "val": val_annotations}
+        self.annotations = {split: path or self.usual.format(split) for split, path in given.items()}
         self.images = {"train": train_images, "val": val_images}
-        names = f"{train_annotations}, {train_images}/, {val_annotations}, {val_images}/"
+        names = ", ".join(f"{self.annotations[split]}, {self.images[split]}/" for split in given)
         self.layout = f"expected {names} in it (settings of data), also in archives; without data, try recipe=demo"
-        if not root:
-            raise UserError(f"root is not set; give COCO's folder: {self.layout}")
+        self.root = data_root(root, "COCO's folder", self.layout)
         self._order: tuple[tuple[str, ...], ...] = ()  # of categories and key points, where it is not the file's
-        self.root = Path(root).expanduser()
-        if not self.root.is_dir():
-            raise UserError(f"root={root}: no such folder ({self.root.absolute()}); {self.layout}")
         self._check_there("val")
         self.skip_list = read_skip_list(skip_list, tuple(f"{folder}/" for folder in self.images.values()))
 
@@ -105,11 +95,10 @@ class CocoFiles:
 
     def split(self, name: str) -> CocoSplit:
         """The split "train" or "val"."""
-        self._check_there(name)
+        place = self._check_there(name)
         annotations = self._read(name)
         if name == "train":
             self._check_same(annotations, self._read("val"))
-        place = archive.locate(self.root, self.images[name])
         archive.check_whole(place, self.max_bad)
         return CocoSplit(self.root, self.images[name], annotations, self.skip_list, **self.reading, place=place)
 
@@ -117,14 +106,11 @@ class CocoFiles:
         annotations = read(Path(archive.locate(self.root, self.annotations[name])), self.with_keypoints)
         return _reordered(annotations, *self._order) if self._order else annotations
 
-    def _check_there(self, name: str) -> None:
+    def _check_there(self, name: str) -> str:
+        """Where the images lie."""
         file, folder = self.annotations[name], self.images[name]
-        if not archive.is_file(archive.locate(self.root, file)):
-            said = f"root={self.root}: there is no {file} in it{archive.hint(self.root, file)}"
-            raise UserError(f"{said}; {self.layout}")
-        if not archive.is_folder(archive.locate(self.root, folder)):
-            said = f"root={self.root}: there is no folder {folder} in it{archive.hint(self.root, folder)}"
-            raise UserError(f"{said}; {self.layout}")
+        existing(self.root, archive.locate(self.root, file), file, self.layout, folder=False)
+        return existing(self.root, archive.locate(self.root, folder), folder, self.layout)
 
     def _check_same(self, train: Annotations, val: Annotations) -> None:
         for name, own, other in (("train", train, val), ("val", val, train)):
@@ -212,6 +198,18 @@ def box_sizes(objects: np.ndarray) -> dict[str, int]:
     counts = np.histogram(sizes, [0, *EDGES, np.inf])[0].tolist()
     names = [f"below {EDGES[0]}", *(f"{a} to {b}" for a, b in pairwise(EDGES)), f"{EDGES[-1]} and more"]
     return dict(zip(names, counts, strict=True))
+
+
+def to_coco(
+    pictures: list[tuple[Path, int | None, list[Any]]], entries: list[list[dict[str, Any]]], categories: list[dict]
+) -> dict[str, Any]:
+    """What predict writes, in COCO's format. entries: of each picture its annotations, without ids; an image of a video
+    has "frame" too."""
+    images, annotations = [], []
+    for number, ((path, frame, _), own) in enumerate(zip(pictures, entries, strict=True), 1):
+        images.append({"id": number, "file_name": str(path), **({} if frame is None else {"frame": frame})})
+        annotations += [{"id": len(annotations) + k, "image_id": number, **entry} for k, entry in enumerate(own, 1)]
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
 @functools.lru_cache(maxsize=4)

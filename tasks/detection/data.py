@@ -9,16 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tasks import common
 from tasks.coco.source import CocoSplit
 from tasks.detection.transforms import Transform
 from tdaf.errors import UserError
-from tdaf.task import Batch, Media
+from tdaf.task import Batch, Dataset, Media
 
 MULTIPLE = 32  # sides of a batch, as FCOS pads; the stages and the pyramid work with others too
 MEAN_PIXEL = (124, 116, 104)  # ImageNet's, RGB
 
 
-class Detections:
+class Detections(Dataset):
     """A split with its transform. A sample is a dict of
 
     "input": uint8 (3, h, w). "size": (h, w). "scale": (x, y), input pixels for one of the image. "image_id".
@@ -49,7 +50,6 @@ class Detections:
         annotations = split.annotations
         self.notes = dict(annotations.notes)
         self.images = np.arange(len(split))
-        self.groups: np.ndarray | None = None
         if keep_empty is None:
             empty = not annotations.rows()[1].size
             self.notes |= {"objects: there is nothing to find, and so nothing to measure": 0} if empty else {}
@@ -88,29 +88,17 @@ class Detections:
         return {**collated(samples, self.pad_value), **{key: list(part) for key, part in parts.items()}}
 
 
-class PredictDataset:
+class PredictDataset(common.PredictDataset):
     """Pictures of a user's as evaluation sees images; a sample is that of `Detections` without "boxes" and "labels",
     its "image_id" the picture's index."""
 
-    groups = None
-    skipped = 0
-    notes: dict[str, int] = {}
-
     def __init__(self, pictures: Media, transform: Transform, pad_value: Sequence[int] = MEAN_PIXEL) -> None:
-        self.pictures, self.transform, self.pad_value = pictures, transform, pad_value
-
-    def __len__(self) -> int:
-        return len(self.pictures)
+        super().__init__(pictures, transform)
+        self.pad_value = pad_value
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         view = self.transform(self.pictures.read(index), torch.zeros(0, 4))
         return _sample(view.image, view.scale, index)
-
-    def name(self, index: int) -> str:
-        return self.pictures.name(index)
-
-    def shown(self, index: int) -> list[int]:
-        return [index]
 
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
         return collated(samples, self.pad_value)
@@ -123,12 +111,9 @@ def _sample(image: Tensor, scale: tuple[float, float], image_id: int) -> dict[st
 def collated(samples: list[dict[str, Any]], pad_value: Sequence[int]) -> Batch:
     """A batch: "input" uint8 (B, 3, H, W) as `padded` gives it, "size" (B, 2) int64, "scale" (B, 2) float32, "image_id"
     (B,) int64."""
-    return {
-        "input": padded([sample["input"] for sample in samples], pad_value),
-        "size": torch.tensor([sample["size"] for sample in samples], dtype=torch.int64),
-        "scale": torch.tensor([sample["scale"] for sample in samples], dtype=torch.float32),
-        "image_id": torch.tensor([sample["image_id"] for sample in samples], dtype=torch.int64),
-    }
+    kinds = {"size": torch.int64, "scale": torch.float32, "image_id": torch.int64}
+    stacked = {key: torch.tensor([sample[key] for sample in samples], dtype=kind) for key, kind in kinds.items()}
+    return {"input": padded([sample["input"] for sample in samples], pad_value), **stacked}
 
 
 def padded(images: list[Tensor], pad_value: Sequence[int], multiple: int = MULTIPLE) -> Tensor:

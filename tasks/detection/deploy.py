@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, nms
+from torchvision.ops import nms
 
 from tasks.detection.fcos import Decoder, FcosNetwork
 
@@ -25,7 +25,7 @@ class Detector(nn.Module):
     def __init__(self, network: FcosNetwork, decoder: Decoder, classes: int, onnx: bool) -> None:
         super().__init__()
         self.network, self.decoder, self.classes = network, decoder, classes
-        self.kept = torch.ops.tdaf.kept if onnx else kept_by_torchvision
+        self.kept = torch.ops.tdaf.kept if onnx else kept
 
     def forward(self, input: Tensor, size: Tensor) -> dict[str, Tensor]:
         boxes, scores, labels = self.decoder.candidates(self.network(input), size)
@@ -53,33 +53,26 @@ class Detector(nn.Module):
         return {"detections": max(apart.amin(1).max().item(), apart.amin(2).max().item())}
 
 
-@torch.library.custom_op("tdaf::kept", mutates_args=())
-def kept_one_by_one(boxes: Tensor, scores: Tensor, labels: Tensor, classes: int, overlap: float) -> Tensor:
-    """Which candidates (B, T) non-maximum suppression by class leaves, as `Decoder` has it."""
-    kept = torch.zeros_like(scores, dtype=torch.bool)
-    for image, real in enumerate(scores > 0):
-        places = real.nonzero()[:, 0]
-        found = batched_nms(boxes[image, places], scores[image, places], labels[image, places], overlap)
-        kept[image, places[found]] = True
-    return kept
-
-
-@kept_one_by_one.register_fake
-def _(boxes: Tensor, scores: Tensor, labels: Tensor, classes: int, overlap: float) -> Tensor:
-    return torch.empty_like(scores, dtype=torch.bool)
-
-
-def kept_by_torchvision(boxes: Tensor, scores: Tensor, labels: Tensor, classes: int, overlap: float) -> Tensor:
-    """The same by torchvision's operation alone, which others have: all images at once, each class of each moved to a
-    place of its own, in float64, which loses nothing of a box there."""
+def kept(boxes: Tensor, scores: Tensor, labels: Tensor, classes: int, overlap: float) -> Tensor:
+    """Which candidates (B, T) non-maximum suppression by class leaves, as `Decoder` has it, by torchvision's operation
+    alone, which others have: all images at once, each class of each moved to a place of its own, in float64, which
+    loses nothing of a box there."""
     images = torch.arange(boxes.shape[0], device=boxes.device)[:, None]
     real = scores > 0
     apart = (images * classes + labels) * (boxes.max().double() + 1)
     places = real.flatten().nonzero()[:, 0]
     moved = (boxes.double() + apart[..., None]).flatten(0, 1)[places]
     found = places[nms(moved, scores.flatten()[places].double(), overlap)]
-    kept = torch.zeros_like(scores, dtype=torch.bool).flatten()
-    return kept.index_fill(0, found, True).view_as(scores)
+    return torch.zeros_like(scores, dtype=torch.bool).flatten().index_fill(0, found, True).view_as(scores)
+
+
+# the same as one operation, for which ONNX has one too
+_operation = torch.library.custom_op("tdaf::kept", kept, mutates_args=())
+
+
+@_operation.register_fake
+def _(boxes: Tensor, scores: Tensor, labels: Tensor, classes: int, overlap: float) -> Tensor:
+    return torch.empty_like(scores, dtype=torch.bool)
 
 
 def _kept_in_onnx(boxes, scores, labels, classes: int, overlap: float):  # noqa: ANN001, ANN202  of onnxscript

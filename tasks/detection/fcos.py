@@ -23,6 +23,7 @@ from torchvision.ops import batched_nms, sigmoid_focal_loss
 from tdaf.engine import dist
 from tdaf.errors import UserError
 from tdaf.model.staged import Staged
+from tdaf.ranges import within
 
 Outputs = dict[str, Any]
 BACKBONE_LEVELS = 3  # pyramid levels that have a map of the backbone: C3 to C5
@@ -346,12 +347,8 @@ class Decoder:
     per_image: int = 100
 
     def __post_init__(self) -> None:
-        for name in ("score_threshold", "nms"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name}={getattr(self, name)}: give a number in 0..1")
-        for name in ("top", "per_image"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: give 1 or more")
+        within("[0, 1]", score_threshold=self.score_threshold, nms=self.nms)
+        within("[1, inf)", top=self.top, per_image=self.per_image)
 
     @torch.no_grad()
     def __call__(self, outputs: Outputs, sizes: Tensor) -> list[DetectedBoxes]:

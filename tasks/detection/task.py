@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tasks.coco.source import Source, box_sizes
+from tasks.coco.source import box_sizes, to_coco
+from tasks.common import ColourTask, Source
 from tasks.detection.data import Detections, PredictDataset
 from tasks.detection.evaluator import CocoBoxes, Record
 from tasks.detection.fcos import VARIANTS, Decoder, FcosNetwork, Outputs, assign, locations, losses
@@ -18,17 +19,16 @@ from tasks.detection.transforms import Transform
 from tdaf.errors import UserError
 from tdaf.media.drawing import boxes as with_boxes
 from tdaf.media.drawing import colour, dots
-from tdaf.media.files import Media
 from tdaf.model.freeze import MODES, fix_batch_norm, freeze_stages
-from tdaf.model.normalise import Normalise
 from tdaf.model.staged import Staged
+from tdaf.ranges import within
 from tdaf.task import Batch
 
 STRIDES = (8, 16, 32, 64, 128)  # of the pyramid on a published backbone
 TEXT_LIMIT = 5  # detections of a picture that its text names
 
 
-class Fcos:
+class Fcos(ColourTask):
     """The task of detection.
 
     Args:
@@ -79,25 +79,17 @@ class Fcos:
             raise UserError(f"batch_norm={batch_norm}: give auto, {', '.join(MODES)}")
         if channels < 8 or channels % 8:
             raise UserError(f"channels={channels}: give a multiple of 8")
-        if convs < 0:
-            raise UserError(f"convs={convs}: give 0 or more")
+        within("[0, inf)", convs=convs)
+        within("[0, 1]", shown=shown)
         if frozen_stages != "auto" and (isinstance(frozen_stages, str) or frozen_stages < 0):
             raise UserError(f"frozen_stages={frozen_stages}: give auto, or 0 or more")
-        if not 0 <= shown <= 1:
-            raise UserError(f"shown={shown}: give a number in 0..1")
-        if not len(mean) == len(std) == 3 or min(std) <= 0:
-            raise UserError("mean, std: give three numbers each, one a colour, std above 0")
-        self.data, self.train_transform, self.val_transform = data, train_transform, val_transform
-        self.mean, self.std, self.variant, self.channels, self.convs = mean, std, VARIANTS[head], channels, convs
+        super().__init__(data, mean, std)
+        self.train_transform, self.val_transform = train_transform, val_transform
+        self.variant, self.channels, self.convs = VARIANTS[head], channels, convs
         self.batch_norm, self.frozen_stages, self.pretrained = batch_norm, frozen_stages, pretrained is not None
         self.pad_value = [round(255 * value) for value in mean]  # the pixel that is nearest to 0 when normalised
         self.keep_empty, self.shown = keep_empty, shown
         self.decoder = Decoder(score_threshold, nms, top, per_image)
-
-    @property
-    def classes(self) -> list[str]:
-        """The names of the categories, in the order of the logits."""
-        return self.data.classes
 
     @property
     def class_ids(self) -> list[int]:
@@ -111,8 +103,7 @@ class Fcos:
         automatic = ("frozen" if plain else "affine") if self.pretrained else "trained"
         fix_batch_norm(body, automatic if self.batch_norm == "auto" else self.batch_norm)
         freeze_stages(body, int(self.pretrained) if self.frozen_stages == "auto" else self.frozen_stages)
-        normalise = Normalise(self.mean, self.std, body.dims)
-        return FcosNetwork(body, len(self.classes), self.variant, normalise, self.channels, self.convs)
+        return FcosNetwork(body, len(self.classes), self.variant, self.normalise(body), self.channels, self.convs)
 
     def dataset(self, split: str) -> Detections:
         if split == "train":
@@ -127,7 +118,7 @@ class Fcos:
 
     def predict_dataset(self, paths: list[Path]) -> PredictDataset:
         """Images and videos of the user's, each picture prepared as a validation image."""
-        return PredictDataset(Media(paths, getattr(self.data, "background", None)), self.val_transform, self.pad_value)
+        return PredictDataset(self.media(paths), self.val_transform, self.pad_value)
 
     def postprocess(self, outputs: Outputs, batch: Batch) -> list[dict[str, Any]]:
         """A picture: {"detections": [{"class", "score", "box": [x, y, width, height]}, ...], the best first, "width",
@@ -207,18 +198,17 @@ class Fcos:
 
     def to_json(self, pictures: list[tuple[Path, int | None, list[dict[str, Any]]]]) -> dict[str, Any]:
         """COCO's format; an annotation has "score", the image of a video "frame". Categories have `class_ids`."""
-        images, annotations, ids = [], [], self.class_ids
-        for number, (path, frame, answers) in enumerate(pictures, 1):
-            sizes = {key: answer[key] for answer in answers for key in ("width", "height")}
-            of_video = {} if frame is None else {"frame": frame}
-            images.append({"id": number, "file_name": str(path), **of_video, **sizes})
-            for entry in (entry for answer in answers for entry in answer["detections"]):
-                annotation = {
-                    "id": len(annotations) + 1,
-                    "image_id": number,
-                    "bbox": entry["box"],
-                    "score": entry["score"],
-                }
-                annotations.append({**annotation, "category_id": ids[self.classes.index(entry["class"])]})
-        categories = [{"id": number, "name": name} for number, name in zip(ids, self.classes, strict=True)]
-        return {"images": images, "annotations": annotations, "categories": categories}
+        ids, classes = self.class_ids, self.classes
+        entries = [
+            [
+                {"bbox": entry["box"], "score": entry["score"], "category_id": ids[classes.index(entry["class"])]}
+                for answer in answers
+                for entry in answer["detections"]
+            ]
+            for _, _, answers in pictures
+        ]
+        categories = [{"id": number, "name": name} for number, name in zip(ids, classes, strict=True)]
+        found = to_coco(pictures, entries, categories)
+        for image, (_, _, answers) in zip(found["images"], pictures, strict=True):
+            image |= {key: answer[key] for answer in answers for key in ("width", "height")}
+        return found

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as v2F
 
 from tdaf.errors import UserError
+from tdaf.ranges import within
 
 
 class View(NamedTuple):
@@ -49,10 +50,8 @@ class TrainTransform:
     def __post_init__(self) -> None:
         if not self.short_sides or min(self.short_sides) < 1 or list(self.short_sides) != sorted(self.short_sides):
             raise UserError(f"short_sides={list(self.short_sides)}: give rising sizes of 1 or more")
-        for name in ("flip", "crop", "jitter"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name}={getattr(self, name)}: give a number in 0..1")
-        _check_size(self.short_sides[-1], self.max_size)
+        within("[0, 1]", flip=self.flip, crop=self.crop, jitter=self.jitter)
+        within(f"[{self.short_sides[-1]}, inf)", max_size=self.max_size)
 
     def __call__(self, image: Tensor, boxes: Tensor) -> View:
         if self.jitter:
@@ -76,20 +75,14 @@ class ValTransform:
     max_size: int = 1333
 
     def __post_init__(self) -> None:
-        if self.short_side < 1:
-            raise UserError(f"short_side={self.short_side}: give 1 or more")
-        _check_size(self.short_side, self.max_size)
+        within("[1, inf)", short_side=self.short_side)
+        within(f"[{self.short_side}, inf)", max_size=self.max_size)
 
     def __call__(self, image: Tensor, boxes: Tensor) -> View:
         return resized(image, boxes, self.short_side, self.max_size)
 
 
 train_transform, val_transform = TrainTransform, ValTransform  # as configurations name them
-
-
-def _check_size(short_side: int, max_size: int) -> None:
-    if max_size < short_side:
-        raise UserError(f"max_size={max_size}: it must not be below the short side, {short_side}")
 
 
 def resized(image: Tensor, boxes: Tensor, short_side: int, max_size: int) -> View:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from tdaf.errors import UserError
+from tdaf.ranges import within
 
 Array = NDArray[np.float64]
 PADDING = 1.25
@@ -77,8 +77,7 @@ def crop(image: Tensor, matrix: ArrayLike, size: tuple[int, int]) -> Tensor:
 
     Linear interpolation between pixel centres in float32, rounded, the image black outside: what OpenCV's warpAffine
     computes. torch's grid_sample was chosen over OpenCV, which would be one more dependency, and over PIL's transform,
-    which drops fractions and treats borders otherwise: on one core it was also the fastest of the three (rows "crop of
-    a person" of scripts/benchmark.py). Only the part of the image that the input shows is converted.
+    which drops fractions and treats borders otherwise. Only the part of the image that the input shows is converted.
     """
     back = inverse(matrix)
     window = _window(back, size, image.shape[1:])
@@ -152,14 +151,9 @@ class Augmentation:
     truncated: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("rotated", "flip", "shifted", "half_body"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name}={getattr(self, name)}: a probability lies between 0 and 1")
-        if not 0 <= self.scale < 1:
-            raise UserError(f"scale={self.scale}: give 0 or more and less than 1")
-        for name in ("rotation", "rotation_limit", "shift"):
-            if not 0 <= getattr(self, name) <= 360:
-                raise UserError(f"{name}={getattr(self, name)}: give 0 or more, and not above 360")
+        within("[0, 1]", rotated=self.rotated, flip=self.flip, shifted=self.shifted, half_body=self.half_body)
+        within("[0, 1)", scale=self.scale)
+        within("[0, 360]", rotation=self.rotation, rotation_limit=self.rotation_limit, shift=self.shift)
 
     def __call__(
         self, box: Array, joints: Array, legs: Sequence[bool], size: tuple[int, int]

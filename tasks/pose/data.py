@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 
+from tasks import common
 from tasks.coco.annotations import Annotations, Entries
 from tasks.coco.source import CocoSplit
 from tasks.pose.augment import Augmentation, affine, crop, framed, inverse, transform
 from tasks.pose.simplepose import mirrored
 from tasks.pose.source import flip_pairs, legs, person
 from tdaf.errors import UserError
-from tdaf.task import Batch, Media
+from tdaf.task import Dataset, Media
 
 FORMAT = "COCO detection results, [{image_id, category_id, bbox: [x, y, width, height], score}, ...]"
 
@@ -135,7 +135,7 @@ def read_json(path: Path) -> Any:
         raise UserError(f"boxes: {path} is damaged or no JSON ({error}); write or copy it again") from error
 
 
-class Persons:
+class Persons(Dataset):
     """The boxes of one or more sources, one source after the other. A sample is a dict of
 
     "input": uint8 RGB (3, H, W), or (2, 3, H, W) with flip_test, the second its mirror image.
@@ -153,8 +153,6 @@ class Persons:
         flip_test: whether inputs are pairs.
         pairs: key points that change places in a mirror image; None: what the names say.
     """
-
-    groups = None
 
     def __init__(
         self,
@@ -209,9 +207,6 @@ class Persons:
         """The image's path below the root, as a skip list has it."""
         return self.split.name(int(self.persons["image"][index]))
 
-    def collate(self, samples: list[dict[str, Any]]) -> Batch:
-        return default_collate(samples)
-
     def _pixels(self, image: int) -> Tensor:
         """Persons of one image follow each other in evaluation: it is decoded once for all of them."""
         if self._latest is None or self._latest[0] != image:
@@ -231,13 +226,9 @@ def _sample(
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2
 
 
-class PredictDataset:
+class PredictDataset(common.PredictDataset):
     """The persons in pictures that a user gives to predict. Samples have "input", "inverse", "box" and "box_score" as
     those of `Persons`. people: (picture, box or None for all of it, score)."""
-
-    skipped = 0
-    notes: dict[str, int] = {}
-    groups = None
 
     def __init__(
         self, pictures: Media, people: list[tuple[int, Box | None, float]], size: tuple[int, int], flip_test: bool
@@ -254,14 +245,8 @@ class PredictDataset:
         matrix = affine(*framed(corners, self.size), self.size)
         return {**_sample(image, corners, matrix, self.size, self.flip_test), "box_score": score}
 
-    def name(self, index: int) -> str:
-        return self.pictures.name(self.people[index][0])
-
     def shown(self, index: int) -> list[int]:
         return [self.people[index][0]]
-
-    def collate(self, samples: list[dict[str, Any]]) -> Batch:
-        return default_collate(samples)
 
 
 def people_in(

@@ -12,7 +12,6 @@ from functools import cached_property
 from tasks.coco.annotations import Annotations
 from tasks.coco.source import CocoFiles
 from tdaf.errors import UserError
-from tdaf.media.image import Colour
 
 # name: ten times its sigma, COCO's half constant of the spread with which annotators place it
 # (cocodataset/cocoapi, PythonAPI/pycocotools/cocoeval.py, Params.setKpParams)
@@ -120,21 +119,7 @@ class CocoKeypoints(CocoFiles):
     """
 
     with_keypoints = True
-
-    def __init__(
-        self,
-        root: str | None,
-        train_annotations: str = "annotations/person_keypoints_train2017.json",
-        train_images: str = "train2017",
-        val_annotations: str = "annotations/person_keypoints_val2017.json",
-        val_images: str = "val2017",
-        skip_list: str | None = None,
-        exif: bool = True,
-        background: Colour | None = None,
-        max_bad: int = 0,
-    ) -> None:
-        files = train_annotations, train_images, val_annotations, val_images
-        super().__init__(root, *files, skip_list, exif, background, max_bad)
+    usual = "annotations/person_keypoints_{}2017.json"
 
     @cached_property
     def classes(self) -> list[str]:

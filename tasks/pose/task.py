@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tasks.coco.source import Source, box_sizes
+from tasks.coco.source import box_sizes, to_coco
+from tasks.common import ColourTask, Source
 from tasks.pose import source
 from tasks.pose.augment import Augmentation, framed
 from tasks.pose.data import Persons, PredictDataset, annotated, detected, people_in
@@ -19,13 +20,12 @@ from tasks.pose.simplepose import KeyPoints, PoseNetwork, deconvolved, encode, f
 from tdaf.errors import UserError
 from tdaf.media.drawing import boxes as with_boxes
 from tdaf.media.drawing import heat, skeletons
-from tdaf.media.files import Media
-from tdaf.model.normalise import Normalise
 from tdaf.model.staged import Staged
+from tdaf.ranges import within
 from tdaf.task import Batch
 
 
-class Pose:
+class Pose(ColourTask):
     """The task of key points.
 
     Args:
@@ -73,25 +73,16 @@ class Pose:
     ) -> None:
         if len(size) != 2 or min(size) < 32:
             raise UserError(f"size={list(size)}: give height and width, as [256,192], 32 or more each")
-        if not sigma > 0:
-            raise UserError(f"sigma={sigma}: give more than 0")
-        for name, value in (("keypoint_threshold", keypoint_threshold), ("oks_nms", oks_nms)):
-            if not 0 <= value <= 1:
-                raise UserError(f"{name}={value}: give 0 to 1")
-        if not len(mean) == len(std) == 3 or min(std) <= 0:
-            raise UserError("mean, std: give three numbers each, one a colour, std above 0")
+        within("(0, inf)", sigma=sigma)
+        within("[0, 1]", keypoint_threshold=keypoint_threshold, oks_nms=oks_nms)
         if sigmas is not None and (not sigmas or min(sigmas) <= 0):
             raise UserError(f"sigmas={sigmas}: give a number above 0 for each key point, or null")
-        self.data, self.augment, self.mean, self.std = data, train_augment, list(mean), list(std)
+        super().__init__(data, mean, std)
+        self.augment = train_augment
         self.size, self.deconvolutions, self.sigma = (size[0], size[1]), list(deconvolutions), sigma
         self.columns, self.box_score = _columns([boxes] if isinstance(boxes, str) else boxes), box_score
         self.flip_test, self.threshold, self.nms = flip_test, keypoint_threshold, oks_nms
         self._sigmas, self._skeleton, self._pairs = sigmas, skeleton, flip_pairs
-
-    @property
-    def classes(self) -> list[str]:
-        """The names of the key points."""
-        return self.data.classes
 
     @property
     def class_ids(self) -> list[int]:
@@ -138,7 +129,7 @@ class Pose:
         if any(side % stride for side in self.size):
             raise UserError(f"size={list(self.size)}: give multiples of {stride}, this backbone's stride")
         body = tdaf(deconvolved(backbone, self.deconvolutions))
-        return PoseNetwork(body, len(self.classes), Normalise(self.mean, self.std))
+        return PoseNetwork(body, len(self.classes), self.normalise(body))
 
     def dataset(self, split: str) -> Persons:
         """Of "train" all persons of the annotations, of "val" those of every source of boxes, one after the other."""
@@ -186,7 +177,7 @@ class Pose:
         for name, value in {"person": person, "box_score": box_score}.items():
             if value is not None and boxes in (None, "image"):
                 raise UserError(f"{name}={value}: chooses among boxes, so give boxes=FILE.json or a detector's run too")
-        pictures = Media(paths, getattr(self.data, "background", None))
+        pictures = self.media(paths)
         category, least = "person" if person is None else person, 0.3 if box_score is None else box_score
         return PredictDataset(pictures, people_in(pictures, boxes, category, least), self.size, self.flip_test)
 
@@ -210,16 +201,22 @@ class Pose:
     def to_json(self, pictures: list[tuple[Path, int | None, list[dict[str, Any]]]]) -> dict[str, Any]:
         """COCO's format. An annotation has "score", and the third number of a key point is its score. What `draw`
         does not show of persons found twice is not in it either."""
-        images, annotations, person = [], [], self.class_ids[0]
-        for number, (path, frame, answers) in enumerate(pictures, 1):
-            images.append({"id": number, "file_name": str(path), **({} if frame is None else {"frame": frame})})
-            for answer in self._distinct(answers):
-                points = [value for point in answer["keypoints"] for value in point]
-                entry = {"id": len(annotations) + 1, "image_id": number, "category_id": person, "keypoints": points}
-                annotations.append({**entry, "bbox": answer["box"], "score": answer["score"]})
+        person = self.class_ids[0]
+        entries = [
+            [
+                {
+                    "category_id": person,
+                    "keypoints": [value for point in answer["keypoints"] for value in point],
+                    "bbox": answer["box"],
+                    "score": answer["score"],
+                }
+                for answer in self._distinct(answers)
+            ]
+            for _, _, answers in pictures
+        ]
         bones = [[a + 1, b + 1] for a, b in self.edges]
         category = {"id": person, "name": "person", "keypoints": self.classes, "skeleton": bones}
-        return {"images": images, "annotations": annotations, "categories": [category]}
+        return to_coco(pictures, entries, [category])
 
     def _distinct(self, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Of the persons of one picture those that OKS-NMS leaves, the best first."""

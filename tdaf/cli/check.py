@@ -27,7 +27,6 @@ class First:
 
     def __init__(self, dataset: Any, length: int) -> None:
         self.dataset, self.length = dataset, min(length, len(dataset))
-        self.groups = None
 
     def __len__(self) -> int:
         return self.length
@@ -39,26 +38,13 @@ class First:
         return getattr(self.__dict__["dataset"], name)
 
 
-class Short:
-    """A task with one batch of each split."""
-
-    def __init__(self, task: Any, batch: int) -> None:
-        self.task, self.batch = task, batch
-
-    def dataset(self, split: str) -> First:
-        return First(self.task.dataset(split), self.batch)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["task"], name)
-
-
 def run(config: Config, task: Any, network: torch.nn.Module, device: torch.device, **trainer: Any) -> None:
     """Raises whatever goes wrong, and RunError where the batch is not learnt."""
     begun = time.monotonic()
     settings = dataclasses.replace(build.settings(config), max_steps=1, evaluate_every=0, log_every=1)
     with TemporaryDirectory() as folder:
-        short = Short(task, settings.batch)
-        made = Trainer(short, network, settings, run_dir=dist.broadcast(folder), device=device, **trainer)
+        made = Trainer(task, network, settings, run_dir=dist.broadcast(folder), device=device, **trainer)
+        made.val_set = First(made.val_set, settings.batch)
         dist.run_on_all_ranks(lambda: rehearsal.shapes(made))
         made.fit()
     first, last, steps = by_heart(made)

@@ -20,12 +20,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tdaf.build import found, refuse_untrusted
+from tdaf.build import checked, found, refuse_untrusted
 from tdaf.cli import FOLDER
 from tdaf.cli.overrides import TEXTS, did_you_mean, first_line, parse
-from tdaf.cli.ranges import check_ranges
+from tdaf.engine.settings import LoaderSettings, Settings
 from tdaf.errors import UserError
-from tdaf.settings import draws_elsewhere, read_yaml, upgraded
+from tdaf.ranges import as_written, check_ranges
+from tdaf.settings import draws_elsewhere, flat, read_yaml, upgraded
 
 Config = dict[str, Any]
 
@@ -44,7 +45,8 @@ REMOVABLE = re.compile(
 )
 PIXELS = "tdaf.model.backbones.library.preprocessing"  # of configs/backbone/pixels; with torch, so looked up when asked
 OmegaConf.register_new_resolver("pixels", lambda network, what: found(PIXELS, "backbone")(network)[what], replace=True)
-KINDS = {bool: "true or false", (int, float): "a number", list: "a list, as [1,2]", dict: "its settings"}
+# true and false, the first, are numbers to Python, and none to us
+KINDS = {bool: "true or false", (int, float): "a number", list: "a list, as [1,2]", dict: ""}
 
 
 def compose(arguments: Sequence[str]) -> Config:
@@ -131,16 +133,6 @@ def differences(old: Config, new: Config, but: tuple[str, ...] = ()) -> list[str
     a, b = identity(old, but), identity(new, but)
     keys = sorted(a.keys() | b.keys())
     return [f"{k}: {a.get(k, 'absent')} there, {b.get(k, 'absent')} here" for k in keys if a.get(k) != b.get(k)]
-
-
-def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Every leaf of nested dictionaries by its dotted name."""
-    if not isinstance(config, dict):
-        return {prefix: config}
-    leaves = {}
-    for name, child in config.items():
-        leaves.update(flat(child, f"{prefix}.{name}" if prefix else str(name)))
-    return leaves
 
 
 @functools.cache
@@ -249,26 +241,19 @@ def _of_kind(old: Config, after: DictConfig) -> DictConfig:
     groups = {name.rsplit(".", depth)[0] for name in known for depth in range(1, name.count(".") + 1)}
     for key, value in flat(new).items():
         now = {} if key in groups else known.get(key)
-        if now is None or value == now and type(value) is type(now) or (value is None and key not in NODES):
+        kind = next((kind for kind in KINDS if isinstance(now, kind)), None)
+        if kind is None or value is None and key not in NODES or any("${" in str(v) for v in (now, value)):
             continue
-        if any(isinstance(v, str) and "${" in v for v in (now, value)):
-            continue
-        for kind, name in KINDS.items():
-            if isinstance(now, kind):
-                if not isinstance(value, kind) or kind is not bool and isinstance(value, bool):
-                    child = (
-                        "root"
-                        if key == "data"
-                        else next((k[len(key) + 1 :] for k in known if k.startswith(key + ".")), "")
-                    )
-                    shown = (
-                        f", as {key}.{child}=..." if kind is dict else f" (it is {str(now).lower().replace(' ', '')})"
-                    )
-                    name = "a whole number" if type(now) is int else name
-                    raise UserError(f"{key}={_text(value)}: give {name}{shown}")
-                if isinstance(now, float):
-                    OmegaConf.update(after, key, float(value))
-                break  # true and false are numbers to Python, and none to us
+        if not isinstance(value, kind) or isinstance(value, bool) and kind is not bool:
+            shown = f"{KINDS[kind]} (it is {str(now).lower().replace(' ', '')})"
+            if kind is dict:
+                inside = (k for k in (f"{key}.root", *known) if k in known and k.startswith(f"{key}."))
+                shown = f"its settings, as {next(inside, key)}=..."
+            elif type(now) is int:
+                shown = shown.replace("a number", "a whole number")
+            raise UserError(f"{key}={as_written(value)}: give {shown}")
+        if isinstance(now, float):
+            OmegaConf.update(after, key, float(value))
     return after
 
 
@@ -288,31 +273,13 @@ def _check_values(config: Config) -> None:
     for node in NODES:
         if not isinstance(config.get(node), dict):
             raise UserError(f"{node}: this cannot be left out; choose another file of it")
-    data, loader = config["data"], config["loader"]
-    whole_or_auto = "give auto, or a whole number, 0 for"
     for key, value in flat(config).items():
-        if TEXTS.fullmatch(key) and isinstance(value, str) and value != value.strip():
-            raise UserError(f"{key}={value!r}: there is a blank at one end of it")
-    rules = (
-        ("anar", _whole(config["anar"]) and config["anar"] in (2, 3, 5, 7), "give 2, 3, 5 or 7"),
-        ("flows", _whole(config["flows"]) and config["flows"] >= 1, "give a whole number, 1 or more"),
-        ("eta", _number(config["eta"]) and 0 <= config["eta"] <= 1, "give a number between 0 and 1"),
-        ("gpus", config["gpus"] == "auto" or _whole(config["gpus"]), f"{whole_or_auto} the CPU"),
-        ("loader.workers", loader.get("workers") == "auto" or _whole(loader.get("workers")), f"{whole_or_auto} none"),
-        ("loader.prefetch", _whole(loader.get("prefetch")) and loader["prefetch"] > 0, "give a whole number above 0"),
-        ("loader.timeout", _number(loader.get("timeout")) and loader["timeout"] > 0, "give seconds, above 0"),
-        ("data.changed", isinstance(data.get("changed", False), bool), "give true or false"),
-        ("data.max_bad", _whole(data.get("max_bad", 0)), "give a whole number, 0 or more"),
-        ("dims", _whole(config["dims"]) and config["dims"] in (2, 3), "give 2 or 3"),
-        ("stem", config["stem"] in ("imagenet", "small", "cifar"), "give imagenet, small or cifar"),
-        ("seed", _whole(config["seed"]), "give a whole number, 0 or more"),
-        ("run_dir", isinstance(config["run_dir"], str | None) and config["run_dir"] != "", "give a folder"),
-        ("pretrained", isinstance(config["pretrained"], str | None), "give null, imagenet or a checkpoint"),
-    )
-    for key, right, hint in rules:
-        if not right:
-            raise UserError(f"{key}={_text(flat(config).get(key, '...'))}: {hint}")
+        if TEXTS.fullmatch(key) and value is not None:
+            if not isinstance(value, str) or not value or value != value.strip():
+                raise UserError(f"{key}={as_written(value)}: give null or a path, without a blank at one end")
     check_ranges(config)
+    for node, kind in (("trainer", Settings), ("loader", LoaderSettings)):
+        checked(kind, config[node], node)
 
 
 def _at_home(node: Any) -> Any:
@@ -322,20 +289,6 @@ def _at_home(node: Any) -> Any:
     if isinstance(node, list):
         return [_at_home(value) for value in node]
     return str(Path(node).expanduser()) if isinstance(node, str) and node.startswith("~/") else node
-
-
-def _text(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _among(key: str, names: tuple[str, ...] = VOLATILE) -> bool:

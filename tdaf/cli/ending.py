@@ -14,33 +14,23 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
-from tdaf.errors import RunError, UserError, explained_files
+from tdaf.errors import REQUEUE, Preempted, RunError, UserError, explained_files
 from tdaf.streams import LossyStream, mute, open_closed_streams
 
 OK, FAULT, MISTAKE, INTERRUPTED, UNHEARD = 0, 1, 2, 130, 141  # the last as the shell has it of SIGPIPE
+STOPPED = (REQUEUE, INTERRUPTED)  # the rest of a sweep is not started
 
 _begun = False
 
 
 def end_well(command: Callable[[], int]) -> int:
-    """The exit code of `command()`: its own, or that of what ends it, which is told in one line: 1 for a fault, 2 for a
-    mistake of the user's, 130 for Ctrl-C; 141, and no line, where nobody reads standard output any more."""
+    """`exit_code` of a whole process's command; 141, and no line, where nobody reads standard output any more."""
     global _begun
     _begun = True
     open_closed_streams()
     errors, sys.stderr = sys.stderr, LossyStream(sys.stderr, "standard error")
     try:
-        with explained_files():
-            code = command()
-            sys.stdout.flush()
-        return code
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nobody sees the second one
-        return complain("interrupted", INTERRUPTED)
-    except UserError as error:
-        return complain(error, MISTAKE)
-    except RunError as error:
-        return complain(error, FAULT)
+        return exit_code(lambda: command() or sys.stdout.flush())
     except BrokenPipeError:
         mute(sys.stdout)
         return UNHEARD
@@ -48,16 +38,42 @@ def end_well(command: Callable[[], int]) -> int:
         if error.errno not in (errno.ENOSPC, errno.EIO):
             raise
         mute(sys.stdout)
-        return complain(f"standard output: {error.strerror}", FAULT)
+        return _complain(f"standard output: {error.strerror}", FAULT)
     finally:
         sys.stderr = errors
-        if not _can_print():  # of which the interpreter would complain as it ends
+        try:
+            sys.stdout.flush()
+        except (OSError, ValueError):  # of which the interpreter would complain as it ends
             mute(sys.stdout)
 
 
-def complain(message: object, code: int) -> int:
-    """Says on standard error what ended a command. Returns `code`."""
-    print(f"{'stopped' if code == INTERRUPTED else 'error'}: {message}", file=sys.stderr, flush=True)
+def exit_code(
+    command: Callable[[], int | None], interrupted: str = "interrupted", rank: Callable[[], int] = lambda: 0
+) -> int:
+    """The exit code of `command()`: its own, 0 for None, or that of what ends it, which is told in one line on standard
+    error: 1 for a fault, 2 for a mistake of the user's, 75 for a run that was told to stop, 130 for Ctrl-C.
+
+    rank: of the process, when the command has ended; all ranks stop alike, and rank 0 says so.
+    """
+    try:
+        with explained_files():
+            return command() or OK
+    except Preempted as stopped:
+        return _complain(stopped, REQUEUE, rank())
+    except UserError as error:
+        return _complain(error, MISTAKE, rank())
+    except RunError as error:
+        return _complain(error, FAULT, rank())
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal and `spawn` both send one
+        return _complain(interrupted, INTERRUPTED, rank())
+
+
+def _complain(message: object, code: int, rank: int = 0) -> int:
+    stopped = code in STOPPED
+    if str(message) and not (stopped and rank):
+        where = f"rank {rank}: " if rank else ""
+        print(f"{'stopped' if stopped else 'error'}: {where}{message}", file=sys.stderr, flush=True)
     return code
 
 
@@ -85,14 +101,6 @@ def _is_importing(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def _can_print() -> bool:
-    try:
-        sys.stdout.flush()
-        return True
-    except (OSError, ValueError):
-        return False
 
 
 handle_interrupts()

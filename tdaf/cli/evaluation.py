@@ -10,15 +10,14 @@ import functools
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tdaf.cli.script import hint
-from tdaf.errors import RunError, UserError
+from tdaf.build import hint
+from tdaf.errors import RunError, UserError, refused_files
 from tdaf.media.files import IMAGES, VIDEOS, files_below, left_out
 
 if TYPE_CHECKING:
@@ -97,14 +96,12 @@ def media_files(given: Path, out: Path) -> tuple[list[Path], Path]:
     Raises:
         UserError: there are none, or `given` cannot be read.
     """
-    try:
+    with refused_files(f"input={given}"):
         if given.is_file():
             return [given], given.parent
         if not given.is_dir():
             raise UserError(f"input={given}: there is no such file or folder")
         os.scandir(given).close()
-    except OSError as error:
-        raise UserError(f"input={given} cannot be read: {error.strerror or error}") from error
     if given.resolve() == out.resolve():
         raise UserError(f"out={out} is the input's own folder; give another one")
 
@@ -120,13 +117,7 @@ def media_files(given: Path, out: Path) -> tuple[list[Path], Path]:
     return paths, given
 
 
-@contextmanager
-def writing(target: Path) -> Iterator[None]:
-    """Turns a disk's refusal into one line."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"out: {target} cannot be written: {error.strerror or error}") from error
+writing = functools.partial(refused_files, verb="written")
 
 
 def write_text(target: Path, text: str) -> None:
@@ -178,7 +169,7 @@ def evaluate_checkpoint(
     Returns:
         An exit code, as `launch` has them.
     """
-    from tdaf.cli.launch import launch
+    from tdaf.cli.run import launch
 
     run = open_run(checkpoint, overrides, trust)  # a mistake is found before ranks are started
     if report and not hasattr(run.task(), "report"):

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tdaf.cli import FOLDER
-from tdaf.cli.ending import end_well
-from tdaf.errors import RunError, UserError
+from tdaf.cli.ending import STOPPED, end_well, exit_code
+from tdaf.errors import UserError
 from tdaf.streams import lossy_streams, open_closed_streams
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ SWEEP = ("-m", "--multirun")
 VALUED = ("--cfg", "-c", "--package", "-p", "--info", "-i", "--config-dir", "-cd")
 PLAIN = ("--resolve", "--version", "--hydra-help", "--shell-completion", "-sc")
 DETAILS = ("--package", "-p", "--resolve")  # of a question, and none themselves
-STOPPED = (75, 130)  # told to stop, Ctrl-C: the rest of a sweep is not started
 
 
 @dataclass(frozen=True)
@@ -98,12 +97,12 @@ def sweep(arguments: Sequence[str]) -> int:
     Raises:
         UserError: a job that cannot work, before any has started. One that fails later leaves the others be.
     """
-    from tdaf.cli.compose import compose
+    from tdaf.cli.compose import compose, load
     from tdaf.cli.overrides import parse
 
     overrides = parse(arguments, sweep=True)
     hydras = [o.input_line for o in overrides if o.key_or_group.startswith(("hydra.", "hydra/"))]
-    check_launcher(hydras)
+    load(tuple(hydras))  # raises UserError where a launcher or sweeper is not installed or misspelt
     if any(text.startswith(("hydra/sweeper=", "hydra.sweeper")) for text in hydras):
         del _codes[:]
         compose(
@@ -163,12 +162,13 @@ def launch(jobs: Sequence[Job], hydras: Sequence[str] = ()) -> list[int]:
                 f"run_dir={folder} is the folder of {times} jobs of this sweep; leave run_dir out, "
                 "or put what differs into it, as 'run_dir=FOLDER/${anar}-${flows}'"
             )
-    check_launcher(hydras)
     from hydra.core.hydra_config import HydraConfig
 
+    from tdaf.cli.compose import load
     from tdaf.cli.rehearsal import settings as check
     from tdaf.cli.run import finished
 
+    load(tuple(hydras))  # raises UserError where a launcher is not installed or misspelt
     for job in jobs:
         if not finished(job.config):
             check(job.config)
@@ -186,13 +186,6 @@ def launch(jobs: Sequence[Job], hydras: Sequence[str] = ()) -> list[int]:
     if jobs:
         hydra_main(run, ["-m", *hydras, f"+job={','.join(map(str, range(len(jobs))))}"])
     return [codes[n] if n in codes else int(not finished(job.config)) for n, job in enumerate(jobs)]
-
-
-def check_launcher(hydras: Sequence[str]) -> None:
-    """Raises UserError where a launcher, sweeper or other choice of Hydra's is not installed or misspelt."""
-    from tdaf.cli.compose import load
-
-    load(tuple(hydras))
 
 
 def hydra_main(function: Callable[[DictConfig], Any], arguments: Sequence[str]) -> int:
@@ -278,11 +271,7 @@ def _start(job: Job) -> int:
     """The exit code of a run and of what follows it; a mistake that shows only there is that job's alone."""
     from tdaf.cli.run import start
 
-    try:
-        return start(job.config) or (job.then() if job.then else 0)
-    except (UserError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2 if isinstance(error, UserError) else 1
+    return exit_code(lambda: start(job.config) or (job.then() if job.then else 0))
 
 
 def _swept(_: DictConfig) -> float | None:
@@ -295,13 +284,13 @@ def _swept(_: DictConfig) -> float | None:
 
     words = list(HydraConfig.get().overrides.task)
     print(f"job {HydraConfig.get().job.num + 1}: {' '.join(words)}", flush=True)
-    try:
-        config = compose(words)
-        _codes.append(_start(Job(config, "")))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        _codes.append(2)
-        return None
+    config: Config = {}
+
+    def run() -> int:
+        config.update(compose(words))
+        return _start(Job(config, ""))
+
+    _codes.append(exit_code(run))
     if _codes[-1] in STOPPED:
         raise SystemExit(_codes[-1])
     if _codes[-1]:

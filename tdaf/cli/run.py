@@ -1,9 +1,10 @@
-"""One training run: the objects that its resolved configuration describes, given to a Trainer."""
+"""One training run: the objects that its resolved configuration describes, given to a Trainer; and a job's ranks."""
 
 from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,13 +12,17 @@ import torch
 from tdaf.build import make
 from tdaf.cli import build, rehearsal
 from tdaf.cli.compose import Config, differences, from_folder, to_yaml
-from tdaf.cli.launch import launch
+from tdaf.cli.ending import exit_code
 from tdaf.engine import checkpoint, data, dist, identity
 from tdaf.engine.log import RunFolder
 from tdaf.engine.settings import LoaderSettings
 from tdaf.engine.trainer import Trainer
-from tdaf.errors import UserError
+from tdaf.errors import RunError, UserError, refused_files
 from tdaf.model.maps import flow_statistics
+from tdaf.streams import lossy_streams
+
+Job = Callable[[Config, torch.device], None]
+LENGTH = ("trainer.epochs:", "trainer.max_steps:")
 
 
 def train(config: Config, device: torch.device) -> None:
@@ -27,7 +32,6 @@ def train(config: Config, device: torch.device) -> None:
         if dist.rank() == 0:
             print(done, flush=True)
         return
-    task, network, notes = dist.run_on_all_ranks(lambda: _built(config))
     how = {
         "optimizer": build.optimizer(config),
         "schedule": make(config["schedule"], "schedule"),
@@ -37,6 +41,7 @@ def train(config: Config, device: torch.device) -> None:
         "about": {"config": config},
         "name": config["name"],
     }
+    task, network, notes = dist.run_on_all_ranks(lambda: _built(config))
     if config.get("recipe") == "check":
         from tdaf.cli import check
 
@@ -55,7 +60,44 @@ def train(config: Config, device: torch.device) -> None:
     trainer.fit()
 
 
-LENGTH = ("trainer.epochs:", "trainer.max_steps:")
+def launch(job: Job, config: Config) -> int:
+    """Runs `job(config, device)` on as many ranks as `gpus` asks for, or as one rank of torchrun's.
+
+    Returns an exit code, as `exit_code` has them. Raises UserError where there are not as many GPUs.
+    """
+    gpus = dist.count_gpus(config["gpus"])
+    if dist.under_torchrun() or gpus <= 1:
+        return run_rank(job, config, gpus)
+    from tdaf.engine.spawn import spawn
+
+    return spawn(run_rank, (job, config, gpus), gpus)
+
+
+@lossy_streams()
+def run_rank(job: Job, config: Config, gpus: int) -> int:
+    """One rank of the job, on a GPU if `gpus` is not 0. Returns its exit code."""
+    timeout = dist.collective_timeout(config["trainer"]["hang_timeout"], config["loader"]["timeout"])
+
+    @dist.explain_peer_failure()
+    def ranked() -> None:
+        try:
+            job(config, dist.join("cuda" if gpus else "cpu", timeout))
+        except torch.cuda.OutOfMemoryError as error:
+            first = str(error).splitlines()[0]
+            raise RunError(f"out of GPU memory: {first} ({_smaller(config)})") from error
+
+    try:
+        return exit_code(ranked, "interrupted; the same command goes on from the last checkpoint", dist.rank)
+    finally:
+        dist.leave()
+
+
+def _smaller(config: Config) -> str:
+    """What makes a run take less of a GPU's memory."""
+    batch, parts = config["trainer"]["batch"], config["trainer"]["accumulate"]
+    again = "" if config.get("tdaf", {}).get("rematerialise") else ", or tdaf.rematerialise=true (slower)"
+    return f"try trainer.accumulate={2 * parts} (the same run), less than trainer.batch={batch}{again}"
+
 
 start = functools.partial(launch, train)  # (config) -> exit code, on as many ranks as `gpus` says
 
@@ -96,11 +138,9 @@ def loader_settings(config: Config) -> LoaderSettings:
 def finished(config: Config) -> str | None:
     """A sentence if this run is complete already. UserError if its folder belongs to a run with other settings."""
     folder = Path(config["run_dir"])
-    try:
+    with refused_files(f"run_dir={folder}"):
         if not (folder / "config.yaml").exists():
             return None
-    except OSError as error:
-        raise UserError(f"run_dir={folder} cannot be used: {error.strerror}") from error
     before = from_folder(folder)
     changed = differences(before, config)
     done = RunFolder(folder).finished()

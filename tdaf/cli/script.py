@@ -14,16 +14,18 @@ run's settings; without it they are refused. `--key value`, `--key=value` and `-
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 import os
+import re
 import sys
 import types
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from tdaf.build import described, hint
 from tdaf.cli.ending import end_well
 from tdaf.errors import UserError
 
@@ -70,30 +72,18 @@ def parse(arguments: list[str], script: Callable[..., Any]) -> tuple[list[str], 
         required = parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty
         if required and name != "rest" and name not in settings:
             raise UserError(
-                f"give {name.rstrip('_')}={_described(types_[name]).upper().replace(' ', '_')}; --help says more"
+                f"give {name.rstrip('_')}={described(types_[name]).upper().replace(' ', '_')}; --help says more"
             )
     return words, {**settings, **({"rest": rest} if "rest" in parameters else {})}
 
 
 def value(key: str, text: str, kind: Any) -> Any:
     """`text` as a value of the annotated kind. Raises UserError."""
-    if get_origin(kind) in (Union, types.UnionType):
-        options = [option for option in get_args(kind) if option is not types.NoneType]
-        if len(options) < len(get_args(kind)) and text in ("", "null"):
-            return None
-    else:
-        options = [kind]
-    for option in options:
-        try:
+    options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else [kind]
+    for option in sorted(options, key=lambda option: option is not types.NoneType):
+        with suppress(ValueError):
             return _read(text, option)
-        except ValueError:
-            continue
-    raise UserError(f"{key}={text}: give {' or '.join(_described(option) for option in options)}")
-
-
-def hint(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {close[0]}?" if close else f"it has {', '.join(known)}"
+    raise UserError(f"{key}={text}: give {described(kind)}")
 
 
 def _without_dashes(arguments: list[str], own: dict[str, str], kinds: dict[str, Any]) -> list[str]:
@@ -121,47 +111,30 @@ def _without_dashes(arguments: list[str], own: dict[str, str], kinds: dict[str, 
 
 
 def _read(text: str, kind: Any) -> Any:
-    origin = get_origin(kind)
+    """Raises ValueError where the text is none of that kind."""
+    origin, found, right = get_origin(kind), text, True
     if origin is Annotated:
-        base, _, right = get_args(kind)
+        base, _, judge = get_args(kind)
         found = _read(text, base)
-        if not right(found):
-            raise ValueError
-        return found
-    if origin is Literal:
-        if text.lower() not in get_args(kind):
-            raise ValueError
-        return text.lower()
-    if origin is list:
+        right = judge(found)
+    elif origin is list:
         parts = [part.strip() for part in text.removeprefix("[").removesuffix("]").split(",")]
-        return [_read(part, get_args(kind)[0]) for part in parts if part]
-    if kind is bool:
-        return {"true": True, "false": False, "1": True, "0": False}[text.lower()] if text.lower() in _FLAGS else _no()
-    if kind is Path:
-        return Path(text).expanduser() if text else _no()
-    if kind is float:
-        return float(text) if math.isfinite(float(text)) else _no()
-    if kind is int:
-        return int(text) if text.lstrip("-").isascii() and text.lstrip("-").isdigit() else _no()
-    return str(text)
-
-
-_FLAGS = ("true", "false", "1", "0")
-
-
-def _no() -> Any:
-    raise ValueError
-
-
-def _described(kind: Any) -> str:
-    origin = get_origin(kind)
-    if origin in (Union, types.UnionType):
-        return " or ".join(_described(option) for option in get_args(kind) if option is not types.NoneType)
-    if origin is Annotated:
-        return get_args(kind)[1]
-    if origin is Literal:
-        *names, last = get_args(kind)
-        return f"{', '.join(names)} or {last}" if names else last
-    if origin is list:
-        return f"a list, as {'1,2' if get_args(kind)[0] is not str else 'a,b'}"
-    return {int: "a whole number", float: "a number", bool: "true or false", Path: "a path", str: "a text"}[kind]
+        found = [_read(part, get_args(kind)[0]) for part in parts if part]
+    elif origin is Literal:
+        found = text.lower()
+        right = found in get_args(kind)
+    elif kind is types.NoneType:
+        found, right = None, text in ("", "null")
+    elif kind is bool:
+        found = {"true": True, "1": True, "false": False, "0": False}.get(text.lower())
+        right = found is not None
+    elif kind is Path:
+        found, right = Path(text).expanduser(), bool(text)
+    elif kind is float:
+        found = float(text)
+        right = math.isfinite(found)
+    elif kind is int:
+        found, right = int(text), bool(re.fullmatch("-?[0-9]+", text))
+    if not right:
+        raise ValueError
+    return found

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from PIL import Image
 
 from tdaf.demo import scene
 from tdaf.demo.scene import SHAPES, Points, Rng
+
+SEARCHED = (0.06, 0.1)  # of a searched picture: the smallest and largest part that a shape covers
 
 
 def label(index: int) -> int:
@@ -58,15 +61,46 @@ def imagenet_scene(seed: int, split: str, index: int, size: int) -> tuple[Image.
     return image.convert("L") if grey else image, points
 
 
+def search_scene(seed: int, split: str, index: int, size: int, others: int) -> tuple[Image.Image, Points]:
+    """Sample `index`, `size` x `size` pixels, and the outline of its target: of several shapes the one of another hue.
+
+    The `others` (0 to 3) share a hue and are of any of the ten classes. Which of two opposite hues is the odd one is
+    drawn for each picture: neither a hue nor an outline tells the class, the odd hue has to be found over the whole
+    picture before the outline that has it is worth looking at. With others=0 nothing has to be found."""
+    rng = scene.generator(seed, split, index)
+    ground = scene.ground_colours(rng)
+    image = scene.texture(rng, ground, size, size)
+    scene.clutter(rng, image, int(rng.integers(4, 13)), 0.2 * size, ground)
+    odd = rng.choice([0.08, 0.58])  # orange, blue
+    outlines = []
+    for cell in rng.permutation([(1, 1), (1, 3), (3, 1), (3, 3)])[: others + 1]:
+        name, hue = (rng.choice(SHAPES), odd + 0.5) if outlines else (SHAPES[label(index)], odd)
+        covered = size * size * rng.uniform(*SEARCHED)
+        points = scene.random_shape(rng, name, covered, math.exp(rng.uniform(-0.15, 0.15)))
+        outlines.append(points + (cell / 4 + rng.uniform(-0.04, 0.04, size=2)) * size)
+        tints = rng.uniform([-0.03, 0.6, 0.7], [0.03, 1.0, 1.0], size=(2, 3))
+        colours = np.stack([scene.shade(hue + offset, saturation, value) for offset, saturation, value in tints])
+        scene.paste(image, outlines[-1], scene.texture(rng, colours, size, size))
+    scene.clutter(rng, image, 2, 0.12 * size, ground)
+    return scene.grain(rng, image, rng.uniform(2, 10)), outlines[0]
+
+
+SCENES = {
+    "imagenet": imagenet_scene,
+    "search": partial(search_scene, others=3),
+    "single": partial(search_scene, others=0),
+}
+
+
 def cifar_picture(seed: int, split: str, index: int) -> Image.Image:
     """Sample `index`, 32 x 32 pixels."""
     rng = scene.generator(seed, split, index)
     return picture(rng, SHAPES[label(index)], 32, 32, pieces=int(rng.integers(4, 11)))[0]
 
 
-def write_imagenet(folder: Path, seed: int, train: int, val: int, size: int) -> None:
-    """`train/<wnid>/<wnid>_<n>.JPEG`, `val/<wnid>/ILSVRC2012_val_<n>.JPEG`, and `classes.txt`: a line "wnid name" a
-    class. The wnids n00000001..n00000010 stand for `SHAPES` in that order."""
+def write_imagenet(folder: Path, seed: int, train: int, val: int, size: int, kind: str = "imagenet") -> None:
+    """The pictures of `SCENES[kind]`: `train/<wnid>/<wnid>_<n>.JPEG`, `val/<wnid>/ILSVRC2012_val_<n>.JPEG`, and
+    `classes.txt`: a line "wnid name" a class. The wnids n00000001..n00000010 stand for `SHAPES` in that order."""
     wnids = [f"n{number:08d}" for number in range(1, len(SHAPES) + 1)]
     for split, count in (("train", train), ("val", val)):
         for wnid in wnids:
@@ -74,7 +108,7 @@ def write_imagenet(folder: Path, seed: int, train: int, val: int, size: int) -> 
         for index in range(count):
             wnid = wnids[label(index)]
             file = f"{wnid}_{index}.JPEG" if split == "train" else f"ILSVRC2012_val_{index + 1:08d}.JPEG"
-            image, _ = imagenet_scene(seed, split, index, size)
+            image, _ = SCENES[kind](seed, split, index, size)
             image.save(folder / split / wnid / file, "JPEG", quality=90)
     lines = [f"{wnid} {name}\n" for wnid, name in zip(wnids, SHAPES, strict=True)]
     (folder / "classes.txt").write_text("".join(lines), encoding="utf-8")

@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,6 +23,8 @@ _UNFINISHED = ".unfinished"
 # The samples that a split needs so that every class is in it, and the smallest and largest size in pixels.
 _LIMITS = {
     "imagenet": (10, 24, math.inf),
+    "search": (10, 48, 1024),
+    "single": (10, 48, 1024),
     "cifar10": (10, 32, 32),
     "coco_fcos": (6, 64, 1024),
     "coco_pose": (1, 96, 1024),
@@ -33,7 +36,7 @@ def prepare(kind: str, root: Path, seed: int, train: int, val: int, size: int) -
     """Draws a demo data set unless it is there already.
 
     Args:
-        kind: "imagenet", "cifar10", "coco_fcos", "coco_pose" or "kinetics".
+        kind: "imagenet", "search", "single", "cifar10", "coco_fcos", "coco_pose" or "kinetics".
         root: where the data sets lie. This one's folder is `root/<kind>-...`, named by all settings: runs with other
             settings do not disturb each other. It appears by one rename when it is whole.
         seed: 0 or more.
@@ -67,6 +70,8 @@ def _write(kind: str, folder: Path, seed: int, train: int, val: int, size: int) 
 
     write = {
         "imagenet": classification.write_imagenet,
+        "search": partial(classification.write_imagenet, kind="search"),
+        "single": partial(classification.write_imagenet, kind="single"),
         "cifar10": classification.write_cifar10,
         "coco_fcos": coco.write_detection,
         "coco_pose": coco.write_pose,

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import torch
 
-from tdaf.errors import RunError, UserError
+from tdaf.errors import RunError, UserError, refused_files
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 
@@ -103,15 +103,13 @@ def load_last(folder: Path) -> tuple[dict[str, Any] | None, str]:
 def of(path: str | Path) -> Path:
     """The checkpoint that a path means: a run folder's best one, or the file itself. UserError for another folder."""
     path = Path(os.path.expanduser(path))
-    try:
+    with refused_files(path):
         if not path.is_dir():
             return path
         best = path / "checkpoints" / BEST
         if not best.is_file():
             raise UserError(f"no checkpoint at {best}: not the folder of a run, or of one that has not evaluated yet")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    return best
+        return best
 
 
 def exists(folder: Path) -> bool:

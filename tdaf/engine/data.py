@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
-from tdaf.engine import limits
+from tdaf.engine import handover, limits
 from tdaf.errors import RunError, UnreadableSample, UserError, explain_file
 from tdaf.task import Batch, Dataset
 
@@ -37,19 +37,16 @@ def mix_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
 
 
-def seed_everything(seed: int) -> None:
+def seed_everything(seed: int, torch_too: Callable[[int], Any] = torch.manual_seed) -> None:
     """Seeds torch (CPU and GPUs), numpy and random."""
-    torch.manual_seed(seed)
+    torch_too(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
 
 
 def seed_cpu(*parts: int | str) -> None:
     """Seeds the CPU generators of torch, numpy and random from `parts`."""
-    seed = mix_seed(*parts)
-    torch.default_generator.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
+    seed_everything(mix_seed(*parts), torch.default_generator.manual_seed)
 
 
 @contextmanager
@@ -212,13 +209,13 @@ class Loader:
         self.dataset, self.max_bad, self.timeout = dataset, max_bad, timeout
         self.bad: dict[int, tuple[str, str]] = {}
         try:
-            self._reader = _Reader(dataset, seed, workers)
+            self._reader = _Reader(dataset, seed, workers, prefetch)
         except RuntimeError as error:  # there is no shared memory at all
             code = limits.refused(error)
             if not code:
                 raise
             limits.say_once(f"{limits.described(code)}: no workers read now, not {workers}")
-            workers, self._reader = 0, _Reader(dataset, seed, 0)
+            workers, self._reader = 0, _Reader(dataset, seed, 0, 0)
         self._order, self._workers, self._prefetch, self._pin = order, workers, prefetch, pin
 
     def _started(self) -> Iterator[Batch]:
@@ -273,7 +270,7 @@ class Loader:
             for index, name, reason in batch.pop("bad"):
                 self._count(index, name, reason)
             batch["index"] = torch.tensor(batch["index"], dtype=torch.int64)
-            yield batch
+            yield handover.received(batch, self._reader.pieces, copied=self._pin)
 
     def _count(self, index: int, name: str, reason: str) -> None:
         if index in self.bad:
@@ -317,14 +314,14 @@ class Loader:
 class _Reader:
     """A data set as DataLoader sees it: a batch at a time, seeded, its unreadable samples named instead of raised."""
 
-    def __init__(self, dataset: Dataset, seed: int, workers: int) -> None:
+    def __init__(self, dataset: Dataset, seed: int, workers: int, prefetch: int) -> None:
         self.dataset, self.seed = dataset, seed
         # a slot a worker for the sample it is reading, in memory that the main process sees: a stalled read is named
         self.reading = torch.full((max(1, workers),), -1, dtype=torch.int64)
         self.refused = torch.zeros(max(1, workers), dtype=torch.int64)  # errno of a limit, by worker
-        if workers:
-            self.reading.share_memory_()
-            self.refused.share_memory_()
+        self.pieces = torch.zeros((workers, prefetch + 2), dtype=torch.uint8)  # see handover: to be received, in use
+        for shared in (self.reading, self.refused, self.pieces) if workers else ():
+            shared.share_memory_()
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
         worker = get_worker_info()
@@ -346,7 +343,7 @@ class _Reader:
             return {"index": [], "bad": bad}
         seed_cpu(self.seed, keys[0][0], "collate", keys[0][1])
         # a list, as every tensor that crosses from a worker has its price
-        return {**self.dataset.collate(samples), "index": indices, "bad": bad}
+        return handover.lent({**self.dataset.collate(samples), "index": indices, "bad": bad}, slot)
 
     def _reason(self, error: Exception, slot: int) -> str:
         """Why a sample cannot be read. Raises again what is not a fault of its file."""
@@ -375,6 +372,7 @@ def _settle(worker: int) -> None:
     """Readies a worker process. A signal to the whole job (scancel, torchrun, timeout) must not end it, for the run
     still reads while it comes to its end; the SIGTERM by which DataLoader ends a worker is its parent's, and must."""
     torch.set_num_threads(1)
+    handover.use(get_worker_info().dataset.pieces[worker])
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_unheard)
     for number in (signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

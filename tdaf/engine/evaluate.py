@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,9 +12,10 @@ from torch import nn
 
 from tdaf.engine import dist
 from tdaf.engine.data import EvaluationOrder, Loader
-from tdaf.engine.precision import Precision, float32
+from tdaf.engine.precision import Precision, float32, map_tensors
 from tdaf.engine.settings import LoaderSettings
 from tdaf.errors import RunError
+from tdaf.measure import eval_mode
 from tdaf.task import Dataset, Evaluator, Task
 
 EARLY = 3  # evaluations of a run in which the weights that are not averaged are measured too
@@ -66,27 +65,13 @@ def is_defined(metric: float) -> bool:
 def is_better(metric: float, before: float) -> bool:
     """Whether a metric is the best one, `before` the best before it. An undefined one is neither better nor worse: the
     first defined one is best, and until then the last."""
-    return (
-        metric > before if is_defined(metric) and is_defined(before) else is_defined(metric) or not is_defined(before)
-    )
+    return not is_defined(before) or is_defined(metric) and metric > before
 
 
 def _short(value: float | None) -> str:
     """A count stays whole; what is not defined was kept as null."""
     value = math.nan if value is None else value
     return str(value) if isinstance(value, int) else f"{value:.4g}"
-
-
-@contextmanager
-def eval_mode(network: nn.Module) -> Iterator[None]:
-    """The whole network in eval mode; afterwards each of its modules is in the mode that it was in."""
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 @torch.no_grad()
@@ -132,8 +117,8 @@ def evaluate(
     except RuntimeError as error:
         raise reading.explained(error) from None
     shares = dist.gather((records, reading.bad, faults))
-    making = None if report is None else functools.partial(_report, report, task)
-    result = dist.run_on_all_ranks(lambda: _result(shares, evaluator, reading, making) if dist.rank() == 0 else None)
+    own = (shares, evaluator, reading, task, report)
+    result = dist.run_on_all_ranks(lambda: _result(*own) if dist.rank() == 0 else None)
     numbers = dist.broadcast(result and result.as_dict())  # the files, which may be large, stay with rank 0
     return result or Evaluation(**numbers)
 
@@ -167,35 +152,20 @@ def forward(network: nn.Module, batch: dict[str, Any]) -> Any:
 
 def undefined_outputs(outputs: Any, count: int) -> list[int]:
     """Which of the `count` samples of a batch have an output that is NaN; all of them where that cannot be told."""
-    found = None
-    for tensor in _tensors(outputs):
+    wrong: list[torch.Tensor] = []
+
+    def look(tensor: torch.Tensor) -> None:
         if tensor.is_floating_point():
-            wrong = tensor.isnan()
-            apart = wrong.ndim > 0 and len(wrong) == count
-            wrong = (
-                wrong.flatten(1).any(1) if apart and wrong.ndim > 1 else wrong if apart else wrong.any().expand(count)
-            )
-            found = wrong if found is None else found | wrong.to(found.device)
-    return [] if found is None else found.nonzero().flatten().tolist()
+            apart = tensor.ndim > 0 and len(tensor) == count
+            nan = tensor.isnan()
+            wrong.append(nan[..., None].flatten(1).any(1) if apart else nan.any().expand(count))
 
-
-def _tensors(outputs: Any) -> Iterator[torch.Tensor]:
-    if isinstance(outputs, torch.Tensor):
-        yield outputs
-    elif isinstance(outputs, (dict, list, tuple)):
-        for child in outputs.values() if isinstance(outputs, dict) else outputs:
-            yield from _tensors(child)
-
-
-def _report(title: str, task: Task, result: Evaluation, records: list[tuple[int, Any]], dataset: Dataset) -> Evaluation:
-    from tdaf.engine.report import page  # draws, which an evaluation in training does not
-
-    made = page(title, [str(result)], task.report(dict(records), dataset))
-    return replace(result, files={**result.files, REPORT: made})
+    map_tensors(look, outputs)
+    return torch.stack(wrong).any(0).nonzero().flatten().tolist() if wrong else []
 
 
 def _result(
-    shares: list[tuple[list, dict]], evaluator: Evaluator, loader: Loader, report: Callable[..., Evaluation] | None
+    shares: list[tuple[list, dict, list]], evaluator: Evaluator, loader: Loader, task: Task, report: str | None
 ) -> Evaluation:
     faults = [name for *_, names in shares for name in names]
     if faults:
@@ -215,5 +185,9 @@ def _result(
         raise RunError("not one sample of the split could be read; see scripts/check_data.py")
     computed = evaluator.compute([record for _, record in records])
     values, texts = computed if isinstance(computed, tuple) else (computed, {})
-    result = Evaluation(values, len(records), len(bad) + loader.dataset.skipped, evaluator.protocol, texts)
-    return result if report is None else report(result, records, loader.dataset)
+    result = Evaluation(values, len(records), len(bad) + loader.dataset.skipped, evaluator.protocol, {**texts})
+    if report is not None:
+        from tdaf.engine.report import page  # draws, which an evaluation in training does not
+
+        result.files[REPORT] = page(report, [str(result)], task.report(dict(records), loader.dataset))
+    return result

@@ -1,4 +1,4 @@
-"""A trained network as one file for others: bytes in, answers out, checked against the checkpoint.
+"""A trained network as one file for others: bytes in, answers out, checked against the checkpoint; and such a file run.
 
 export(load_checkpoint("runs/imagenet/res50-..."), Path("model.onnx"))
 """
@@ -20,13 +20,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tdaf.engine.checkpoint import atomic_write
-from tdaf.engine.exported import INSTALL, Exported
 from tdaf.engine.trained import EXPORTED, Run
 from tdaf.env import commit
 from tdaf.errors import RunError, UnreadableSample, UserError
 
 PT2 = ".pt2"
 SIDE, LEAST = 32, 192  # sides of samples are multiples of the one, and that which is traced has the other or more
+INSTALL = "needs onnxruntime: pip install -e '.[onnx]'"
 Outputs = dict[str, Tensor]
 
 
@@ -90,6 +90,61 @@ def export(run: Run, out: Path, dynamic: bool | None = None, tolerance: float = 
         except Exception as error:  # a network of a user's may hold whatever torch.export does not know
             raise RunError(f"{run.path} cannot be exported: {type(error).__name__}: {_first(error)}") from error
         return _checked(network, out, samples, tolerance)
+
+
+class Exported(nn.Module):
+    """What `export` has written, called as the task's network is; it has no parameters.
+
+    Args:
+        path: the file.
+
+    Attributes:
+        reads: the entries of a batch that `forward` takes.
+        about: "config", "classes" and "class_ids", as a checkpoint's; "raw" and "dynamic", as of `Task.deployed`.
+
+    Raises:
+        UserError: no such file, one of others, or onnxruntime is not installed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise UserError(f"{path}: an exported network {INSTALL}") from error
+        if not path.is_file():
+            raise UserError(f"no exported network at {path}")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
+        try:
+            providers = onnxruntime.get_available_providers()
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+            self.about: dict[str, Any] = json.loads(self.session.get_modelmeta().custom_metadata_map["tdaf"])
+        except KeyError as error:
+            raise UserError(f"{path} was not written by scripts/export.py: it does not say its settings") from error
+        except Exception as error:  # onnxruntime's have no common class
+            raise UserError(f"{path} is damaged or no file of ONNX: {str(error).splitlines()[0]}") from error
+        self.path = path
+        self.reads = [entry.name for entry in self.session.get_inputs()]
+        self.rank = len(self.session.get_inputs()[0].shape)
+
+    def outputs(self, input: Tensor, *more: Tensor) -> dict[str, Tensor]:
+        """All that the file gives, on the inputs' device; of V views a sample, (B, V, ...), as (B, V, ...)."""
+        views = input.shape[: input.ndim - self.rank + 1]
+        given = [input.flatten(0, len(views) - 1), *more]
+        arrays = {name: value.cpu().contiguous().numpy() for name, value in zip(self.reads, given, strict=True)}
+        try:
+            found = self.session.run(None, arrays)
+        except Exception as error:
+            raise RunError(f"{self.path}: {str(error).splitlines()[0]}") from error
+        names = [entry.name for entry in self.session.get_outputs()]
+        tensors = (torch.from_numpy(array).to(input.device).unflatten(0, views) for array in found)
+        return dict(zip(names, tensors, strict=True))
+
+    def forward(self, input: Tensor, *more: Tensor) -> Any:
+        """What evaluator and `postprocess` of the task take for the network's outputs."""
+        outputs = self.outputs(input, *more)
+        return outputs if self.about["raw"] is None else outputs[self.about["raw"]]
 
 
 def _need_packages() -> None:

@@ -19,17 +19,6 @@ import torch.distributed as td
 from tdaf.engine import dist
 
 STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: the run is whole and wants to be started again
-
-
-class Preempted(SystemExit):
-    """The run was told to stop and has saved. Not caught, it ends the process with exit code REQUEUE."""
-
-    def __init__(self) -> None:
-        super().__init__(REQUEUE)
-
-    def __str__(self) -> str:
-        return "told to stop; everything is saved and the same command goes on"
 
 
 class Preemption:

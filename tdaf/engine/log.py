@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -20,7 +20,8 @@ from torch import Tensor
 
 from tdaf import streams
 from tdaf.engine.checkpoint import atomic_write
-from tdaf.errors import RunError, UserError
+from tdaf.engine.loggers import Loggers
+from tdaf.errors import RunError, UserError, refused_files
 
 
 def to_json(value: Any, indent: int | None = 2) -> str:
@@ -140,22 +141,17 @@ class RunFolder:
 
     def __init__(self, folder: Path, *, quiet: bool = False, log: Sequence[str] = ("tensorboard",)) -> None:
         self.folder, self.quiet, self.log = folder, quiet, log
-        self._loggers: Any = None  # those beside TensorBoard
         self.checkpoints = folder / "checkpoints"
-        self._step = 0
-        self._started = self._told_of_loss = False
-        self._open: dict[str, Any] = {}
+        self._loggers: Loggers | None = None
+        self._told_of_loss = False
+        self._open: dict[str, IO[str]] = {}
         self._lock_file: IO[str] | None = None
 
     def summary(self) -> dict[str, Any] | None:
         """summary.json, whose being there is what makes a run a finished one; None without a whole one."""
-        try:
+        with refused_files(f"run_dir={self.folder}"), suppress(FileNotFoundError, NotADirectoryError, ValueError):
             summary = json.loads((self.folder / "summary.json").read_text())
             return summary if _is_summary(summary) else None
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            return None
-        except OSError as error:
-            raise UserError(f"run_dir={self.folder} cannot be used: {error.strerror}") from error
 
     def finished(self) -> str | None:
         """A sentence of a finished run, or None."""
@@ -171,11 +167,9 @@ class RunFolder:
         """Makes the folder, and keeps other processes out of it until it is closed. UserError if one is in there."""
         if self.quiet:
             return
-        try:
+        with refused_files(f"run_dir={self.folder}", "written"):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock_file = open(self.folder / ".lock", "w")
-        except OSError as error:
-            raise UserError(f"run_dir={self.folder} cannot be written: {error.strerror}") from error
         try:
             # flock's lock would live on in the loader workers of a killed run
             fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -187,101 +181,80 @@ class RunFolder:
         a killed run left of later steps is dropped. settings: the run's, for loggers."""
         if self.quiet:
             return
-        self._step, self._started = step, True
-        with disk(self.folder):
+        with refused_files(self.folder, "written", RunError):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             for half in [*self.folder.glob(".*.*.[0-9]*"), *self.checkpoints.glob(".*.*.[0-9]*")]:
                 half.unlink()
             self._forget_after({"train": step, "val": evaluated})
-        if set(self.log) - {"tensorboard"}:
-            from tdaf.engine.loggers import Loggers
-
-            self._loggers = Loggers(self.log, self.folder, settings or {}, self.say)
+        self._loggers = Loggers(self.log, self.folder, settings or {}, step, self.say)
 
     def say(self, line: str) -> None:
         """One line for people: on standard output and, with the time, in log.txt."""
-        if not self.quiet:
-            print(line, flush=True)
-            with disk(self.folder / "log.txt"):
-                self._note(line)
-                if streams.lost and not self._told_of_loss:
-                    self._told_of_loss = True
-                    self._note(f"{', '.join(streams.lost)}; what cannot be printed is dropped from here on")
-
-    def event(self, split: str, step: int, epoch: float, values: dict[str, float]) -> None:
-        """One line of metrics.jsonl, and the same numbers in TensorBoard and other loggers."""
         if self.quiet:
             return
-        with disk(self.folder / "metrics.jsonl"):
+        print(line, flush=True)
+        self._note(line)
+        if streams.lost and not self._told_of_loss:
+            self._told_of_loss = True
+            self._note(f"{', '.join(streams.lost)}; what cannot be printed is dropped from here on")
+
+    def event(self, split: str, step: int, epoch: float, values: dict[str, float]) -> None:
+        """One line of metrics.jsonl, and the same numbers in the loggers."""
+        if self._loggers:
             line = {"step": step, "epoch": round(epoch, 4), "split": split, **values}
             self._append("metrics.jsonl", to_json(line, indent=None))
-            for name, value in values.items() if "tensorboard" in self.log else ():
-                self.board.add_scalar(f"{split}/{name}", value, step)
-        if self._loggers:
-            self._loggers.event(split, step, epoch, values)
+            self._loggers.each("event", split, step, epoch, values)
 
     def picture(self, name: str, image: Tensor, step: int) -> None:
-        """image: uint8 (3, H, W), into TensorBoard and other loggers."""
-        if not self.quiet:
-            with disk(self.folder / "tensorboard"):
-                if "tensorboard" in self.log:
-                    self.board.add_image(name, image, step)
-            if self._loggers:
-                self._loggers.picture(name, image, step)
+        """image: uint8 (3, H, W), into the loggers."""
+        if self._loggers:
+            self._loggers.each("picture", name, image, step)
 
     def summarise(self, summary: dict[str, Any]) -> None:
         """summary.json, whose being there is what makes a run a finished one."""
         if self._loggers:
-            self._loggers.summary(summary)
+            self._loggers.each("summary", summary)
         self.write("summary.json", to_json(summary) + "\n")
 
     def write(self, name: str, text: str) -> None:
         """A file of the folder, whole or not at all."""
-        if self.quiet:
-            return
-        with disk(self.folder / name):
-            (self.folder / name).parent.mkdir(exist_ok=True)
-            with atomic_write(self.folder / name, "w") as file:
-                file.write(text)
-
-    @property
-    def board(self) -> Any:
-        if "tensorboard" not in self._open:
-            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
-
-            self._open["tensorboard"] = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._step + 1)
-        return self._open["tensorboard"]
+        path = self.folder / name
+        if not self.quiet:
+            with refused_files(path, "written", RunError):
+                path.parent.mkdir(exist_ok=True)
+                with atomic_write(path, "w") as file:
+                    file.write(text)
 
     def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            if error is None:
-                self.close()
-            elif self._started:
-                with suppress(OSError, RunError):  # of a full disk, say, which is the fault to tell already
+            with suppress(OSError, RunError) if error else nullcontext():  # a full disk is the fault to tell already
+                if error is not None and self._loggers:
                     self._note(f"ended by {type(error).__name__}: {error}".removesuffix(": "))
-                    self.close(fault=True)
+                self.close(fault=error is not None)
         finally:
             if self._lock_file is not None:
                 self._lock_file.close()  # which gives the lock back
 
     def close(self, fault: bool = False) -> None:
         if self._loggers:
-            self._loggers.close(fault)
-        with disk(self.folder):
+            self._loggers.each("close", fault)
+        with refused_files(self.folder, "written", RunError):
             for file in self._open.values():
                 file.close()
         self._open.clear()
+        self._loggers = None
 
     def _note(self, line: str) -> None:
         self._append("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
 
     def _append(self, name: str, line: str) -> None:
-        if name not in self._open:
-            self._open[name] = open(self.folder / name, "a", buffering=1)
-        self._open[name].write(line + "\n")
+        with refused_files(self.folder / name, "written", RunError):
+            if name not in self._open:
+                self._open[name] = open(self.folder / name, "a", buffering=1)
+            self._open[name].write(line + "\n")
 
     def _forget_after(self, known: dict[str, int]) -> None:
         path = self.folder / "metrics.jsonl"
@@ -297,15 +270,6 @@ class RunFolder:
                 continue  # the line that a kill cut off
         with atomic_write(path, "w") as file:
             file.writelines(kept)
-
-
-@contextmanager
-def disk(path: Path) -> Iterator[None]:
-    """Turns a disk's refusal into one line."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _is_summary(summary: Any) -> bool:

@@ -1,7 +1,7 @@
-"""Where a run's numbers and pictures go beside metrics.jsonl and TensorBoard: a table, Weights & Biases, MLflow.
+"""Where a run's numbers and pictures go beside metrics.jsonl: TensorBoard, a table, Weights & Biases, MLflow.
 
-A logger that fails is told of once and dropped: it never stops a training. What they need to go on with the same run
-is in loggers.json of the run folder.
+A logger that fails is told of once and dropped: it never stops a training. What W&B and MLflow need to go on with the
+same run is in loggers.json of the run folder.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from tdaf.errors import UserError
+from tdaf.settings import flat
 
-NAMES = ("tensorboard", "csv", "wandb", "mlflow")
+if TYPE_CHECKING:
+    from torch import Tensor
+
 PROJECT = "tdaf"
 IDS = "loggers.json"
 Numbers = Mapping[str, float]
@@ -30,44 +31,32 @@ Numbers = Mapping[str, float]
 def check(names: Sequence[str]) -> None:
     """Raises UserError for a name that is none, or whose package is not installed."""
     for name in names:
-        if name not in NAMES:
-            raise UserError(f"log={list(names)}: there is no {name}; give some of {', '.join(NAMES)}")
-        if name not in ("tensorboard", "csv") and importlib.util.find_spec(name) is None:
+        if name not in KINDS:
+            raise UserError(f"log={list(names)}: there is no {name}; give some of {', '.join(KINDS)}")
+        if name != "csv" and importlib.util.find_spec(name) is None:
             raise UserError(f"log={list(names)}: {name} is not installed: pip install -e '.[{name}]'")
 
 
 class Loggers:
-    """All loggers of a run but TensorBoard.
+    """All loggers of a run.
 
     Args:
-        names: of `NAMES`.
+        names: of `KINDS`.
         folder: the run's, whose last two parts are the run's name there.
         settings: the run's, plain data.
+        step: that the run goes on from.
         tell: is given the sentence about a logger that failed.
     """
 
-    def __init__(self, names: Sequence[str], folder: Path, settings: Mapping[str, Any], tell: Callable[[str], None]):
+    def __init__(
+        self, names: Sequence[str], folder: Path, settings: Mapping[str, Any], step: int, tell: Callable[[str], None]
+    ) -> None:
         self._tell, self._open = tell, {}
-        kinds = {"csv": Table, "wandb": WandB, "mlflow": MLflow}
         for name in names:
-            if name in kinds:
-                self._try(name, lambda name=name: self._open.update({name: kinds[name](folder, settings)}))
+            self._try(name, lambda name=name: self._open.update({name: KINDS[name](folder, settings, step)}))
 
-    def event(self, split: str, step: int, epoch: float, values: Numbers) -> None:
-        self._each("event", split, step, epoch, values)
-
-    def picture(self, name: str, image: Tensor, step: int) -> None:
-        """image: uint8 (3, H, W)."""
-        self._each("picture", name, image, step)
-
-    def summary(self, summary: Mapping[str, Any]) -> None:
-        self._each("summary", summary)
-
-    def close(self, fault: bool = False) -> None:
-        self._each("close", fault)
-        self._open.clear()
-
-    def _each(self, method: str, *arguments: Any) -> None:
+    def each(self, method: str, *arguments: Any) -> None:
+        """Calls a method of `Logger` on all of them."""
         for name, logger in list(self._open.items()):
             self._try(name, lambda logger=logger: getattr(logger, method)(*arguments))
 
@@ -80,10 +69,40 @@ class Loggers:
             self._tell(f"log: {name} failed and is left out from here on: {type(error).__name__}: {first[:200]}")
 
 
-class Table:
+class Logger:
+    """What a logger may do; by itself nothing."""
+
+    def event(self, split: str, step: int, epoch: float, values: Numbers) -> None: ...
+
+    def picture(self, name: str, image: Tensor, step: int) -> None:
+        """image: uint8 RGB (3, H, W)."""
+
+    def summary(self, summary: Mapping[str, Any]) -> None: ...
+
+    def close(self, fault: bool) -> None: ...
+
+
+class TensorBoard(Logger):
+    """Event files in tensorboard/; what a killed run left of later steps is purged."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self.picture = self.board.add_image
+
+    def event(self, split: str, step: int, epoch: float, values: Numbers) -> None:
+        for name, value in values.items():
+            self.board.add_scalar(f"{split}/{name}", value, step)
+
+    def close(self, fault: bool) -> None:
+        self.board.close()
+
+
+class Table(Logger):
     """metrics.csv, a row a number, by the standard library's csv."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, Any], step: int) -> None:
         self.file = open(folder / "metrics.csv", "w", newline="", buffering=1)
         self.rows = csv.writer(self.file)
         self.rows.writerow(("step", "epoch", "split", "name", "value"))
@@ -95,21 +114,15 @@ class Table:
     def event(self, split: str, step: int, epoch: float, values: Numbers) -> None:
         self.rows.writerows((step, round(epoch, 4), split, name, value) for name, value in values.items())
 
-    def picture(self, name: str, image: Tensor, step: int) -> None:
-        """A table has none."""
-
-    def summary(self, summary: Mapping[str, Any]) -> None:
-        """summary.json has it."""
-
     def close(self, fault: bool) -> None:
         self.file.close()
 
 
-class WandB:
+class WandB(Logger):
     """Weights & Biases. WANDB_MODE=offline writes into the run folder what `wandb sync` sends later. Of a run that goes
     on, steps that are made again are the same, and W&B keeps the first."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, Any], step: int) -> None:
         import wandb
 
         own = _remembered(folder, "wandb", lambda: secrets.token_hex(4))
@@ -119,7 +132,7 @@ class WandB:
         self.run = wandb.init(**where, id=own, resume="allow", config=dict(settings), settings=quiet)
 
     def event(self, split: str, step: int, epoch: float, values: Numbers) -> None:
-        self.run.log({"epoch": epoch, **{f"{split}/{name}": value for name, value in values.items()}}, step=step)
+        self.run.log(_named(split, epoch, values), step=step)
 
     def picture(self, name: str, image: Tensor, step: int) -> None:
         self.run.log({name: self.image(image.permute(1, 2, 0).numpy())}, step=step)
@@ -131,10 +144,10 @@ class WandB:
         self.run.finish(exit_code=int(fault))
 
 
-class MLflow:
+class MLflow(Logger):
     """MLflow's tracking, where MLFLOW_TRACKING_URI says; without it into mlruns/ beside the run's own folder."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, Any], step: int) -> None:
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # which works without a server, and has to be allowed
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param
@@ -154,14 +167,13 @@ class MLflow:
         if not made:
             self.client.update_run(self.id, "RUNNING")
             return
-        texts = [Param(key, str(value)[:500]) for key, value in _flat(settings).items()]
+        texts = [Param(key, str(value)[:500]) for key, value in flat(settings).items()]
         for start in range(0, len(texts), 100):  # as many as a request may have
             self.client.log_batch(self.id, params=texts[start : start + 100])
 
     def event(self, split: str, step: int, epoch: float, values: Numbers) -> None:
-        now = int(time.time() * 1000)
-        rows = {"epoch": epoch, **{f"{split}/{name}": value for name, value in values.items()}}
-        self.client.log_batch(self.id, [self.metric(name, float(value), now, step) for name, value in rows.items()])
+        now, rows = int(time.time() * 1000), _named(split, epoch, values).items()
+        self.client.log_batch(self.id, [self.metric(name, float(value), now, step) for name, value in rows])
 
     def picture(self, name: str, image: Tensor, step: int) -> None:
         self.client.log_image(self.id, image.permute(1, 2, 0).numpy(), f"pictures/{name}-{step}.png")
@@ -173,9 +185,16 @@ class MLflow:
         self.client.set_terminated(self.id, "FAILED" if fault else "FINISHED")
 
 
+KINDS = {"tensorboard": TensorBoard, "csv": Table, "wandb": WandB, "mlflow": MLflow}
+
+
 def run_name(folder: Path) -> str:
     """The run folder's own name, behind its task's, as in runs/imagenet/res50-..."""
     return "/".join(folder.absolute().parts[-2:])
+
+
+def _named(split: str, epoch: float, values: Numbers) -> dict[str, float]:
+    return {"epoch": epoch, **{f"{split}/{name}": value for name, value in values.items()}}
 
 
 def _remembered(folder: Path, name: str, new: Callable[[], str]) -> str:
@@ -188,11 +207,3 @@ def _remembered(folder: Path, name: str, new: Callable[[], str]) -> str:
         known[name] = new()
         (folder / IDS).write_text(json.dumps(known) + "\n")
     return known[name]
-
-
-def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(settings, Mapping):
-        return {prefix: settings}
-    return {
-        k: v for key, node in settings.items() for k, v in _flat(node, f"{prefix}.{key}" if prefix else key).items()
-    }

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tdaf.errors import UserError
+from tdaf.ranges import check_ranges
 
 SGD = functools.partial(torch.optim.SGD, momentum=0.9)
 
@@ -47,10 +48,7 @@ def optimizer(
     Raises:
         UserError: a setting out of range, or a network of which nothing trains.
     """
-    if lr <= 0:
-        raise UserError(f"lr={lr}: give a learning rate above 0")
-    if weight_decay < 0:
-        raise UserError(f"weight_decay={weight_decay}: give 0 or more")
+    check_ranges({"lr": lr, "weight_decay": weight_decay})
     rate = lr * batch / base_batch if base_batch else lr
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     seen: set[int] = set()

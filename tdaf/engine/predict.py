@@ -12,8 +12,7 @@ import inspect
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,7 +161,7 @@ class Predictor:
         """
         answers: dict[int, Answers] = {}
         loader = self._loader(dataset)
-        with progress(title, -(-len(dataset) // self.batch)) as bar:
+        with Bar(title, -(-len(dataset) // self.batch)) as bar:
             for batch in loader:
                 bar.advance()
                 if len(batch["index"]):
@@ -202,16 +201,6 @@ class Predictor:
             max_bad=None,
             pin=self.precision.device.type == "cuda",
         )
-
-
-@contextmanager
-def progress(title: str, total: int) -> Iterator[Bar]:
-    """A progress bar that ends with its block."""
-    bar = Bar(title, total)
-    try:
-        yield bar
-    finally:
-        bar.stop()
 
 
 def _file(given: Any, target: Path) -> Path:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from tdaf.errors import UserError
+from tdaf.ranges import check_ranges
 
 Decay = Callable[[float, float], float]
 
@@ -48,8 +48,7 @@ class Schedule:
             raise UserError(f"warmup={warmup}: give linear or constant")
         if unit not in ("epoch", "step"):
             raise UserError(f"unit={unit}: give epoch or step")
-        if warmup_steps < 0 or warmup_epochs < 0:
-            raise UserError("warmup_steps and warmup_epochs must be 0 or more")
+        check_ranges({"warmup_steps": warmup_steps, "warmup_epochs": warmup_epochs})
         self.decay = decay
         self.per_unit = steps_per_epoch if unit == "epoch" else 1
         self.length = steps / self.per_unit
@@ -71,11 +70,11 @@ class Schedule:
 
     def state_dict(self) -> dict[str, float]:
         """What it remembers, as plain data for a checkpoint."""
-        return dict(vars(self.decay.memory)) if isinstance(self.decay, Plateau) else {}
+        return dict(self.decay.memory) if isinstance(self.decay, Plateau) else {}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         if isinstance(self.decay, Plateau):
-            self.decay.memory = Memory(**state)
+            self.decay.memory = dict(state)
 
 
 def multistep(milestones: Sequence[float], gamma: float = 0.1) -> Decay:
@@ -94,15 +93,6 @@ def constant() -> Decay:
     return lambda position, length: 1.0
 
 
-@dataclass
-class Memory:
-    """best: the lowest value yet. waited: evaluations since then or since the last drop. drops: how many."""
-
-    best: float = math.inf
-    waited: int = 0
-    drops: int = 0
-
-
 class Plateau:
     """`gamma` to the number of drops, of which one comes when evaluations do not get better (torch's
     ReduceLROnPlateau). Position and length do not matter to it.
@@ -113,31 +103,28 @@ class Plateau:
         gamma: what a drop multiplies the learning rate by.
         threshold: the ratio by which a value must be lower.
 
+    Attributes:
+        memory: "best", the lowest value yet; "waited", evaluations since it or the last drop; "drops", how many.
+
     Raises:
         UserError: a setting out of range.
     """
 
     def __init__(self, value: str = "loss", patience: int = 10, gamma: float = 0.1, threshold: float = 1e-4) -> None:
-        for name, setting, right, hint in (
-            ("patience", patience, patience >= 0, "0 or more"),
-            ("gamma", gamma, 0 < gamma < 1, "a factor between 0 and 1"),
-            ("threshold", threshold, 0 <= threshold < 1, "0 or more and less than 1"),
-        ):
-            if not right:
-                raise UserError(f"{name}={setting}: give {hint}")
+        check_ranges({"patience": patience, "threshold": threshold})
+        if not 0 < gamma < 1:
+            raise UserError(f"gamma={gamma}: give a factor between 0 and 1")
         self.value, self.patience, self.gamma, self.threshold = value, patience, gamma, threshold
-        self.memory = Memory()
+        self.memory: dict[str, float] = {"best": math.inf, "waited": 0, "drops": 0}
 
     def __call__(self, position: float, length: float) -> float:
-        return self.gamma**self.memory.drops
+        return self.gamma ** self.memory["drops"]
 
     def step(self, metrics: Mapping[str, float]) -> None:
         if self.value not in metrics:
             raise UserError(f"value={self.value}: the evaluation gives {', '.join(metrics)}")
         memory, now = self.memory, metrics[self.value]
-        if now < memory.best * (1 - self.threshold):
-            memory.best, memory.waited = now, 0
-        else:
-            memory.waited += 1
-        if memory.waited > self.patience:
-            memory.drops, memory.waited = memory.drops + 1, 0
+        better = now < memory["best"] * (1 - self.threshold)
+        memory.update({"best": now, "waited": 0} if better else {"waited": memory["waited"] + 1})
+        if memory["waited"] > self.patience:
+            memory.update(drops=memory["drops"] + 1, waited=0)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tdaf.engine.loggers import check
 from tdaf.errors import UserError
+from tdaf.ranges import check_ranges
 
 
 @dataclass(frozen=True)
@@ -60,29 +62,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.epochs is None and self.max_steps is None:
             raise UserError("epochs and max_steps are both null: give one of them")
-        for name in (
-            "epochs",
-            "max_steps",
-            "batch",
-            "accumulate",
-            "log_every",
-            "checkpoint_every",
-            "clip",
-            "stop_after",
-            "keep",
-        ):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise UserError(f"{name}={value}: give a number above 0")
-        for name in ("evaluate_every", "pictures", "hang_timeout"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}={getattr(self, name)}: give 0 or more")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise UserError(f"ema={self.ema}: give a decay between 0 and 1, or null")
-        if list(self.log) not in ([], ["tensorboard"]):
-            from tdaf.engine.loggers import check
-
-            check(self.log)
+        check_ranges(vars(self))
+        check(self.log)
 
 
 @dataclass(frozen=True)
@@ -105,9 +86,4 @@ class LoaderSettings:
     max_bad: int | None = 0
 
     def __post_init__(self) -> None:
-        if self.workers != "auto" and (isinstance(self.workers, str) or self.workers < 0):
-            raise UserError(f"workers={self.workers}: give auto, or a whole number, 0 for none")
-        for name, least in (("timeout", 1e-9), ("prefetch", 1), ("max_bad", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"{name}={value}: give a number {'above 0' if least else 'of 0 or more'}")
+        check_ranges(vars(self))

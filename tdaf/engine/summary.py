@@ -79,12 +79,8 @@ def summarise(trainer: Trainer) -> None:
 
 
 def versions() -> dict[str, str]:
-    return {
-        "tdaf": tdaf.__version__,
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "python": platform.python_version(),
-    }
+    own = {"tdaf": tdaf.__version__, "python": platform.python_version()}
+    return {**own, "torch": torch.__version__, "torchvision": torchvision.__version__}
 
 
 def gflops(network: nn.Module, dataset: Dataset, device: torch.device) -> float:

@@ -21,7 +21,7 @@ from torch import nn
 
 from tdaf.build import checked, make, takes
 from tdaf.engine import checkpoint, identity
-from tdaf.errors import UserError
+from tdaf.errors import UserError, refused_files
 from tdaf.settings import Settings, checked_settings
 from tdaf.task import Task
 
@@ -114,12 +114,10 @@ def load_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None
         UserError: no checkpoint, a damaged one, or one that asks to run what is not to be trusted. Nothing that it
             names has been imported then.
     """
-    try:
+    with refused_files(path):
         path = checkpoint.of(path)
         is_exported = path.suffix == EXPORTED
         state = {"network": {}, "about": _exported(path).about} if is_exported else checkpoint.load(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     about = state.get("about")
     if not isinstance(about, dict) or not isinstance(about.get("config"), dict):
         raise UserError(f"{path} was not written by train.py: it does not say its settings")
@@ -164,7 +162,7 @@ def build_network(settings: Settings, task: Task) -> nn.Module:
 
 
 def _exported(path: Path) -> Any:
-    from tdaf.engine.exported import Exported
+    from tdaf.engine.export import Exported
 
     return Exported(path)
 

@@ -16,13 +16,13 @@ from torch import nn
 from tdaf.engine import checkpoint, data, dist, identity, optim
 from tdaf.engine.data import Loader, TrainingOrder
 from tdaf.engine.evaluate import EARLY, Evaluation, evaluate, is_better, is_defined
-from tdaf.engine.health import Preempted, Preemption, Watchdog
+from tdaf.engine.health import Preemption, Watchdog
 from tdaf.engine.log import LossMeter, RunFolder, Throughput, mean_losses
 from tdaf.engine.precision import Precision, check_compiler, deterministic, float32
 from tdaf.engine.schedule import Schedule, cosine
 from tdaf.engine.settings import LoaderSettings, Settings
 from tdaf.engine.summary import introduce, summarise
-from tdaf.errors import RunError, UserError
+from tdaf.errors import Preempted, RunError, UserError
 from tdaf.streams import Bar, lossy_streams
 from tdaf.task import Batch, Task
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from tdaf.errors import UnreadableSample
 from tdaf.media.attention_sheet import Panel, Place, sheet
 from tdaf.model.flows import TDAF
 from tdaf.model.maps import attention_maps, mask_eta, mask_strides
-from tdaf.task import Batch, Dataset, Task
+from tdaf.task import Dataset, Task
 
 MOMENTS = 4  # of a clip, evenly over its time
 TILE = 192  # pixels of the long side of one attention map in TensorBoard
@@ -28,9 +29,11 @@ def log_samples(
 ) -> None:
     """Draws the first `count` readable samples of `dataset` into TensorBoard: what `task.visualize` makes of them, if
     the task has it, and their attention maps, where the network has any. Each module keeps its mode, train or eval."""
-    batch = _first_samples(dataset, count)
-    if batch is None:
-        return
+    with preserved_generators():
+        found = _readable(dataset, range(len(dataset)), count)
+        if not found:
+            return
+        batch = {**dataset.collate(list(found.values())), "index": torch.tensor(list(found))}
     batch = precision.move(batch)
     one_tdaf = sum(isinstance(module, TDAF) for module in network.modules()) == 1
     with eval_mode(network), precision.autocast():
@@ -49,12 +52,9 @@ def log_samples(
 
 def targets(task: Task, dataset: Dataset, indices: Sequence[int], seed: int) -> list[Tensor]:
     """What `task.draw_targets` makes of training samples, augmented as `seed` says; the readable ones of `indices`."""
-    samples = []
     with preserved_generators():
         seed_everything(seed)
-        for index in indices:
-            with suppress(UnreadableSample):
-                samples.append(dataset[index])
+        samples = list(_readable(dataset, indices, len(indices)).values())
         return task.draw_targets(dataset.collate(samples)) if samples else []
 
 
@@ -93,18 +93,15 @@ def attention_panels(
     return panels
 
 
-def _first_samples(dataset: Dataset, count: int) -> Batch | None:
-    samples, indices = [], []
-    with preserved_generators():
-        for index in range(len(dataset)):
-            if len(samples) == count:
-                break
-            try:
-                samples.append(dataset[index])
-                indices.append(index)
-            except UnreadableSample:
-                continue
-        return {**dataset.collate(samples), "index": torch.tensor(indices)} if samples else None
+def _readable(dataset: Dataset, indices: Sequence[int], count: int) -> dict[int, Any]:
+    """The first `count` samples of `indices` that can be read, by their index."""
+    found: dict[int, Any] = {}
+    for index in indices:
+        if len(found) == count:
+            break
+        with suppress(UnreadableSample):
+            found[index] = dataset[index]
+    return found
 
 
 def _bytes(image: Tensor) -> Tensor:

@@ -6,17 +6,16 @@ any other. A tar within a tar is a folder of its name without the ending, which 
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import BinaryIO
 
 import numpy as np
 
-from tdaf.errors import UnreadableSample, UserError
+from tdaf.errors import UserError
 from tdaf.media.members import Archive, to_convert
 
 AnyPath = str | os.PathLike[str]
@@ -36,19 +35,13 @@ def through(path: AnyPath) -> tuple[Archive, bytes] | None:
 def read(path: AnyPath) -> np.ndarray:
     """The content of a file, uint8. Raises OSError, and UnreadableSample for a member that is damaged."""
     found = through(path)
-    if found is None:
-        return np.fromfile(path, np.uint8)
-    with _named(path):
-        return found[0].read(_row(*found))
+    return np.fromfile(path, np.uint8) if found is None else found[0].read(found[1])
 
 
 def open_file(path: AnyPath) -> BinaryIO:
     """A file to read and seek in; raises as `read` does."""
     found = through(path)
-    if found is None:
-        return open(path, "rb")
-    with _named(path):
-        return found[0].open(_row(*found))
+    return open(path, "rb") if found is None else found[0].open(found[1])
 
 
 def about(path: AnyPath) -> tuple[int, int]:
@@ -58,12 +51,12 @@ def about(path: AnyPath) -> tuple[int, int]:
     if found is None:
         status = os.stat(path)
         return status.st_size, status.st_mtime_ns
-    return 0 if found[0].is_folder(found[1]) else found[0].length(_row(*found)), found[0].changed
+    return 0 if found[0].is_folder(found[1]) else found[0].length(found[1]), found[0].changed
 
 
 def is_file(path: AnyPath) -> bool:
     found = through(path)
-    return os.path.isfile(path) if found is None else bool(found[1]) and found[0].find(found[1]) is not None
+    return os.path.isfile(path) if found is None else found[0].find(found[1]) is not None
 
 
 def is_folder(path: AnyPath) -> bool:
@@ -181,22 +174,6 @@ def _forget_if_changed(file: str) -> None:
         if not known or (known.size, known.changed) == (status.st_size, status.st_mtime_ns):
             return
     _opened.pop(file, None)
-
-
-def _row(archive: Archive, name: bytes) -> int:
-    row = archive.find(name)
-    if row is None:
-        path = os.path.join(archive.path, os.fsdecode(name))
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-    return row
-
-
-@contextmanager
-def _named(path: AnyPath) -> Iterator[None]:
-    try:
-        yield
-    except UnreadableSample as error:
-        raise UnreadableSample(f"{error} ({os.fspath(path)})") from error
 
 
 def _raised(error: OSError) -> None:

@@ -23,23 +23,8 @@ from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from tdaf.errors import UnreadableSample
-from tdaf.media.video import (
-    AS_IT_LIES,
-    DEMUX_ERRORS,
-    FrameIndex,
-    Survey,
-    as_shown,
-    decode,
-    decode_whole,
-    frame_rate,
-    has_frame_table,
-    index_of,
-    opened,
-    orientation,
-    survey,
-    to_rgb,
-    upright,
-)  # fmt: skip
+from tdaf.media import video
+from tdaf.media.video import FrameIndex, Survey
 
 Path = str | os.PathLike[str]
 # The frames to read, counted from 0, in any order and also repeated; or what chooses them, given how many there are.
@@ -71,39 +56,17 @@ class Video:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._survey: Survey | None = None
         self._frames: Any = None  # a generator of frames
         self._next, self._size, self._process = 0, (0, 0), 0
 
     def __len__(self) -> int:
-        """How many frames can be decoded, up to the first damage. What a file says of its length is often missing or
-        wrong, so all of it is decoded, once, which takes about as long as reading it."""
+        """How many frames can be decoded, up to the first damage."""
         return self.survey.frames
 
-    @property
-    def fault(self) -> str | None:
-        """Why the file holds less than it should; None where it is sound."""
-        return self.survey.fault
-
-    @property
-    def survey(self) -> Survey:
-        """Of all its frames, which decodes them once."""
-        if self._survey is None:
-            self._survey = survey(self.path)
-        return self._survey
-
-    def seconds(self, index: int) -> float:
-        """When frame `index` is shown, after the first one; one more than the last gives the end."""
-        times, last = self.survey.times, len(self) - 1
-        if times is None:
-            return float(index / self.fps)
-        return times[index] if index <= last else times[last] + float((index - last) / self.fps)
-
     @cached_property
-    def fps(self) -> Fraction:
-        """Frames a second, the mean where the rate varies."""
-        with opened(self.path) as (_, stream):
-            return frame_rate(stream)
+    def survey(self) -> Survey:
+        """What a file says of its length is often missing or wrong, so all of it is decoded, once."""
+        return video.survey(self.path)
 
     def read(self, index: int) -> Tensor:
         """Frame `index`, from 0, as uint8 RGB (3, H, W). Going on from the last one read is fast; going back begins at
@@ -116,19 +79,13 @@ class Video:
                 self._size = (frame.width, frame.height)
             self._next += 1
             if self._next > index:
-                return torch.from_numpy(upright(frame, *self._size)).permute(2, 0, 1)
+                return torch.from_numpy(video.upright(frame, *self._size)).permute(2, 0, 1)
         raise UnreadableSample(f"it has {self._next} frames, and so no frame {index} ({self.path})")
 
     def close(self) -> None:
         if self._frames is not None:
             self._frames.close()
         self._frames, self._next = None, 0
-
-    def __enter__(self) -> Video:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_frames": None, "_next": 0}
@@ -215,18 +172,22 @@ def read_clip(path: Path, frames: FrameChoice, short_side: int | None = None) ->
     Raises:
         UnreadableSample: one of the frames cannot be decoded, or the file is cut off; no frame ever stands for another.
     """
-    with opened(path, probe=False) as (container, stream):
-        index = index_of(path, container, stream)
+    with video.opened(path, probe=False) as (container, stream):
+        index = video.index_of(path, container, stream)
         numbers = _chosen(path, frames, index.frames)
         # a header that was not probed may lie of the size
-        size = (stream.codec_context.width, stream.codec_context.height) if has_frame_table(container, stream) else None
+        size = (
+            (stream.codec_context.width, stream.codec_context.height)
+            if video.has_frame_table(container, stream)
+            else None
+        )
         try:
             return _collect(_from_key_frame(container, stream, index, numbers), numbers, stream, short_side, size)
-        except (IndexMismatch, *DEMUX_ERRORS):
+        except (IndexMismatch, *video.DEMUX_ERRORS):
             pass
-    with opened(path) as (container, stream):
+    with video.opened(path) as (container, stream):
         try:
-            return _collect(enumerate(decode(path, container, stream, index.frames)), numbers, stream, short_side)
+            return _collect(enumerate(video.decode(path, container, stream, index.frames)), numbers, stream, short_side)
         except IndexMismatch as error:
             raise UnreadableSample(f"it ends before frame {max(numbers)} ({path})") from error
 
@@ -234,7 +195,7 @@ def read_clip(path: Path, frames: FrameChoice, short_side: int | None = None) ->
 def _chosen(path: Path, frames: FrameChoice, total: int | None) -> list[int]:
     """total: of frames, None where only decoding tells."""
     if total is None and callable(frames):
-        total = decode_whole(path)
+        total = video.decode_whole(path)
     numbers = list(frames(total) if callable(frames) else frames)
     if total is not None and numbers and max(numbers) >= total:
         raise UnreadableSample(f"it has {total} frames, and so no frame {max(numbers)} ({path})")
@@ -325,7 +286,7 @@ def _collect(
     Raises IndexMismatch where that was not in them, or one is not of `size`, (width, height), where that is given."""
     width, height = stream.codec_context.width, stream.codec_context.height  # before a frame changes them
     rows = {number: row for row, number in enumerate(sorted(set(numbers)))}
-    pixels, missing, how = None, set(rows), AS_IT_LIES
+    pixels, missing, how = None, set(rows), video.AS_IT_LIES
     for number, frame in frames:
         if number not in missing:
             continue
@@ -336,8 +297,8 @@ def _collect(
             if short_side is not None:
                 short = min(width, height)
                 width, height = width * short_side // short, height * short_side // short
-            pixels, how = np.empty((len(rows), height, width, 3), np.uint8), orientation(frame)
-        to_rgb(frame, pixels[rows[number]])
+            pixels, how = np.empty((len(rows), height, width, 3), np.uint8), video.orientation(frame)
+        video.to_rgb(frame, pixels[rows[number]])
         missing.remove(number)
         if not missing:
             break
@@ -345,10 +306,10 @@ def _collect(
         raise IndexMismatch
     if numbers != list(rows):
         pixels = pixels[[rows[number] for number in numbers]]
-    pixels = as_shown(pixels, how)
+    pixels = video.as_shown(pixels, how)
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
 def _frames_of(path: Path) -> Iterator[av.VideoFrame]:
-    with opened(path) as (container, stream):
-        yield from decode(path, container, stream)
+    with video.opened(path) as (container, stream):
+        yield from video.decode(path, container, stream)

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -44,11 +43,11 @@ class Lettering:
     joined and from right to left as their script is written. size: in pixels."""
 
     def __init__(self, size: int) -> None:
-        self.size, self.font = size, ImageFont.load_default(size)
+        self.size = size
 
     @property
     def height(self) -> int:
-        return sum(self.font.getmetrics())
+        return sum(_font(None, self.size).getmetrics())
 
     def length(self, text: str) -> float:
         return sum(font.getlength(run) for run, font in self._runs(text))
@@ -70,43 +69,25 @@ class Lettering:
 
     def _runs(self, text: str) -> Iterator[tuple[str, ImageFont.FreeTypeFont]]:
         """Parts of the text, each with its font."""
-        parts = ((part, file) for words in WORDS.findall(text) for part, file in _with_fonts(words))
-        for file, same in groupby(parts, lambda part: part[1]):
-            yield "".join(part for part, _ in same), self.font if file is None else _font(file, self.size)
-
-
-def _with_fonts(words: str) -> list[tuple[str, Path | None]]:
-    """One font for all, or one for each letter where no font has all; None for Pillow's own."""
-    if words.isascii():
-        return [(words, None)]
-    file, whole = _font_with(words)
-    if whole:
-        return [(words, file)]
-    files = [(letter, *_font_with(letter)) for letter in words]
-    for letter in sorted({letter for letter, _, there in files if not there}):
-        _say_missing(letter)
-    return [(letter, file) for letter, file, _ in files]
+        for words in WORDS.findall(text):
+            yield words, _font(None if words.isascii() else _font_with(words), self.size)
 
 
 @functools.cache
-def _font_with(text: str) -> tuple[Path | None, bool]:
-    """The first font that has all letters of it, and whether there is one."""
-    if all(_has(ImageFont.load_default(16), letter) for letter in text):
-        return None, True
-    for file in _font_files():
+def _font_with(words: str) -> Path | None:
+    """The first font that has all letters; None for Pillow's own, which stands in where none has them."""
+    for file in (None, *_font_files()):
         with suppress(OSError, ValueError):  # a font that FreeType cannot open
-            if all(_has(_font(file, 16), letter) for letter in text):
-                return file, True
-    return None, False
-
-
-@functools.cache
-def _say_missing(letter: str) -> None:
-    print(f"no font here has {letter!a}, it is drawn as a box: pip install 'tdaf[fonts]'", file=sys.stderr)
+            if all(_has(_font(file, 16), letter) for letter in words):
+                return file
+    print(f"no font here has all of {words!a}, boxes stand for the rest: pip install 'tdaf[fonts]'", file=sys.stderr)
+    return None
 
 
 @functools.lru_cache(maxsize=64)
-def _font(file: Path, size: int) -> ImageFont.FreeTypeFont:
+def _font(file: Path | None, size: int) -> ImageFont.FreeTypeFont:
+    if file is None:
+        return ImageFont.load_default(size)
     font = ImageFont.truetype(file, size)
     with suppress(OSError):  # of variable weight, which may begin with the thinnest, or not
         font.set_variation_by_name("Regular")

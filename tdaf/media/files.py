@@ -229,7 +229,7 @@ class Media:
 
     def seconds(self, path: Path, frame: int) -> float:
         """When a frame of one of the videos is shown, after its first one; of one past the last, when that ends."""
-        return self._videos[path].seconds(frame)
+        return self._videos[path].survey.seconds(frame)
 
     def stamp(self, index: int) -> float | None:
         """The same of a picture, where the rate of its video varies; else None."""
@@ -238,12 +238,11 @@ class Media:
 
     def fps(self, path: Path) -> Fraction:
         """Frames a second of one of the videos."""
-        return self._videos[path].fps
+        return self._videos[path].survey.fps
 
     def _count(self, path: Path) -> int:
-        video = self._videos[path]
         try:
-            count, fault = len(video), video.fault
+            count, fault = len(self._videos[path]), self._videos[path].survey.fault
         except UnreadableSample as error:
             count, fault = 0, str(error)
         if fault is not None:

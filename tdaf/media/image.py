@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from os import PathLike
 from typing import Any
 
 import numpy as np
+import simplejpeg
 import torch
 import torchvision.io
 from PIL import Image, ImageOps
@@ -18,14 +20,20 @@ from tdaf.media import archive
 
 Path = str | PathLike[str]
 Colour = Sequence[int]  # red, green, blue, each 0 to 255
+BoxOf = Callable[[int, int], tuple[int, int, int, int]]  # from height and width to top, left, height, width
 
 JPEG, TIFF = b"\xff\xd8", (b"II*\0", b"MM\0*")
+END, SCAN, SEQUENTIAL = b"\xff\xd9", 0xDA, (0xC0, 0xC1)  # of JPEG: the last marker, those of a scan and of a frame
+QUALITY = 90  # of JPEGs made smaller
+BELOW = 4  # rows beneath the last one whose colours its own are interpolated from, and more
 ORIENTATION = 0x0112  # the EXIF tag
 BITS, PHOTOMETRIC = 258, 262  # TIFF's
 CONVERTED = ("CMYK", "YCbCr", "LAB", "HSV")
 
 
-def read_image(path: Path, exif: bool = False, background: Colour | None = None) -> Tensor:
+def read_image(
+    path: Path, exif: bool = False, background: Colour | None = None, data: np.ndarray | None = None
+) -> Tensor:
     """The image as uint8 RGB (3, H, W), pixel for pixel what PIL's `Image.open(path).convert("RGB")` gives, whatever
     the file's name says about its format. The memory behind it is (H, W, 3), as decoders write it.
 
@@ -38,19 +46,55 @@ def read_image(path: Path, exif: bool = False, background: Colour | None = None)
             torchvision's ImageFolder, with which the published networks were trained, does not. (PIL turns TIFF in any
             case.)
         background: on which transparent pixels are laid; None: their hidden colours show.
+        data: the content instead of the file's, uint8.
 
     Raises:
         UnreadableSample: a missing, empty, truncated or damaged file, one that is no image, and one of numbers without
             a defined range (floating-point, 32-bit or signed ones).
     """
+    return _read(_content(path) if data is None else data, path, exif, background)
+
+
+def read_box(
+    path: Path,
+    box: BoxOf,
+    exif: bool = False,
+    background: Colour | None = None,
+    data: np.ndarray | None = None,
+) -> Tensor:
+    """The pixels in `box(height, width)` of the image that `read_image` gives, which raises as this does.
+
+    Of a JPEG the rows below the box are not decoded, which saves the time for them, and so damage there is not found; a
+    file that is cut off is.
+    """
+    data = _content(path) if data is None else data
+    frame = None if exif else _frame(data)
+    if frame is not None:
+        at, height, width = frame
+        place = top, left, tall, wide = box(height, width)
+        upper = data.copy()
+        upper[at : at + 2] = divmod(min(height, top + tall + BELOW), 256)
+        with suppress(ValueError):  # what it cannot decode
+            pixels = simplejpeg.decode_jpeg(upper, strict=False)[top : top + tall, left : left + wide]
+            return torch.from_numpy(pixels).permute(2, 0, 1)
+    image = _read(data, path, exif, background)
+    top, left, tall, wide = place if frame else box(*image.shape[1:])
+    return image[:, top : top + tall, left : left + wide]
+
+
+def bounded(path: Path, side: int, exif: bool = False, background: Colour | None = None) -> np.ndarray:
+    """The content of an image's file, uint8; where its short side is longer than `side` pixels, that of a JPEG (quality
+    `QUALITY`, 4:2:0) of what `read_image` gives, resized to that (antialiased bilinear). Raises as `read_image`."""
     data = _content(path)
-    # torchvision turns no WebP, and lays nothing on a background
-    webp = exif and data[8:12].tobytes() == b"WEBP"
-    laid = background is not None and data[:2].tobytes() != JPEG
-    image = None if webp or laid else _decode(torch.from_numpy(data), exif)
-    if image is None:
-        return _with_pil(data, path, lambda image: _pixels(image, exif, background))
-    return image
+    frame = _frame(data)
+    height, width = frame[1:] if frame else _with_pil(data, path, lambda image: _size(image, exif))
+    if min(height, width) <= side:
+        return data
+    from torchvision.transforms.v2.functional import resize
+
+    image = _read(data, path, exif, background)
+    smaller = resize(image, [side]).permute(1, 2, 0).contiguous().numpy()
+    return np.frombuffer(bytearray(simplejpeg.encode_jpeg(smaller, QUALITY, colorsubsampling="420")), np.uint8)
 
 
 def image_size(path: Path, exif: bool = False) -> tuple[int, int]:
@@ -75,9 +119,7 @@ def image_notes(path: Path, exif: bool = False, background: Colour | None = None
 
 def check_jpeg(path: Path) -> None:
     """Raises UnreadableSample where a JPEG's decoder warns of damage, which shows as wrong pixels and stops no other
-    decoder. Other formats carry checksums, or are not looked at. Needs simplejpeg (ImportError)."""
-    import simplejpeg
-
+    decoder. Other formats carry checksums, or are not looked at."""
     data = _content(path).tobytes()
     if data.startswith(JPEG):
         try:
@@ -104,6 +146,32 @@ def _content(path: Path) -> np.ndarray:
     if data.size == 0:
         raise UnreadableSample(f"the file is empty ({path})")
     return data
+
+
+def _read(data: np.ndarray, path: Path, exif: bool, background: Colour | None) -> Tensor:
+    # torchvision turns no WebP, and lays nothing on a background
+    webp = exif and data[8:12].tobytes() == b"WEBP"
+    laid = background is not None and data[:2].tobytes() != JPEG
+    image = None if webp or laid else _decode(torch.from_numpy(data), exif)
+    if image is None:
+        return _with_pil(data, path, lambda image: _pixels(image, exif, background))
+    return image
+
+
+def _frame(data: np.ndarray) -> tuple[int, int, int] | None:
+    """Of a JPEG of which the upper rows can be decoded alone (8 bits a colour, one scan from top to bottom, whole):
+    where its height stands, height and width. ITU-T T.81, Annex B."""
+    if data[:2].tobytes() != JPEG or data[-2:].tobytes() != END:
+        return None
+    bytes_, at, frame = memoryview(data), 2, None
+    while at + 9 < len(bytes_) and bytes_[at] == 0xFF and bytes_[at + 1] not in (0xFF, SCAN):
+        if bytes_[at + 1] in SEQUENTIAL and bytes_[at + 4] == 8 and bytes_[at + 9] in (1, 3):
+            frame = at
+        at += 2 + 256 * bytes_[at + 2] + bytes_[at + 3]
+    if frame is None or at + 4 >= len(bytes_) or bytes_[at + 1] != SCAN or bytes_[at + 4] != bytes_[frame + 9]:
+        return None
+    height, width = (256 * bytes_[frame + k] + bytes_[frame + k + 1] for k in (5, 7))
+    return (frame + 5, height, width) if height else None
 
 
 def _decode(data: Tensor, exif: bool) -> Tensor | None:

@@ -1,63 +1,47 @@
 """One tar or zip file: what lies in it, and where.
 
-An archive is listed once. The list is plain arrays, 37 bytes a member and its name; that of a large archive is kept in
+An archive is listed once. The list is plain arrays, 40 bytes a member and its name; that of a large archive is kept in
 a file, which all processes map. Members are read by their offsets from one open file: no copy and no temporary file.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import io
 import json
 import os
+import stat
+import struct
 import sys
+import zipfile
 import zlib
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from itertools import islice
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from tdaf.errors import UnreadableSample, UserError
-from tdaf.media.tar import CUT, RAW, scan, shown
-from tdaf.media.zip import DEFLATED, LOCAL, STORED
-from tdaf.media.zip import scan as scan_zip
+from tdaf.media.tar import CUT, RAW, Add, clean, scan, shown
 from tdaf.streams import Bar
 
+STORED, DEFLATED = 1, 2  # kinds of zip members, which lie behind a header of their own; tar.py has the others
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 ZIP = (b"PK\3\4", b"PK\5\6")
 KEPT_FROM = 1000  # members; what is listed in a moment leaves no file behind
 PART = 4096  # members
 HEAD = 1024  # bytes of a kept list before its arrays
-COLUMNS = {"ends": "<u8", "offsets": "<u8", "stored": "<u8", "sizes": "<u8", "checks": "<u4", "kinds": "u1"}
+COLUMNS = 5  # uint64 each: where the name ends, offset, bytes stored, bytes, CRC-32 << 2 | kind; then all names
+LOCAL = 30  # bytes of a zip member's header before its name
 SLACK = 256  # bytes; more than what usually follows that name
 LARGEST = 1 << 32  # bytes that one member may inflate to
 RATIO = 1032  # nothing inflates to more times its length (zlib's technical details)
-
-
-class Listing:
-    """Members in the order in which they are found: names without / at the end, but for folders."""
-
-    def __init__(self) -> None:
-        self.names: list[bytes] = []
-        self.offsets, self.stored, self.sizes, self.checks = array("Q"), array("Q"), array("Q"), array("I")
-        self.kinds = bytearray()
-        self.fault = ""  # where the archive ends before its end
-
-    def add(self, name: bytes, offset: int, stored: int, size: int, check: int, kind: int) -> None:
-        if not name:  # the folder that was packed
-            return
-        self.names.append(name)
-        self.offsets.append(offset)
-        self.stored.append(stored)
-        self.sizes.append(size)
-        self.checks.append(check)
-        self.kinds.append(kind)
+UNICODE_PATH = 0x7075  # the extra field of Info-ZIP that zipfile reads from Python 3.13 on
 
 
 class Archive:
@@ -84,9 +68,12 @@ class Archive:
             raise UserError(f"{path}: {error.strerror}") from error
         self.size, self.changed = about.st_size, about.st_mtime_ns
         if not self._load():
-            with _alone(self._file):  # another rank may have listed it meanwhile
-                if not self._load():
-                    self._keep(*self._listed())
+            with suppress(OSError):  # of a file system without locks
+                fcntl.flock(self._file, fcntl.LOCK_EX)
+            if not self._load():  # another rank may have listed it meanwhile
+                self._keep(*self._listed())
+            with suppress(OSError):
+                fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def __del__(self) -> None:
         with suppress(AttributeError, OSError):
@@ -122,58 +109,71 @@ class Archive:
                 at += 1
         return folders, files
 
-    def read(self, row: int) -> np.ndarray:
-        """A member's content, uint8. Raises UnreadableSample where that is damaged or cut off."""
-        kind, offset, stored, size = self._kinds[row], self._offsets[row], self._stored[row], self._sizes[row]
-        if kind == CUT:
-            raise UnreadableSample(f"the archive {self.fault}")
+    def read(self, name: bytes) -> np.ndarray:
+        """A member's content, uint8. Raises FileNotFoundError, and UnreadableSample where it is damaged or cut off."""
+        offset, stored, size, check, kind = self._member(name)
         if kind == RAW:
-            return self.pread(offset, stored)
-        begin, data = self._behind_header(row, SLACK + stored)
-        data = data[begin : begin + stored] if begin + stored <= len(data) else self.pread(offset + begin, stored)
-        return data if kind == STORED else self._inflated(data, size, self._checks[row])
+            return self._read(name, offset, stored)
+        data, begin = self._behind_header(name, offset, kind, SLACK + stored)
+        data = data[begin : begin + stored] if begin + stored <= len(data) else self._read(name, offset + begin, stored)
+        return data if kind == STORED else self._inflated(name, data, size, check)
 
-    def open(self, row: int) -> BinaryIO:
-        """A member as a file to read and seek in."""
-        if self._kinds[row] not in (RAW, STORED):
-            return io.BytesIO(self.read(row).data)
-        begin = self._behind_header(row)[0] if self._kinds[row] == STORED else 0
-        return io.BufferedReader(_Window(self, row, self._offsets[row] + begin, self._stored[row]))
+    def open(self, name: bytes) -> BinaryIO:
+        """A member as a file to read and seek in; raises as `read`."""
+        offset, stored, _, _, kind = self._member(name)
+        if kind == DEFLATED:
+            return io.BytesIO(self.read(name).data)
+        begin = self._behind_header(name, offset, kind)[1] if kind == STORED else 0
+        return io.BufferedReader(_Window(self, name, offset + begin, stored))
 
-    def length(self, row: int) -> int:
-        return self._sizes[row]
+    def length(self, name: bytes) -> int:
+        return self._member(name, cut=True)[2]
 
-    def pread(self, offset: int, length: int) -> np.ndarray:
-        """So many bytes of the file from there. Raises UnreadableSample where it has fewer."""
+    def path_of(self, name: bytes) -> str:
+        return os.path.join(self.path, os.fsdecode(name))
+
+    def _member(self, name: bytes, cut: bool = False) -> tuple[int, int, int, int, int]:
+        """Offset, bytes stored, bytes, CRC-32 and kind. cut: whether it may be cut off."""
+        row = self.find(name)
+        if row is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path_of(name))
+        offset, stored, size, check = (column[row] for column in self._columns)
+        if check & 3 == CUT and not cut:
+            raise self._unreadable(name, f"the archive {self.fault}")
+        return offset, stored, size, check >> 2, check & 3
+
+    def _unreadable(self, name: bytes, reason: str) -> UnreadableSample:
+        return UnreadableSample(f"{reason} ({self.path_of(name)})")
+
+    def _read(self, name: bytes, offset: int, length: int) -> np.ndarray:
+        """So many bytes of the file from there. Raises UnreadableSample, of the member, where it has fewer."""
         data, done = np.empty(length, np.uint8), 0
         while done < length:
             count = os.preadv(self._file, [data[done:]], offset + done)
             if not count:
-                raise UnreadableSample(f"the archive is cut off: it ends before byte {offset + length}")
+                raise self._unreadable(name, f"the archive is cut off: it ends before byte {offset + length}")
             done += count
         return data
 
-    def _behind_header(self, row: int, more: int = 0) -> tuple[int, np.ndarray]:
-        """Where a zip member's content begins, from its header; and that header with so many more bytes, or fewer."""
-        offset = self._offsets[row]
-        data = self.pread(offset, min(LOCAL + len(self.name(row)) + more, self.size - offset))
+    def _behind_header(self, name: bytes, offset: int, kind: int, more: int = 0) -> tuple[np.ndarray, int]:
+        """A zip member's header with so many more bytes, or fewer; and where in that its content begins."""
+        data = self._read(name, offset, min(LOCAL + len(name) + more, self.size - offset))
         head = data[:LOCAL].tobytes()
-        if head[:4] != ZIP[0] or head[8] != (8 if self._kinds[row] == DEFLATED else 0):
-            raise UnreadableSample(f"the archive is damaged at byte {offset}")
-        return LOCAL + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little"), data
+        if head[:4] != ZIP[0] or head[8] != (8 if kind == DEFLATED else 0):
+            raise self._unreadable(name, f"the archive is damaged at byte {offset}")
+        return data, LOCAL + sum(struct.unpack_from("<HH", head, 26))
 
-    def _inflated(self, data: np.ndarray, size: int, check: int) -> np.ndarray:
-        if size > LARGEST:
-            raise UnreadableSample(f"it claims to inflate to {size} bytes, more than any sample has")
+    def _inflated(self, name: bytes, data: np.ndarray, size: int, check: int) -> np.ndarray:
         try:
-            if size > RATIO * len(data) + 64:
+            if size > min(LARGEST, RATIO * len(data) + 64):
                 raise ValueError
             inflater = zlib.decompressobj(-zlib.MAX_WBITS)
             content = bytearray(inflater.decompress(data, size + 1))
             if len(content) != size or not inflater.eof or zlib.crc32(content) != check:
                 raise ValueError
         except (zlib.error, ValueError) as error:
-            raise UnreadableSample(f"damaged: it does not inflate to the {size} bytes that it claims") from error
+            said = f"damaged: it does not inflate to the {size} bytes that it claims"
+            raise self._unreadable(name, said) from error
         return np.frombuffer(content, np.uint8)
 
     def _first(self, name: bytes, least: int = 0) -> int:
@@ -184,20 +184,45 @@ class Archive:
         return (self._first(folder + b"/"), self._first(folder + b"0")) if folder else (0, len(self))
 
     def _listed(self) -> tuple[bytes, int, str]:
-        listing = Listing()
+        """The arrays, for how many members, and the fault."""
+        names: list[bytes] = []
+        numbers = array("Q")
+
+        def add(name: bytes, *more: int) -> None:
+            if name:  # else the folder that was packed
+                names.append(name)
+                numbers.extend(more)
+
         with Bar(f"listing {os.path.basename(self.path)} (MB)", self.size >> 20, quiet=self.size < 1 << 28) as bar:
-            start = self.pread(0, min(8, self.size)).tobytes()
+            start = os.pread(self._file, 8, 0)
             packer = next((name for magic, name in COMPRESSED.items() if start.startswith(magic)), None)
             if packer:
                 raise UserError(f"{self.path} {to_convert(packer, self.path)}")
             try:
-                reader = scan_zip if start.startswith(ZIP) else scan
-                listing.fault = reader(self._file, self.size, listing.add, bar.advance)
+                fault = (scan_zip if start.startswith(ZIP) else scan)(self._file, self.size, add, bar.advance)
             except ValueError as error:
                 raise UserError(f"{self.path}: {error}") from error
-        if not listing.names:
-            raise UserError(f"{self.path} {listing.fault or 'holds nothing'}: is it a tar or zip file, and whole?")
-        return _packed(listing, self.path)
+        if not names:
+            raise UserError(f"{self.path} {fault or 'holds nothing'}: is it a tar or zip file, and whole?")
+        return *self._sorted(names, numbers), fault
+
+    def _sorted(self, names: list[bytes], numbers: array) -> tuple[bytes, int]:
+        """The arrays by name, and for how many members. Of several members of one name the last stays, as in unpacking,
+        and that is said."""
+        order = np.argsort(ordered := np.array(names, object), kind="stable")
+        ordered = ordered[order]
+        last = np.append(ordered[1:] != ordered[:-1], True)
+        twice = [name for name in ordered[~last] if name[-1:] != b"/"]
+        if twice:
+            first = shown(twice[0])
+            said = f"{len(twice)} members are in it again under the same name ({first} first); the last one counts"
+            print(f"{self.path}: {said}", file=sys.stderr, flush=True)
+        ordered = ordered[last]
+        ends = np.cumsum(np.fromiter(map(len, ordered), "<u8", len(ordered)))
+        columns = np.frombuffer(numbers, "<u8").reshape(len(names), -1)[order[last]].T
+        # in parts: joining takes 80 bytes of memory for each of what it joins
+        parts = [b"".join(ordered[at : at + PART]) for at in range(0, len(ordered), PART)]
+        return b"".join([ends, columns.tobytes(), *parts]), len(ordered)
 
     def _keep(self, payload: bytes, count: int, fault: str) -> None:
         """Takes the arrays, and writes them to a file where there are many: beside the archive, or where that may not
@@ -235,20 +260,14 @@ class Archive:
 
     def _take(self, payload: np.ndarray, count: int, fault: str) -> None:
         """Raises ValueError where the arrays are not those of such an archive."""
-        columns, at = {}, 0
-        for name, kind in COLUMNS.items():
-            end = at + count * np.dtype(kind).itemsize
-            columns[name], at = payload[at:end].view(kind), end
-        ends, offsets, stored = columns["ends"], columns["offsets"], columns["stored"]
-        sound = count and (ends[1:] >= ends[:-1]).all() and int(ends[-1]) == len(payload) - at
-        if not sound or columns["kinds"].max() > CUT or max(offsets.max(), stored.max()) > self.size:
+        names = payload[8 * COLUMNS * count :]
+        ends, offsets, stored, *_ = columns = payload[: -len(names)].view("<u8").reshape(COLUMNS, count)
+        if (ends[1:] < ends[:-1]).any() or ends[-1] != len(names) or max(offsets.max(), stored.max()) > self.size:
             raise ValueError
         if (offsets + stored > self.size).any():
             raise ValueError
-        self._names, self.fault = memoryview(payload[at:]), fault
-        self._ends, self._offsets, self._stored, self._sizes, self._checks, self._kinds = (
-            memoryview(column) for column in columns.values()
-        )
+        self._names, self.fault = memoryview(names), fault
+        self._ends, *self._columns = map(memoryview, columns)
 
     def _files(self) -> list[Path]:
         """Where the list is kept: the first that can be written."""
@@ -261,9 +280,9 @@ class Archive:
 class _Window(io.RawIOBase):
     """A stretch of an archive as a file."""
 
-    def __init__(self, archive: Archive, row: int, offset: int, length: int) -> None:
-        self.name = os.path.join(archive.path, os.fsdecode(archive.name(row)))  # its ending helps FFmpeg
-        self._archive, self._offset, self._length, self._at = archive, offset, length, 0
+    def __init__(self, archive: Archive, member: bytes, offset: int, length: int) -> None:
+        self.name = archive.path_of(member)  # its ending helps FFmpeg
+        self._archive, self._member, self._offset, self._length, self._at = archive, member, offset, length, 0
 
     def readable(self) -> bool:
         return True
@@ -277,7 +296,7 @@ class _Window(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:
         count = max(0, min(len(buffer), self._length - self._at))
-        buffer[:count] = self._archive.pread(self._offset + self._at, count).data
+        buffer[:count] = self._archive._read(self._member, self._offset + self._at, count).data
         self._at += count
         return count
 
@@ -287,34 +306,40 @@ def to_convert(packer: str, file: str, target: str | None = None) -> str:
     return f"is compressed, and cannot be read from the middle; convert it once: {packer} -dc {file} > {new}"
 
 
-def _packed(listing: Listing, path: str) -> tuple[bytes, int, str]:
-    """The arrays, sorted by name; for how many members; the fault. Of several members of one name the last stays, as in
-    unpacking, and that is said."""
-    names = np.array(listing.names, object)
-    order = np.argsort(names, kind="stable")
-    names = names[order]
-    last = np.append(names[1:] != names[:-1], True)
-    twice = [name for name in names[~last] if name[-1:] != b"/"]
-    if twice:
-        first = shown(twice[0])
-        said = f"{path}: {len(twice)} members are in it again under the same name ({first} first); the last one counts"
-        print(said, file=sys.stderr, flush=True)
-    names, order = names[last], order[last]
-    columns = [np.cumsum(np.fromiter(map(len, names), "<u8", len(names)))]
-    for name, kind in islice(COLUMNS.items(), 1, None):
-        columns.append(np.frombuffer(getattr(listing, name), kind)[order])
-    # in parts: joining takes 80 bytes of memory for each of what it joins
-    parts = [b"".join(names[at : at + PART]) for at in range(0, len(names), PART)]
-    return b"".join([*columns, *parts]), len(names), listing.fault
-
-
-@contextmanager
-def _alone(file: int) -> Iterator[None]:
-    """While one process lists an archive, others wait for what it will keep; not where a file system has no locks."""
-    with suppress(OSError):
-        fcntl.flock(file, fcntl.LOCK_EX)
+def scan_zip(file: int, size: int, add: Add, advance: Callable[..., None]) -> str:
+    """As `scan` of tar.py, for a zip file: in the order of its table."""
+    fault = ""
     try:
-        yield
-    finally:
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_UN)
+        with open(file, "rb", closefd=False) as source, zipfile.ZipFile(source) as table:
+            members = table.infolist()
+    except (zipfile.BadZipFile, struct.error, ValueError, OSError, NotImplementedError) as error:
+        raise ValueError("cut off, or no zip file: its table of members, at its end, cannot be read") from error
+    for member in members:
+        name, offset, stored = _zip_name(member), member.header_offset, member.compress_size
+        if member.flag_bits & 1:
+            raise ValueError(f"{shown(name)} is encrypted; pack the files again without a password")
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            how = f"{shown(name)} is compressed by method {member.compress_type}"
+            raise ValueError(f"{how}, neither stored nor deflated; pack the files again")
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise ValueError(f"{shown(name)} is a link; pack the files themselves")
+        if not member.compress_type and member.file_size != stored:
+            sizes = f"{member.file_size} bytes and is stored in {stored}"
+            raise ValueError(f"{shown(name)} claims {sizes}; bring the archive again")
+        kind, name = DEFLATED if member.compress_type else STORED, clean(name.replace(b"\\", b"/"))
+        if not 0 <= offset <= size - LOCAL - stored:
+            fault = f"{shown(name)} lies beyond the end of the archive"
+            offset, stored, kind = 0, 0, CUT
+        add(name, offset, stored, member.file_size, member.CRC << 2 | kind)
+    advance(steps=size >> 20)
+    return fault
+
+
+def _zip_name(member: zipfile.ZipInfo) -> bytes:
+    extra = member.extra
+    while len(extra) >= 4:
+        kind, length = struct.unpack_from("<HH", extra)
+        if kind == UNICODE_PATH and extra[5:9] == struct.pack("<L", zlib.crc32(member.orig_filename.encode("cp437"))):
+            return extra[9 : 4 + length]
+        extra = extra[4 + length :]
+    return os.fsencode(member.filename)

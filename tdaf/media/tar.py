@@ -15,7 +15,7 @@ from typing import BinaryIO
 BLOCK = 512
 LONGEST = 1 << 20  # bytes of a name or of a pax header
 DEPTH = 3  # of tars in tars
-RAW, CUT = 0, 3  # kinds of members; zip.py has the others
+RAW, CUT = 0, 3  # kinds of members; members.py has the others
 NOT_FILES = {
     b"1": "a hard link", b"2": "a link", b"3": "a device", b"4": "a device", b"6": "a pipe", b"S": "a sparse file",
     b"M": "a part of a file",
@@ -27,7 +27,7 @@ HEADER = struct.Struct("100s 24x 12s 12x 8s c 100x 6s 82x 155s 12x")  # name, by
 ABOUT_NEXT, FILES = {b"L", b"K", b"x", b"g"}, {b"0", b"\0", b"7"}
 DOTS = {b"", b".", b"/"}  # names that begin so are to be cleaned
 
-Add = Callable[[bytes, int, int, int, int, int], None]  # (name, offset, stored, size, check, kind)
+Add = Callable[[bytes, int, int, int, int], None]  # (name, offset, bytes stored, bytes, CRC-32 << 2 | kind)
 
 
 class Damaged(Exception):
@@ -102,18 +102,18 @@ def _scan(file: int, at: int, end: int, prefix: bytes, add: Add, advance: Callab
             name = clean(name)
         if kind == b"5" or name[-1:] == b"/":
             if name.strip(b"/"):
-                add(prefix + name.rstrip(b"/") + b"/", 0, 0, 0, 0, RAW)
+                add(prefix + name.rstrip(b"/") + b"/", 0, 0, 0, RAW)
         elif begin + length > end:
             if not (depth and name.lower().endswith(b".tar")):
-                add(prefix + name, 0, 0, length, 0, CUT)
+                add(prefix + name, 0, 0, length, CUT)
                 return fault or f"is cut off in {shown(prefix + name)}"
             return fault or _scan(file, begin, end, prefix + name[:-4] + b"/", add, advance, depth - 1)
         elif depth and name[-4:].lower() == b".tar" and _is_tar(file, begin, length):
-            add(prefix + name[:-4] + b"/", 0, 0, 0, 0, RAW)
+            add(prefix + name[:-4] + b"/", 0, 0, 0, RAW)
             fault = _scan(file, begin, begin + length, prefix + name[:-4] + b"/", add, advance, depth - 1) or fault
             passed = max(passed, at >> 20)
         elif kind in FILES:
-            add(prefix + name, begin, length, length, 0, RAW)
+            add(prefix + name, begin, length, length, RAW)
         if at >> 20 > passed:
             advance(steps=(at >> 20) - passed)
             passed = at >> 20
@@ -233,7 +233,7 @@ def _whole(path: Path) -> tuple[set[str], int]:
     """The files in a tar that may be cut off, and where the last whole one ends. Raises ValueError."""
     names, ends = set(), [0]
 
-    def add(name: bytes, offset: int, stored: int, size: int, check: int, kind: int) -> None:
+    def add(name: bytes, offset: int, stored: int, size: int, kind: int) -> None:
         if kind == RAW and offset:
             names.add(os.fsdecode(name))
             ends.append(offset + stored)

@@ -65,13 +65,22 @@ class FrameIndex:
 class Survey:
     """What all of a file holds.
 
-    frames: how many can be decoded, up to the first damage. times: of each, in seconds from the first one; None where
-    they follow evenly, or are not known. fault: why the file holds less than it should; None where it is sound.
+    frames: how many can be decoded, up to the first damage. fps: frames a second, the mean where the rate varies.
+    times: of each frame, in seconds from the first one; None where they follow evenly, or are not known. fault: why the
+    file holds less than it should; None where it is sound.
     """
 
     frames: int
+    fps: Fraction
     times: list[float] | None
     fault: str | None
+
+    def seconds(self, index: int) -> float:
+        """When frame `index` is shown, after the first one; one more than the last gives the end."""
+        if self.times is None:
+            return float(index / self.fps)
+        past = max(0, index - self.frames + 1)
+        return self.times[index - past] + float(past / self.fps)
 
 
 @contextmanager
@@ -200,7 +209,7 @@ def survey(path: Path) -> Survey:
     fault = "; ".join(text.removesuffix(f" ({path})") for text in dict.fromkeys(faults)) + f" ({path})"
     if not stamps:
         raise UnreadableSample(fault)
-    return Survey(len(stamps), _uneven(stamps, float(rate)), fault if faults else None)
+    return Survey(len(stamps), rate, _uneven(stamps, float(rate)), fault if faults else None)
 
 
 def _uneven(stamps: list[float | None], rate: float) -> list[float] | None:

@@ -103,13 +103,15 @@ class _ReluGate(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         y, m = ctx.saved_tensors
-        grad_h = grad_m = None
+        grad_h = grad_m = product = None
         if ctx.needs_input_grad[1]:
             # relu(h) is y / m, so h itself need not be kept. Half precision sums over channels in float32.
             wide = torch.promote_types(y.dtype, torch.float32)
-            total = grad_y * y
-            total = total if m.shape == y.shape else total.sum(1, keepdim=True, dtype=wide)
+            product = grad_y * y
+            total = product if m.shape == y.shape else product.sum(1, keepdim=True, dtype=wide)
             grad_m = torch.where(m > 0, total / m, 0).to(m.dtype)
         if ctx.needs_input_grad[0]:
-            grad_h = torch.ops.aten.threshold_backward(grad_y * m, y, 0)
+            # Into the same memory: to a map that is moved once, fresh memory is as dear as the arithmetic.
+            grad_h = torch.mul(grad_y, m, out=product)
+            torch.ops.aten.threshold_backward.grad_input(grad_h, y, 0, grad_input=grad_h)
         return grad_h, grad_m, None

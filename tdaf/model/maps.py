@@ -7,7 +7,7 @@ the flows' activations have other statistics, smaller in the later flows, which 
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -35,9 +35,8 @@ def attention_maps(network: nn.Module, x: Tensor) -> dict[tuple[int, int], Tenso
     Raises:
         ValueError: the network holds two TDAFs.
     """
-    tdaf = _only(network)
     masks: dict[tuple[int, int], Tensor] = {}
-    calls = _gate_calls(tdaf) if tdaf else {}
+    _, calls = _gate_calls(network)
 
     def keep(gate: nn.Module, inputs: tuple, mask: Tensor) -> None:
         masks[calls[gate][0]] = mask.mean(1, keepdim=True)
@@ -64,10 +63,8 @@ def mask_strides(network: nn.Module) -> dict[tuple[int, int], int]:
     Value (i, j) lies over pixels i * stride to (i + 1) * stride - 1, and so on for j; where the input's size is no
     multiple, the last ones reach over its edge. The keys are those of `attention_maps`, and the ValueError as well.
     """
-    tdaf = _only(network)
-    if tdaf is None:
-        return {}
-    keys = sorted(key for calls in _gate_calls(tdaf).values() for key in calls)
+    tdaf, calls = _gate_calls(network)
+    keys = sorted(key for called in calls.values() for key in called)
     return {(flow, stage): tdaf.strides[stage - 1] * 2 ** (tdaf.flows - flow) for flow, stage in keys}
 
 
@@ -75,8 +72,7 @@ def mask_strides(network: nn.Module) -> dict[tuple[int, int], int]:
 def mask_eta(network: nn.Module) -> float | None:
     """eta of Eq. 5, of learnt ones the mean: a map is multiplied by what lies between eta and 1 + eta. None for a
     network without masks."""
-    tdaf = _only(network)
-    gates = _gate_calls(tdaf) if tdaf is not None else {}
+    tdaf, gates = _gate_calls(network)
     return fmean(float(gate.shortcut(tdaf.eta)) for gate in gates) if gates else None
 
 
@@ -115,51 +111,40 @@ def gate_statistics(network: nn.Module, batches: Iterable[Tensor]) -> dict[tuple
 
     batches: the network's inputs, (B, ...) each, on its device. Raises ValueError when the network holds two TDAFs.
     """
-    tallies: dict[tuple[int, int], _Tally] = defaultdict(_Tally)
+    rows, sizes, totals = defaultdict(list), defaultdict(set), defaultdict(float)
     for x in batches:
         for key, masks in attention_maps(network, x).items():
-            tallies[key].add(masks)
-    return {key: tally.statistics() for key, tally in sorted(tallies.items())}
+            flat = masks.double().flatten(1)
+            shares = ((flat < CLOSED).double().mean(1), (flat > OPEN).double().mean(1))
+            columns = (flat.mean(1), flat.var(1, correction=0), flat.amin(1), flat.amax(1), *shares)
+            rows[key].append(torch.stack(columns, 1).cpu())
+            sizes[key].add(tuple(masks.shape[2:]))
+            if len(sizes[key]) == 1:
+                totals[key] = totals[key] + flat.sum(0).cpu()
+    return {key: _statistics(torch.cat(rows[key]), sizes[key], totals[key]) for key in sorted(rows)}
 
 
-class _Tally:
-    """What GateStatistics needs of masks that are seen once, a batch at a time."""
-
-    def __init__(self) -> None:
-        self.sizes: set[tuple[int, ...]] = set()
-        self.rows: list[Tensor] = []  # a mask each: mean, variance, smallest, largest, shares closed and open
-        self.total: Tensor | float = 0.0
-
-    def add(self, masks: Tensor) -> None:
-        """masks: (B, 1, *size)."""
-        flat = masks.detach().double().flatten(1)
-        shares = ((flat < CLOSED).double().mean(1), (flat > OPEN).double().mean(1))
-        columns = (flat.mean(1), flat.var(1, correction=0), flat.amin(1), flat.amax(1), *shares)
-        self.rows.append(torch.stack(columns, 1).cpu())
-        self.sizes.add(tuple(masks.shape[2:]))
-        if len(self.sizes) == 1:
-            self.total = self.total + flat.sum(0).cpu()
-
-    def statistics(self) -> GateStatistics:
-        means, variances, smallest, largest, closed, opened = torch.cat(self.rows).unbind(1)
-        between = means.var(correction=0)
-        variance = variances.mean() + between
-        same = len(self.sizes) == 1
-        fixed = (self.total / len(means)).var(correction=0) if same else None
-        return GateStatistics(
-            masks=len(means),
-            size=next(iter(self.sizes)) if same else None,
-            mean=means.mean().item(),
-            deviation=variance.sqrt().item(),
-            smallest=smallest.min().item(),
-            largest=largest.max().item(),
-            closed=closed.mean().item(),
-            open=opened.mean().item(),
-            within=variances.mean().sqrt().item(),
-            between=between.sqrt().item(),
-            fixed=fixed.sqrt().item() if same else None,
-            varying=(variance - fixed).clamp(min=0).sqrt().item() if same else None,
-        )
+def _statistics(rows: Tensor, sizes: set[tuple[int, ...]], total: Tensor) -> GateStatistics:
+    """rows: a mask each: mean, variance, smallest, largest, shares closed and open. total: of all masks, a place."""
+    means, variances, smallest, largest, closed, opened = rows.unbind(1)
+    between = means.var(correction=0)
+    variance = variances.mean() + between
+    same = len(sizes) == 1
+    fixed = (total / len(means)).var(correction=0) if same else None
+    return GateStatistics(
+        masks=len(means),
+        size=next(iter(sizes)) if same else None,
+        mean=means.mean().item(),
+        deviation=variance.sqrt().item(),
+        smallest=smallest.min().item(),
+        largest=largest.max().item(),
+        closed=closed.mean().item(),
+        open=opened.mean().item(),
+        within=variances.mean().sqrt().item(),
+        between=between.sqrt().item(),
+        fixed=fixed.sqrt().item() if same else None,
+        varying=(variance - fixed).clamp(min=0).sqrt().item() if same else None,
+    )
 
 
 @dataclass(frozen=True)
@@ -188,56 +173,56 @@ def flow_statistics(network: nn.Module) -> dict[tuple[str, int], FlowStatistics]
     """
     found: dict[tuple[str, int], FlowStatistics] = {}
     for body in (module for module in network.modules() if isinstance(module, Flows)):
-        last = dict(_parts(body, body.flows))
+        last = _norms(body, body.flows)
         for flow in range(1, body.flows + 1) if len(body.earlier) else [body.flows]:
-            for name, part in _parts(body, flow):
-                norms = {key: norm for key, norm in part.named_modules() if _has_statistics(norm)}
-                if norms:
-                    others = [last[name].get_submodule(key) for key in norms]
-                    found[name, flow] = _compared(list(norms.values()), others)
+            for name, norms in _norms(body, flow).items():
+                found[name, flow] = _compared(norms, last[name])
     return dict(sorted(found.items(), key=lambda entry: (entry[0][0].startswith("gate"), entry[0])))
 
 
-def _parts(body: Flows, flow: int) -> Iterator[tuple[str, nn.Module]]:
-    """The stages and gates that a flow runs; flow 1 has no gates, and shared ones are the last flow's."""
+def _norms(body: Flows, flow: int) -> dict[str, dict[str, nn.Module]]:
+    """Of the stages and gates that a flow runs, those with norms; flow 1 has no gates, shared ones are the last's."""
     stages, gates = body.flow_modules(flow)
-    yield from ((f"stage {number}", stage) for number, stage in enumerate(stages, 1))
-    yield from ((f"gate {key}", gate) for key, gate in gates.items())
+    parts = {f"stage {number}": stage for number, stage in enumerate(stages, 1)}
+    parts |= {f"gate {key}": gate for key, gate in gates.items()}
+    norms = {
+        name: {k: norm for k, norm in part.named_modules() if isinstance(getattr(norm, "running_mean", None), Tensor)}
+        for name, part in parts.items()
+    }
+    return {name: own for name, own in norms.items() if own}
 
 
-def _has_statistics(module: nn.Module) -> bool:
-    return isinstance(getattr(module, "running_mean", None), Tensor)
-
-
-def _compared(norms: list[nn.Module], others: list[nn.Module]) -> FlowStatistics:
-    means, variances = zip(*[(norm.running_mean.double(), norm.running_var.double()) for norm in norms], strict=True)
+def _compared(norms: dict[str, nn.Module], others: dict[str, nn.Module]) -> FlowStatistics:
+    means, variances, their_means, their_variances = (
+        [getattr(those[key], name).double() for key in norms]
+        for those in (norms, others)
+        for name in ("running_mean", "running_var")
+    )
     return FlowStatistics(
         norms=len(norms),
         mean=torch.cat(means).abs().mean().item(),
         variance=torch.cat(variances).mean().item(),
-        mean_distance=_distance(means, [norm.running_mean.double() for norm in others]),
-        variance_distance=_distance(variances, [norm.running_var.double() for norm in others]),
+        mean_distance=_distance(means, their_means),
+        variance_distance=_distance(variances, their_variances),
     )
 
 
-def _distance(ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> float:
+def _distance(ours: list[Tensor], theirs: list[Tensor]) -> float:
     """0 / 0, of norms that have seen nothing yet, is 0."""
     parts = [torch.dist(a, b) / b.norm().clamp(min=1e-12) for a, b in zip(ours, theirs, strict=True)]
     return torch.stack(parts).mean().item()
 
 
-def _only(network: nn.Module) -> TDAF | None:
+def _gate_calls(network: nn.Module) -> tuple[TDAF | None, dict[nn.Module, deque[tuple[int, int]]]]:
+    """The network's one TDAF, and the (flow, stage) of each gate's calls in their order: with norm="shared" one module
+    serves several flows. Raises ValueError for two."""
     found = [module for module in network.modules() if isinstance(module, TDAF)]
     if len(found) > 1:
         raise ValueError(f"attention maps need a network with one TDAF, this one has {len(found)}")
-    return found[0] if found else None
-
-
-def _gate_calls(tdaf: TDAF) -> dict[nn.Module, deque[tuple[int, int]]]:
-    """The (flow, stage) of each gate's calls in their order: with norm="shared" one module serves several flows."""
     calls: dict[nn.Module, deque[tuple[int, int]]] = defaultdict(deque)
-    for flow in range(2, tdaf.flows + 1):
-        for stage, gate in tdaf.flow_modules(flow)[1].items():
-            if int(stage) <= tdaf.depth(flow - 1):
-                calls[gate].append((flow, int(stage)))
-    return dict(calls)
+    for tdaf in found:
+        for flow in range(2, tdaf.flows + 1):
+            for stage, gate in tdaf.flow_modules(flow)[1].items():
+                if int(stage) <= tdaf.depth(flow - 1):
+                    calls[gate].append((flow, int(stage)))
+    return next(iter(found), None), dict(calls)
