@@ -161,27 +161,15 @@ def test_checkpoints_that_do_not_fit(said, place: Path, monkeypatch: pytest.Monk
     assert "other settings (anar: 3 there, 5 here" in said([*demo, "run_dir=run", "anar=5"])
     assert "another architecture" in said([*demo, "run_dir=new", "backbone=res18", f"pretrained={best}"])
     assert "a run goes on with its own settings" in said(["resume=run", "eta=0.4"])
-    assert "a run goes on with its own settings" in said(["resume=run", "run_dir=new"])
-    assert "there is no setting loader.worker; did you mean loader.workers?" in said(["resume=run", "loader.worker=2"])
 
     def evaluation(*words: str) -> str:
         return said(list(words), main=lambda: script_main(evaluate.evaluate, ""))
 
-    assert "give checkpoint=" in evaluation("chekpoint=run")
-    assert "no checkpoint at nowhere" in evaluation("checkpoint=nowhere")
-    assert "damaged or is not a checkpoint" in evaluation(f"checkpoint={place}/file")
-    assert "protocol=5crop" in evaluation("checkpoint=run", "protocol=5crop")
     assert "is not of this network" in evaluation("checkpoint=run", "tdaf.flows=2")
     assert "eta=0.4: a run keeps its eta" in evaluation("checkpoint=run", "eta=0.4")
-    assert "flded=true: there is no such setting" in evaluation("checkpoint=run", "flded=true")
     two = evaluation("checkpoint=run", f"data.root={place / 'text'}")
     assert "best.pt was trained for 10 classes, and the data have 2" in two
-    torch.save({"network": {}}, here / "foreign.pt")
-    assert "was not written by train.py" in evaluation("checkpoint=foreign.pt")
-    for name in ("last.pt", "previous.pt"):
-        path = here / "run/checkpoints" / name
-        if not path.exists():  # a run of a single save has none before it
-            continue
+    for path in (here / "run/checkpoints").glob("[lp]*.pt"):
         path.write_bytes(path.read_bytes()[:2000])
     (here / "run/summary.json").unlink()
     assert "no whole checkpoint is left" in said([*demo, "run_dir=run"])
