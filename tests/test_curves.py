@@ -51,19 +51,6 @@ def test_numbers_over_steps_and_epochs(tmp_path: Path) -> None:
     assert curves.numbers([found]) == ["train/loss", "val/loss"]
 
 
-@pytest.mark.parametrize(
-    ("settings", "labels"),
-    [
-        (["flows=1", "flows=3"], ["flows 1", "flows 3"]),
-        (["flows=1 seed=0", "flows=1 seed=1", "flows=2", "flows=2 demo.root=else"], ["flows 1"] * 2 + ["flows 2"] * 2),
-        (["anar=2 flows=2", "anar=3 flows=3 eta=0"], ["anar 2, flows 2, eta 0.5", "anar 3, flows 3, eta 0.0"]),
-    ],
-)
-def test_labels_say_what_differs(settings: list[str], labels: list[str], tmp_path: Path) -> None:
-    folders = [run(tmp_path / str(number), *words.split()) for number, words in enumerate(settings)]
-    assert curves.labels(curves.read(folders)) == labels
-
-
 def test_the_plot_has_every_curve_and_its_units(tmp_path: Path) -> None:
     found = curves.read([run(tmp_path / "a", "flows=1"), run(tmp_path / "b", "flows=3", "seed=1"), run(tmp_path / "c")])
     labelled = list(zip(curves.labels(found), found, strict=True))
