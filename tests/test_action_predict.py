@@ -17,7 +17,6 @@ from tasks.action.videos import ActionVideos
 from tdaf.demo import action as demo
 from tdaf.errors import UserError
 
-torch.set_num_threads(1)
 MEAN, STD = [0.4, 0.4, 0.4], [0.2, 0.3, 0.2]
 
 

@@ -30,8 +30,6 @@ from tdaf.model.inflate import inflate_weight
 from tdaf.model.normalise import Normalise
 from tdaf.model.pretrained import load
 
-torch.set_num_threads(1)
-
 
 def coordinates(frames: int, height: int, width: int) -> Tensor:
     """uint8 (T, 3, H, W) whose pixels say where they are: column, row, frame."""

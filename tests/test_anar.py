@@ -19,8 +19,6 @@ from tdaf.model.flows import TDAF
 from tdaf.model.fold import fold
 from tdaf.model.maps import attention_maps, mask_eta
 
-torch.set_num_threads(1)
-
 
 def count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())

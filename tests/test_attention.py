@@ -25,8 +25,6 @@ from tdaf.model.pretrained import load
 from tdaf.model.staged import Staged, initialise
 from tests.tiny import settle
 
-torch.set_num_threads(1)
-
 MECHANISMS = [name for name in NAMES if name != "none"]
 IMAGES = ("aa", "sasa", "abn")
 DEPTHS = {name: 18 if name == "resatt" else 50 for name in MECHANISMS}  # the larger one has every kind of place

@@ -17,8 +17,6 @@ from tdaf.model.attention.tdam import TopDown
 from tdaf.model.backbones.resnet import resnet
 from tests.tiny import settle
 
-torch.set_num_threads(1)
-
 RES50, RES152 = 25_557_032, 60_192_808
 BLOCKS = {"nonlocal": NonLocal, "a2": DoubleAttention, "cgnl": CGNL}
 

@@ -32,8 +32,6 @@ from tdaf.model import maps as statistics
 from tdaf.model.flows import TDAF, MultiScale
 from tdaf.model.maps import attention_maps, mask_eta, mask_strides
 
-torch.set_num_threads(1)
-
 
 def places(whole: Tensor, part: Tensor) -> list[tuple[int, int]]:
     """(top, left) of every place where the part stands in the whole, but for rounding."""

@@ -28,8 +28,6 @@ from tdaf.model.flows import TDAF
 from tdaf.model.staged import Staged
 from tests.tiny import settle
 
-torch.set_num_threads(1)
-
 
 def layer(stride: int = 1, halved: int = 0) -> AugmentedConv2d:
     torch.manual_seed(0)

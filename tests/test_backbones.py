@@ -19,8 +19,6 @@ from tdaf.model.backbones.vgg import vgg
 from tdaf.model.pretrained import load
 from tdaf.model.staged import Staged, initialise
 
-torch.set_num_threads(1)
-
 
 class Network(nn.Module):
     """A backbone with the classifier of its publication, or pooling and one linear layer."""

@@ -23,7 +23,6 @@ from tdaf.errors import UserError
 def test_a_sweep_runs_each_job_once(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """Four folders; the second time all are skipped but one that a kill left behind, which goes on."""
     monkeypatch.chdir(tmp_path)
-    torch.set_num_threads(1)
     words = tiny(demo, "flows=1,3", "anar=3,5", "trainer.checkpoint_every=1")
     assert call(monkeypatch, ["-m", *words]) == 0
     folders = sorted(path.parent for path in tmp_path.rglob("summary.json"))

@@ -35,8 +35,6 @@ from tdaf.model.flows import TDAF
 from tdaf.model.freeze import fix_batch_norm, freeze_stages
 from tdaf.model.normalise import Normalise
 
-torch.set_num_threads(1)
-
 
 def test_locations_and_ranges_are_the_published_ones():
     where = locations(drawn(1, (100, 130)))

@@ -18,8 +18,6 @@ from tdaf.model.freeze import fix_batch_norm, freeze_stages
 from tdaf.model.normalise import Normalise
 from tdaf.model.staged import Staged
 
-torch.set_num_threads(1)
-
 
 def small(body: Staged | None = None, variant: str = "improved", classes: int = 3) -> FcosNetwork:
     body = TDAF(resnet(18, width=8), flows=3, anar_width=32) if body is None else body

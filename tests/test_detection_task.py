@@ -22,7 +22,6 @@ from tdaf.model.flows import TDAF
 from tdaf.model.freeze import FixedBatchNorm2d, FrozenBatchNorm2d
 from tdaf.task import Batch
 
-torch.set_num_threads(1)
 NAMES = ["cat", "dog", "bird"]
 
 

@@ -156,7 +156,6 @@ import torch
 sys.path.insert(0, "tests")
 from tiny_run import run, trainer
 from tdaf.cli.run import run_rank
-torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 made = trainer(folder, max_steps=12, checkpoint_every=3, evaluate_every=0)
 

@@ -28,7 +28,6 @@ from tdaf.engine.predict import Predictor
 from tdaf.engine.trained import build_network, build_task, load_checkpoint
 from tdaf.errors import RunError, UserError
 
-torch.set_num_threads(1)
 DRAWN = {"imagenet": 48, "coco_fcos": 128, "coco_pose": 128, "kinetics": 32}
 SMALL = {
     "imagenet": "task.val_transforms.1crop.size=48 task.val_transforms.1crop.short_side=48",

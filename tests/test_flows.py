@@ -20,7 +20,6 @@ from tdaf.model.gated import relu_gate
 from tdaf.model.maps import attention_maps
 from tdaf.model.staged import Staged
 
-torch.set_num_threads(1)
 SIZES = {2: (43, 37), 3: (17, 35, 30)}
 
 CASES = [(dims, flows, "area", "all", 0.5, "mfbn", 3) for dims in (2, 3) for flows in (1, 2, 3, 4)]

@@ -23,8 +23,6 @@ from tdaf.model.freeze import FixedBatchNorm2d, FrozenBatchNorm2d, fix_batch_nor
 from tdaf.model.pretrained import load
 from tdaf.model.staged import Staged
 
-torch.set_num_threads(1)
-
 BODIES = {
     "plain": lambda staged: staged,
     "tdaf": lambda staged: TDAF(staged, flows=3, anar=5, anar_width=32),

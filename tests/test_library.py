@@ -49,12 +49,8 @@ def own_state(staged, head):
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def seeded():
     torch.manual_seed(0)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

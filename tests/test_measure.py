@@ -12,8 +12,6 @@ from tdaf.model.backbones.resnet import resnet
 from tdaf.model.flows import TDAF, MultiScale
 from tdaf.model.staged import Staged
 
-torch.set_num_threads(1)
-
 
 class Network(nn.Module):
     def __init__(self, body: Staged | TDAF | MultiScale) -> None:

@@ -37,7 +37,6 @@ def said(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     """A function: the one line that a command leaves on standard error."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WORD", "six")
-    torch.set_num_threads(1)
 
     def run(command: list[str], code: int = 2, main: object = None) -> str:
         before = {*tmp_path.rglob("*"), *place.rglob("*")}

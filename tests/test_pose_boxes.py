@@ -22,7 +22,6 @@ from tasks.pose.source import COCO, CocoKeypoints
 from tasks.pose.task import Pose
 from tdaf.errors import RunError, UserError
 
-torch.set_num_threads(1)
 BOX = (30.0, 10.0, 60.0, 100.0)
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 

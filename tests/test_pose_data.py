@@ -19,7 +19,6 @@ from tasks.pose.data import Persons, annotated
 from tasks.pose.source import COCO, CocoKeypoints
 from tdaf.errors import UnreadableSample, UserError
 
-torch.set_num_threads(1)
 BOX = (30.0, 10.0, 60.0, 100.0)
 SIZE = (128, 96)
 

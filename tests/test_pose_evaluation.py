@@ -28,7 +28,6 @@ from tdaf.engine.settings import LoaderSettings
 from tdaf.errors import UserError
 from tdaf.model.backbones.resnet import resnet
 
-torch.set_num_threads(1)
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 BOXES = [(10.0, 12.0, 60.0, 100.0), (85.0, 20.0, 50.0, 90.0), (4.0, 30.0, 45.0, 80.0)]
 

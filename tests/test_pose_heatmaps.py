@@ -12,8 +12,6 @@ from torch import nn
 from tasks.pose.augment import affine, crop, framed, inverse, transform
 from tasks.pose.simplepose import decode, encode, flip_merged, heatmap_loss
 
-torch.set_num_threads(1)
-
 
 def published_frame(box, aspect):
     """x y w h of a box to centre and scale, in units of 200 pixels."""

@@ -20,7 +20,6 @@ from tdaf.model.normalise import Normalise
 from tdaf.model.pretrained import load
 from tdaf.model.staged import Staged
 
-torch.set_num_threads(1)
 ATTENDED = dict(flows=3, gated="appended", anar_width=32)
 
 

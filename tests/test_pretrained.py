@@ -22,8 +22,6 @@ from tdaf.model.inflate import inflate, inflate_weight
 from tdaf.model.pretrained import load
 from tdaf.model.staged import Staged
 
-torch.set_num_threads(1)
-
 
 class Network(nn.Module):
     """A classifier with torchvision's names for its head."""

@@ -25,7 +25,6 @@ from tdaf.errors import RunError, UserError
 from tdaf.settings import checked_settings, named_modules, read_yaml
 
 OLD = ROOT / "tests" / "old" / "run"
-torch.set_num_threads(1)
 
 
 def read_settings(path: Path, trust: str = "") -> dict[str, Any]:

@@ -19,8 +19,6 @@ from tdaf.model.backbones.resnet import resnet
 from tdaf.model.flows import TDAF, MultiScale
 from tdaf.model.fold import fold
 
-torch.set_num_threads(1)
-
 
 def build(kind: type = TDAF) -> nn.Module:
     torch.manual_seed(0)

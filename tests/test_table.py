@@ -26,8 +26,6 @@ from results import paper, runs, tabular  # noqa: E402
 from results.paper import PaperTable, Row  # noqa: E402
 from results.tabular import Printed, TextTable  # noqa: E402
 
-torch.set_num_threads(1)
-
 KEYS = ["1", "2", "3a", "3b", "4", "5", "6", "latency", "multiscale", "design"]
 HOW_MANY = {"1": 5, "2": 9, "3a": 19, "3b": 28, "4": 8, "5": 7, "6": 5, "multiscale": 3, "design": 11}
 TEXTS = TextTable(
