@@ -1,5 +1,5 @@
-"""One thread a process, torch's too: the tests run side by side (pytest-xdist) and many start processes of their own. And
-Ctrl-C as a terminal has it: what starts in the background of a shell ignores it, and so would all it starts."""
+"""One thread a process, torch's too: the tests run side by side (pytest-xdist) and many start processes of their own.
+And Ctrl-C as a terminal has it: what starts in the background of a shell ignores it, and so would all it starts."""
 
 import os
 import signal
