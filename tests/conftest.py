@@ -3,6 +3,7 @@ And Ctrl-C as a terminal has it: what starts in the background of a shell ignore
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,3 +21,10 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("demo")
     prepare("imagenet", root, 0, 40, 21, 32)
     return root
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Each test draws the same numbers, whatever ran before it."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)

@@ -250,7 +250,6 @@ def images(classes: int, **settings: Any) -> Classifier:
 
 @pytest.mark.parametrize("anar", [3, 5])
 def test_our_2d_weights_bring_their_gates(anar: int) -> None:
-    torch.manual_seed(0)
     settings = {"flows": 3, "anar": anar, "anar_width": 32}
     theirs = draw(images(9, **settings))
     network = task(5).network(resnet(18, width=16, dims=3), functools.partial(TDAF, **settings))

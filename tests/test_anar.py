@@ -106,7 +106,6 @@ class Table1:
 @pytest.mark.parametrize("layers", [2, 3, 5, 7])
 @pytest.mark.parametrize("upsample", ["deconv", "resize"])
 def test_equals_table_1(layers, dims, depthwise, upsample):
-    torch.manual_seed(0)
     anar = ANAR(48, layers, 64, dims, depthwise, upsample=upsample).double()
     for parameter in anar.parameters():
         nn.init.uniform_(parameter, -0.5, 0.8)
@@ -121,7 +120,6 @@ def test_equals_table_1(layers, dims, depthwise, upsample):
 
 @pytest.mark.parametrize("layers", [3, 5, 7])
 def test_only_a_deconvolution_lays_a_checkerboard_over_an_even_map(layers):
-    torch.manual_seed(0)
     even = torch.randn(1, 64, 1, 1).expand(1, 64, 24, 24)
     for upsample, checkered in (("deconv", True), ("resize", False)):
         inside = ANAR(64, layers, 64, upsample=upsample).eval()(even, (48, 48))[..., 16:-16, 16:-16]
@@ -142,7 +140,6 @@ def test_identity_start_makes_gate_plus_eta_one(eta):
 
 @pytest.mark.parametrize("layers", [2, 3, 5, 7])
 def test_kaiming_start_leaves_the_sigmoid_room(layers):
-    torch.manual_seed(0)
     mask = ANAR(256, layers)(torch.randn(4, 256, 14, 14).relu(), (28, 28))
     assert ((mask > 0.02) & (mask < 0.98)).float().mean() > 0.9
     assert mask.std() > 0.03
@@ -184,7 +181,6 @@ def test_the_defaults_are_the_papers_and_each_design_is_a_switch():
     "design", [{"preactivation": True, "gated": [1, 2]}, {"deeper": 2}, {"deeper": 1, "norm": "shared"}]
 )
 def test_a_design_folds_is_computed_again_saved_and_starts_as_the_identity(design):
-    torch.manual_seed(0)
     plain = settle(tiny())
     network = TDAF(copy.deepcopy(plain), flows=3, anar_width=32, gate_init="identity", **design)
     x = torch.randn(2, 3, 40, 33)

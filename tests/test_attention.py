@@ -92,7 +92,6 @@ def test_copies_states_formats_and_folding_give_the_same(name: str) -> None:
 
 @pytest.mark.parametrize("name", ADDED)
 def test_weights_of_the_plain_network_load(name: str) -> None:
-    torch.manual_seed(0)
     plain, ours = resnet(18, width=8), attended(name)
     report = load(ours, plain.state_dict())
     assert report.missing and all(ADDED[name] in key for key in report.missing)
@@ -103,7 +102,6 @@ def test_weights_of_the_plain_network_load(name: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "dims"), [("nonlocal", 2), ("nonlocal", 3), ("a2", 2), ("cgnl", 2)])
 def test_what_comes_after_a_block_starts_as_the_identity(name: str, dims: int) -> None:
-    torch.manual_seed(0)
     plain, ours = resnet(18, width=8, dims=dims), attended(name, dims=dims)
     load(ours, plain.state_dict())
     x = torch.rand(2, 3, *[9] * (dims - 2), 45, 38)
@@ -197,7 +195,6 @@ def cbam(x: Tensor, state: dict[str, Tensor]) -> Tensor:
 @pytest.mark.parametrize("size", [(9, 6), (4, 5, 6)])
 @pytest.mark.parametrize(("name", "literal"), [("se", se), ("cbam", cbam)])
 def test_equations(name: str, literal, size: tuple[int, ...]) -> None:
-    torch.manual_seed(0)
     block, x = drawn(mechanism(name)(32), 32, len(size)), torch.randn(2, 32, *size)
     assert (block(x) / x).std() > 0.01
     torch.testing.assert_close(block(x), literal(x, block.state_dict()), rtol=1e-5, atol=1e-5)

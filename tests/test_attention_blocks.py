@@ -83,7 +83,6 @@ def cgnl(x: Tensor, state: dict[str, Tensor]) -> Tensor:
     [(NonLocal, nonlocal_, 8), (DoubleAttention, double_attention, 8), (CGNL, cgnl, 32)],
 )
 def test_a_block_is_the_literal_transcription(kind, literal, channels, size) -> None:
-    torch.manual_seed(0)
     block, x = drawn(kind(channels), channels, len(size)), torch.randn(2, channels, *size)
     torch.testing.assert_close(block(x), literal(x, block.state_dict()), rtol=1e-4, atol=1e-4)
     if size == (5, 6):  # what is added is not the same everywhere
@@ -134,7 +133,6 @@ def test_places(depth: int, res3: list[int], res4: list[int], last: int) -> None
 
 @torch.no_grad()
 def test_cgnls_convolutions_start_small() -> None:
-    torch.manual_seed(0)
     block = resnet(50, width=16, attention=mechanism("cgnl")).stages[2].layer3[4].after
     assert block.theta.weight.std().item() == pytest.approx(0.01, rel=0.1)
 
@@ -186,7 +184,6 @@ def module_of_stage_1(x: Tensor, s: dict[str, Tensor]) -> Tensor:
 @torch.no_grad()
 @pytest.mark.parametrize("widths", [BOTTLENECK, BASIC])
 def test_a_module_is_its_literal_transcription(widths: Widths) -> None:
-    torch.manual_seed(0)
     module = Residual(lambda: Unit(widths), widths.outside, levels=3, p=1, t=2).eval()
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point() and "weight" not in name:
@@ -271,7 +268,6 @@ def searchlight(bottom: Tensor, top: Tensor, state: dict[str, Tensor]) -> Tensor
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(5, 3), (2, 3, 4)])
 def test_a_searchlight_is_that_of_the_literal_transcription(size: tuple[int, ...]) -> None:
-    torch.manual_seed(0)
     module = drawn(TopDown(12, 32, {}), 12, len(size))
     bottom, top = torch.randn(2, 12, *size), torch.randn(2, 32, *size[:-1], 2)
     expected = searchlight(bottom, top, module.state_dict())

@@ -108,7 +108,6 @@ def test_augmented_convolution(stride: int, halved: int) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(9, 6), (1, 1), (2, 5)])
 def test_local_attention(size: tuple[int, int]) -> None:
-    torch.manual_seed(0)
     module, x = LocalAttention2d(6, 16), torch.randn(1, 6, *size)
     assert module.heads == 2
     torch.testing.assert_close(module(x), local(x, module), rtol=1e-4, atol=1e-5)
@@ -247,7 +246,6 @@ def literal(x: Tensor, stage: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
 @torch.no_grad()
 @pytest.mark.parametrize("training", [False, True])
 def test_the_last_stage_is_the_literal_transcription(training: bool) -> None:
-    torch.manual_seed(0)
     stage = settle(network(50, classes=5), size=64).body.stages[-1].train(training)
     x = torch.rand(3, 128, 5, 7)
     mask, scores, expected = literal(x, copy.deepcopy(stage))
@@ -302,7 +300,6 @@ def test_each_head_and_its_keys(head: str) -> None:
 
 
 def test_the_outputs_are_alike_in_both_modes_and_their_losses_add_up() -> None:
-    torch.manual_seed(0)
     abn, net, x, batch = task(), network(), pixels(2, 3, 64, 64), {"label": torch.tensor([1, 3])}
     outputs = net(x)
     losses = abn.losses(outputs, batch)
@@ -324,7 +321,6 @@ def test_the_outputs_are_alike_in_both_modes_and_their_losses_add_up() -> None:
 
 @pytest.mark.parametrize("kind", [tdaf(3), tdaf(3, rematerialise=True), tdaf(2, norm="shared")])
 def test_under_tdaf_the_branch_runs_once_and_all_flows_train(kind: Any) -> None:
-    torch.manual_seed(0)
     net, calls = network(body=kind), []
     branches = [m for m in net.modules() if isinstance(m, AttentionBranch2d)]
     branches[0].maps_norm.register_forward_hook(lambda *_: calls.append(1))

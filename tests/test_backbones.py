@@ -105,7 +105,6 @@ def test_names_and_shapes_are_torchvisions(build, theirs):
     ],
 )
 def test_cut_network_equals_torchvisions(build, theirs):
-    torch.manual_seed(0)
     with torch.device("meta"):
         theirs, ours = theirs(num_classes=10), Network(build(), classes=10)
     theirs, ours = drawn(theirs), ours.to_empty(device="cpu")

@@ -163,7 +163,6 @@ def test_torch_export_writes_it_too(exported: Any, tmp_path: Path) -> None:
 
 
 def test_suppression_is_the_same_by_torchvision_alone() -> None:
-    torch.manual_seed(0)
     corners = torch.rand(3, 60, 4) * 20
     boxes = torch.cat([corners[..., :2], corners[..., :2] + corners[..., 2:]], -1)
     scores, labels = torch.rand(3, 60) - 0.2, torch.randint(0, 3, (3, 60))

@@ -41,7 +41,6 @@ CASES += [(3, 2, "area", "all", 0.5, "mfbn", 3, {key: value for design in DESIGN
 
 @pytest.mark.parametrize(("dims", "flows", "how", "gated", "eta", "norm", "anar", "design"), CASES)
 def test_equals_the_equations(dims, flows, how, gated, eta, norm, anar, design):
-    torch.manual_seed(0)
     plain = tiny(dims).double()
     settings = dict(flows=flows, eta=eta, downsample=how, gated=gated, norm=norm, anar=anar, anar_width=32, **design)
     tdaf = TDAF(copy.deepcopy(plain), **settings).double()
@@ -76,7 +75,6 @@ def test_equals_the_equations(dims, flows, how, gated, eta, norm, anar, design):
 
 
 def test_float32_and_eval_mode_equal_the_equations():
-    torch.manual_seed(0)
     tdaf = settle(TDAF(tiny(), flows=3, anar=5, anar_width=64)).eval()
     plain = tiny().eval()
     x = torch.randn(2, 3, 61, 45)
@@ -118,7 +116,6 @@ def test_one_flow_has_the_plain_networks_names():
 
 
 def test_identity_start_is_the_plain_network_in_eval_mode():
-    torch.manual_seed(0)
     plain = settle(tiny())
     tdaf = TDAF(copy.deepcopy(plain), flows=3, anar=5, anar_width=64, gate_init="identity", eta=0.5).eval()
     x = torch.randn(2, 3, 50, 41)
@@ -128,7 +125,6 @@ def test_identity_start_is_the_plain_network_in_eval_mode():
 
 @pytest.mark.parametrize("norm", ["mfbn", "shared"])
 def test_multi_scale_sees_every_flow(norm):
-    torch.manual_seed(0)
     plain = tiny(last=96).double()
     network = MultiScale(copy.deepcopy(plain), flows=3, norm=norm).double()
     x = torch.randn(2, 3, 43, 37, dtype=torch.float64)
@@ -171,7 +167,6 @@ def test_wrong_settings_say_so_in_one_line(settings, message):
 
 @pytest.mark.parametrize(("inplace", "masks"), [(False, 1), (True, 1), (True, 5)])
 def test_fused_gate_gradients(inplace, masks):
-    torch.manual_seed(0)
     h = torch.randn(2, 5, 4, 3, dtype=torch.float64, requires_grad=True)
     m = torch.rand(2, masks, 4, 3, dtype=torch.float64).mul(1.4).add(0.05).requires_grad_()
     assert torch.autograd.gradcheck(lambda h, m: relu_gate(h * 1, m, inplace), (h, m))
@@ -185,7 +180,6 @@ def test_fused_gate_gradients(inplace, masks):
 
 
 def test_fused_gate_where_the_mask_is_zero():
-    torch.manual_seed(0)
     h = torch.randn(1, 4, 1, 3, dtype=torch.float64, requires_grad=True)
     logits = torch.tensor([-2000.0, 0.3, 900.0], dtype=torch.float64).reshape(1, 1, 1, 3).requires_grad_()
     ours = torch.autograd.grad(relu_gate(h * 1, torch.sigmoid(logits)).square().sum(), (h, logits))
@@ -197,7 +191,6 @@ def test_fused_gate_where_the_mask_is_zero():
 
 
 def test_fused_gate_sums_half_precision_in_float32():
-    torch.manual_seed(0)
     h = torch.rand(1, 4096, 1, 1, dtype=torch.bfloat16, requires_grad=True)
     m = torch.ones(1, 1, 1, 1, dtype=torch.bfloat16, requires_grad=True)
     (grad,) = torch.autograd.grad(relu_gate(h * 1, m).sum(), m)
@@ -216,7 +209,6 @@ def test_channels_last_stays():
 @pytest.mark.parametrize(("flows", "momentum"), [(1, 0.1), (3, 0.1), (3, None)])
 @pytest.mark.parametrize("kind", [TDAF, MultiScale])
 def test_rematerialise_changes_nothing(kind, flows, momentum):
-    torch.manual_seed(0)
     network = kind(tiny(), flows=flows)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -236,7 +228,6 @@ def test_rematerialise_changes_nothing(kind, flows, momentum):
 
 @pytest.mark.parametrize(("build", "rematerialise"), [("tiny", False), ("tiny", True), ("own", False)])
 def test_compiles_in_one_graph(build, rematerialise):
-    torch.manual_seed(0)
     network = TDAF(BODIES[build][0](), flows=2, anar_width=64, rematerialise=rematerialise)
     again = copy.deepcopy(network)
     x = torch.randn(2, 3, 33, 40)
@@ -270,7 +261,6 @@ BODIES = {
 @pytest.mark.parametrize("build", BODIES)
 def test_hooks_of_a_stage_fire_in_each_flows_call(build: str, norm: str) -> None:
     """On the map that goes on: the gated one, whether or not the stage ends in a ReLU or is a Sequential."""
-    torch.manual_seed(0)
     staged, size = BODIES[build][0](), BODIES[build][1]
     network = TDAF(staged, flows=3, norm=norm)
     before: list[tuple[int, Tensor]] = []
@@ -310,7 +300,6 @@ def test_a_hook_may_change_a_gated_map_and_stages_stay_what_they_were() -> None:
 
 @pytest.mark.parametrize("norm", ["mfbn", "shared"])
 def test_attention_maps_are_the_masks(norm):
-    torch.manual_seed(0)
     plain = tiny()
     tdaf = TDAF(copy.deepcopy(plain), flows=3, gated=[1, 3], anar_width=64, norm=norm).train()
     network = nn.Sequential(tdaf)

@@ -48,11 +48,6 @@ def own_state(staged, head):
     return {**named, **head.state_dict()}
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_network_of_each_family(name):
     staged = tdaf.stages(f"timm/{name}", options=FAMILIES[name]).eval()

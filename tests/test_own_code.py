@@ -126,7 +126,6 @@ def test_own_metric_is_intersection_over_union() -> None:
 
 
 def test_tdaf_in_own_code() -> None:
-    torch.manual_seed(0)
     space: dict = {}
     exec(pages.block("own code"), space)
     assert isinstance(space["body"], TDAF)

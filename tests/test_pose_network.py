@@ -55,7 +55,6 @@ def test_maps_are_a_quarter_of_the_input(size, maps):
 
 
 def test_first_weights():
-    torch.manual_seed(0)
     network = pose(TDAF(deconvolved(resnet(18), [256, 128]), **ATTENDED))
     assert isinstance(network.head, nn.Conv2d) and network.head.bias.abs().sum() == 0
     assert network.head.weight.std().item() == pytest.approx(0.001, rel=0.1)
@@ -66,7 +65,6 @@ def test_first_weights():
 
 
 def test_views_are_evaluated_each_by_itself():
-    torch.manual_seed(0)
     network = pose(TDAF(deconvolved(tiny(), [32] * 2), **ATTENDED), key_points=5).eval()
     x = torch.randint(0, 256, (2, 2, 3, 64, 48), dtype=torch.uint8)
     together = network(x)
@@ -76,7 +74,6 @@ def test_views_are_evaluated_each_by_itself():
 
 @pytest.mark.parametrize(("gated", "numbers"), [("appended", [5, 6]), ("all", [1, 2, 3, 4, 5, 6]), ([2, 6], [2, 6])])
 def test_tdaf_with_appended_stages_equals_the_equations(gated, numbers):
-    torch.manual_seed(0)
     plain = deconvolved(tiny(), [32, 64, 32]).double()
     tdaf = TDAF(copy.deepcopy(plain), flows=3, gated=gated, anar_width=32).double()
     assert sorted(map(int, tdaf.gates)) == numbers
@@ -152,7 +149,6 @@ class Classifier(nn.Module):
 @pytest.mark.parametrize("gated", ["appended", "all"])
 def test_our_own_checkpoint_of_classification_with_tdaf(gated):
     """Its earlier flows lack the backbone's last stages. Those of pose have them, with the last flow's statistics."""
-    torch.manual_seed(0)
     theirs = drawn(Classifier(TDAF(resnet(18), flows=3, anar_width=32)))
     network = pose(TDAF(deconvolved(resnet(18), [32] * 3), flows=3, gated=gated, anar_width=32))
     report = load(network, theirs)

@@ -80,7 +80,6 @@ def test_plain_weights_into_tdaf_give_every_flow_the_plain_statistics(plain18):
 
 
 def test_our_checkpoints_between_plain_tdaf_and_multiscale():
-    torch.manual_seed(0)
     with_tdaf = draw(Network(TDAF(resnet(18), flows=3)))
     same = Network(TDAF(resnet(18), flows=3))
     report = load(same, with_tdaf)
@@ -103,7 +102,6 @@ def test_our_checkpoints_between_plain_tdaf_and_multiscale():
 
 def test_flows_are_matched_by_their_size():
     """Flow N-1 reads half the image whatever N is, so its statistics come from the checkpoint's flow N-1."""
-    torch.manual_seed(0)
     three = draw(Network(TDAF(resnet(18), flows=3)))
     two = Network(TDAF(resnet(18), flows=2))
     load(two, three)
@@ -134,7 +132,6 @@ def test_wrappers_prefixes_in_any_order_and_depth(plain18, prefix):
 
 
 def test_prefixes_of_our_own_checkpoints_and_of_parts_that_are_compiled():
-    torch.manual_seed(0)
     state = draw(Network(TDAF(resnet(18), flows=3)))
     same = Network(TDAF(resnet(18), flows=3))
     report = load(same, {f"model.module.{n.replace('layer2.', 'layer2._orig_mod.')}": t for n, t in state.items()})
@@ -224,7 +221,6 @@ def small() -> Staged:
 
 
 def test_still_clip_gives_the_images_maps():
-    torch.manual_seed(0)
     flat = small()
     solid = inflate(copy.deepcopy(flat), stem=None)
     solid.stages[0].conv.stride = (1, 2, 2)
@@ -296,7 +292,6 @@ def test_a_layer_without_twin_is_named():
 
 def test_new_3d_network_starts_at_3d_scale():
     """From scratch the 3D kernels are drawn as such, and differ from frame to frame."""
-    torch.manual_seed(0)
     weight = resnet(18, dims=3).stages[3].layer4[1].conv2.weight
     assert weight.std().item() == pytest.approx((2 / (512 * 27)) ** 0.5, rel=0.02)
     assert not torch.equal(weight[:, :, 0], weight[:, :, 1])
