@@ -1,7 +1,5 @@
 """Training's images kept in memory: which pixels they have, one copy for all who read, and its end."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Training curves: what is read of several runs, what they are called, and the picture."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import sys

@@ -1,7 +1,5 @@
 """The loop itself: equal to one written by hand; precision, accumulation, clipping, averaging, evaluation."""
 
-from __future__ import annotations
-
 import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

@@ -1,8 +1,6 @@
 """What is done to a network with flows: they share every weight and keep their own statistics, and batch norm folds
 into convolutions, with the same outputs to rounding and no norm left where one can go."""
 
-from __future__ import annotations
-
 import copy
 import io
 
