@@ -326,7 +326,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         ("1 run_dir=x", "runs=FOLDER"),
         ("1 seeds=0,x", "seeds"),
         ("1 format=html", "latex"),
-        ("1 out=/", "it is a folder"),
+        ("1 out=/", "Is a directory"),
         ("1 --run", "nothing to train"),
         ("3a protocol=1crop", "for a folder"),
         (". seeds=0", "takes protocol, format and out"),
