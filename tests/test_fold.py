@@ -173,9 +173,8 @@ def test_memory_format_and_type_stay():
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_kernel_that_onednn_has_ordered_follows_its_weight(layout):
-    conv = fold(shake(nn.Sequential(nn.Conv2d(16, 32, 3, 2, 1, groups=2), nn.BatchNorm2d(32))))[0].to(
-        memory_format=layout
-    )
+    network = shake(nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 32, 3, 2, 1, groups=2), nn.BatchNorm2d(32)))
+    conv = fold(network)[1].to(memory_format=layout)
     x = torch.randn(2, 16, 9, 9)
 
     def check(conv: nn.Module) -> None:
