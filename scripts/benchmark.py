@@ -17,24 +17,63 @@ train.py's.
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import importlib
-import inspect
+import json
 import os
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tdaf.cli.ending  # noqa: F401  first: from here on Ctrl-C is a line
-from benchmarks.report import BRIDGED, Row, filled, markdown, write
+from benchmarks import BRIDGED
+from results.tabular import markdown_table, write_section
 from tdaf.cli.script import Positive, main
 from tdaf.errors import UserError
 
-if TYPE_CHECKING:
-    from benchmarks.timing import Settings
+if TYPE_CHECKING:  # torch, which takes seconds
+    from benchmarks.timing import Settings, Times
+
+HEAD = ("what", "against", "bar", "ratio (quartiles)", "null (quartiles)", "pairs", "bar met", "figures, notes")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: the ratio `of` / `to`, two candidates of one measurement, and the bar of this project.
+
+    key: its name in the JSON file, which scripts/table.py reads. measured: the measurement, where its name is another.
+    low, high: the bar, what the ratio is to lie between. rate: of images a second, say, so that the ratio of seconds is
+    turned round. device: where the row is measured, "any", "cpu" or "gpu". reference: the bar is for ResNet-50, ANAR-3,
+    three flows, 224 pixels and 8 images or more, on a GPU 128.
+    """
+
+    key: str
+    what: str
+    of: str
+    to: str
+    measured: str = ""
+    low: float | None = None
+    high: float | None = None
+    device: str = "any"
+    rate: bool = False
+    reference: bool = False
+
+    @property
+    def bar(self) -> str:
+        if self.low is not None and self.high is not None:
+            return f"{self.low:g} to {self.high:g}"
+        return f"<= {self.high:g}" if self.high is not None else f">= {self.low:g}" if self.low is not None else "-"
+
+    def holds(self, settings: Settings) -> bool:
+        """Whether there is a bar, and for what was measured."""
+        network = (settings.backbone, settings.anar, settings.flows, settings.size) == ("res50", 3, 3, 224)
+        large = settings.batch >= (128 if settings.gpu else 8)
+        return self.bar != "-" and (not self.reference or network and large)
+
 
 Images = Annotated[int, "a multiple of 32, 64 or more", lambda value: value >= 64 and value % 32 == 0]
 network = partial(Row, of="TDAF", to="plain", reference=True)  # its bar is for one network and batch
@@ -55,7 +94,7 @@ MEASURED_BY = {
     "compile": ("networks.compiled",),
     "detection": ("networks.detection",),
     "clips": ("data.clips",),
-    "latency": ("networks.gflops", "networks.memory", "networks.inference", "networks.training", "networks.compiled"),
+    "latency": ("networks.gflops", "networks.memory", "networks.folding", "networks.training", "networks.compiled"),
 }
 ROWS = {
     "startup": [
@@ -125,12 +164,10 @@ ROWS = {
     ],
     # compared with the paper rather than with a bar; each network is a table of its own
     "latency": [
-        network("forward", "forward, eager", measured="inference"),
-        network("forward_folded", "forward, both folded", of="TDAF folded", to="plain folded", measured="inference"),
+        network("forward", "forward, eager", measured="folded"),
+        network("forward_folded", "forward, both folded", of="TDAF folded", to="plain folded", measured="folded"),
         network("forward_compiled", "forward, both compiled", measured="compiled"),
-        network(
-            "forward_graphs", "as CUDA graphs", of="TDAF graph", to="plain graph", measured="inference", device="gpu"
-        ),
+        network("forward_graphs", "as CUDA graphs", of="TDAF graph", to="plain graph", measured="folded", device="gpu"),
         network("training", "training step, eager"),
         network("training_compiled", "training step, both compiled", measured="compiled_training", device="gpu"),
         network("saved", "MiB saved for backward, an image"),
@@ -157,7 +194,8 @@ def benchmark(
     images: Images = 160,
     out: Path | None = None,
 ) -> int:
-    command = _command(**locals())
+    words = [word for word in sys.argv[1:] if not word.startswith("out=")]
+    command = " ".join(["python scripts/benchmark.py", *words])
     for name in what or ():
         if name not in ROWS:
             raise UserError(f"what={','.join(what)}: {name!r} is none of {', '.join(ROWS)}")
@@ -187,7 +225,7 @@ def sections(subject: str, settings: Settings, backbone: str | None) -> dict[str
     if subject != "latency":
         return {subject: settings}
     several = (backbone,) if backbone else ("res50", "res101")
-    return {f"{subject}_{each}": dataclasses.replace(settings, backbone=each) for each in several}
+    return {f"{subject}_{each}": replace(settings, backbone=each) for each in several}
 
 
 def measure(subject: str, settings: Settings, command: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -222,12 +260,63 @@ def measure(subject: str, settings: Settings, command: str) -> tuple[dict[str, A
     return about, [filled(row, found, settings) for row in ROWS[subject]]
 
 
-def _command(out: Path | None, **settings: Any) -> str:
-    """What to type for the same again, without the path that was written to."""
-    defaults = inspect.signature(benchmark).parameters
-    texts = {name: ",".join(value) if isinstance(value, list) else value for name, value in settings.items()}
-    asked = [f"{name}={text}" for name, text in texts.items() if settings[name] != defaults[name].default]
-    return " ".join(["python scripts/benchmark.py", *asked])
+def filled(row: Row, measured: Mapping[str, Times | dict[str, float]], settings: Settings) -> dict[str, Any]:
+    """The row as plain data; "value" is None where this machine has none.
+
+    measured: seconds in turns, or what was counted, by the name of the measurement.
+    """
+    found: Any = measured.get(row.measured or row.key)
+    entry = {"key": row.key, "what": row.what, "peer": row.to, "device": row.device, "bar": row.bar, "met": None}
+    entry |= {"value": None, "ratio": None, "null": None, "absolute": {}, "note": ""}
+    if not found or row.device not in ("any", "gpu" if settings.gpu else "cpu"):
+        return entry
+    if isinstance(found, dict):
+        entry["value"] = value = found[row.of] / found[row.to]
+        entry["absolute"] = {name: f"{found[name]:.4g}" for name in (row.of, row.to)}
+    elif row.to not in found.seconds:
+        return {**entry, "note": "not installed here, or none of this backbone"}
+    else:
+        ratio = found.ratio(row.to, row.of) if row.rate else found.ratio(row.of, row.to)
+        entry |= {"value": ratio.median, "ratio": asdict(ratio), "null": asdict(found.null()), "note": found.note}
+        entry["absolute"], value = {name: found.figure(name) for name in (row.of, row.to)}, ratio.median
+    if not row.holds(settings):
+        return {**entry, "bar": "-"}
+    return {**entry, "met": (row.high is None or value <= row.high) and (row.low is None or value >= row.low)}
+
+
+def markdown(table: list[dict[str, Any]], about: dict[str, Any]) -> str:
+    """Absolute seconds are printed of a GPU alone; of a CPU that others use too, the ratio is what can be told."""
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
+    loads = " and ".join(f"{load:.1f}" for load in about["load"])
+    head = (
+        f"{about['date']}, commit {about['commit'] or '-'}. {about['machine']}, {about['cores']} cores, "
+        f"{about['threads']} threads, {about['gpu'] or 'no GPU'}; load at start and end {loads}. {versions}. "
+        f"{about['precision']}, batch {about['batch']}, {about['seconds'] / 60:.0f} minutes:\n\n    {about['command']}"
+    )
+    rows = []
+    for row in table:
+        what = row["what"] + (f" ({row['device'].upper()})" if row["device"] != "any" else "")
+        value = "-" if row["value"] is None else format(row["value"], ".3f" if row["value"] > 0.001 else ".1e")
+        ratio, pairs = (_spread(row["ratio"]), str(row["ratio"]["pairs"])) if row["ratio"] else (value, "-")
+        figures = row["absolute"].items() if about["gpu"] or not row["ratio"] else ()
+        notes = "; ".join([*(f"{name} {figure}" for name, figure in figures), *filter(None, [row["note"]])]) or "-"
+        met = {None: "-", True: "yes", False: "**no**"}[row["met"]]
+        rows.append([what, row["peer"], row["bar"], ratio, _spread(row["null"]), pairs, met, notes])
+    return f"{head}\n\n{markdown_table(HEAD, rows)}"
+
+
+def _spread(spread: dict[str, float] | None) -> str:
+    return f"{spread['median']:.3f} ({spread['low']:.3f}, {spread['high']:.3f})" if spread else "-"
+
+
+def write(out: Path, subject: str, table: list[dict[str, Any]], about: dict[str, Any], text: str) -> None:
+    """`out`.json, and the section of this subject and kind of device in `out`.md; what else that file says stays."""
+    kind = f"{subject} {'gpu' if about['gpu'] else 'cpu'}"
+    begin, end = f"<!-- measured: {kind} -->", f"<!-- end: {kind} -->"
+    write_section(out.with_suffix(".md"), begin, end, f"### {kind}\n\n{text}", "# Benchmarks\n")
+    data = out.with_suffix(".json")
+    known = json.loads(data.read_text()) if data.exists() else {}
+    data.write_text(json.dumps({**known, kind: {**about, "rows": table}}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

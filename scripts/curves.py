@@ -34,7 +34,6 @@ SPLITS = {"train": "training", "val": "validation"}
 # told apart by colour-blind eyes too (Okabe and Ito 2008)
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 DASHES = ("-", "--", ":", "-.")
-ASIDE = 6  # labels above which the legend stands at the right
 FEW = 12  # points up to which each is marked
 UNITS = {
     "top1": "top-1 (%)", "top5": "top-5 (%)", "clip_top1": "top-1 of clips (%)", "clip_top5": "top-5 of clips (%)",
@@ -168,9 +167,8 @@ def figure(runs: Sequence[tuple[str, Run]], names: Sequence[str], x: str, smooth
 
     labels = list(dict.fromkeys(label for label, _ in runs))
     looks = dict(zip(labels, ((colour, dash) for dash, colour in product(DASHES, COLOURS)), strict=False))
-    longest, aside = max(map(len, labels)), len(labels) > ASIDE
-    width, height = 0.6 + 4.6 * len(names), 3.6  # inches
-    size = (width + (10 + longest) / 16, max(height, 0.4 + 0.18 * len(labels))) if aside else (width, height)
+    width = 0.6 + 4.6 * len(names) + (labels != [""]) * (10 + max(map(len, labels))) / 16  # inches
+    size = width, max(3.6, 0.4 + 0.18 * len(labels))
     with matplotlib.rc_context(STYLE):
         page = Figure(figsize=size, layout="constrained")
         plots = page.subplots(1, len(names), squeeze=False, sharex=True)[0]
@@ -194,11 +192,8 @@ def figure(runs: Sequence[tuple[str, Run]], names: Sequence[str], x: str, smooth
             count = sum(own == label for own, _ in runs)
             text = (label or "the others") + (f" ({count} runs)" if count > 1 else "")
             plots[0].plot([], [], dash, color=colour, linewidth=1.5, label=text)
-        if labels != [""] and aside:
+        if labels != [""]:
             page.legend(loc="outside right upper", frameon=False, fontsize=8)
-        elif labels != [""]:
-            columns = max(1, min(len(looks), int(width * 13 / (longest + 12))))  # 13 letters of a legend in an inch
-            page.legend(loc="outside lower center", ncols=columns, frameon=False)
         page.suptitle(title or None)
     return page
 

@@ -20,7 +20,6 @@ Exit codes as train.py's.
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Literal
 
 import tdaf.cli.ending  # noqa: F401  first: from here on Ctrl-C is a line
+from tdaf.cli.evaluation import writing
 from tdaf.cli.script import Natural, main
 from tdaf.errors import UserError
 
@@ -51,7 +51,9 @@ def table(
     if not words:
         raise UserError("give a table (1, 2, 3a, ... or all) or a folder of runs; --help says more")
     if out:
-        _check_writable(out)
+        with writing(out):  # a file that cannot be written shows before the work
+            out.parent.mkdir(parents=True, exist_ok=True)
+            open(out, "a").close()
     seeds, code, width = sorted({*(seeds or [])}), 0, None
     words = tuple(str(Path(word).expanduser()) if word.startswith("~") else word for word in words)
     names = [name for word in words for name in ([word] if Path(word).is_dir() else word.split(","))]
@@ -88,16 +90,6 @@ def table(
         out.write_text(text)
         print(f"written: {out}", file=sys.stderr)
     return code
-
-
-def _check_writable(out: Path) -> None:
-    """Refuses a file that cannot be written before the work and not after it."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"out={out} cannot be written: {error.strerror}") from error
-    if out.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
-        raise UserError(f"out={out} cannot be written: {'it is a folder' if out.is_dir() else 'permission denied'}")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from commands import ROOT, process
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import benchmark  # noqa: E402
+from benchmark import Row, filled, markdown, write  # noqa: E402
 from benchmarks import data, networks, timing  # noqa: E402
-from benchmarks.report import Row, filled, markdown, write  # noqa: E402
 from benchmarks.timing import Settings, Times, interleaved, spread  # noqa: E402
 
 CPU = torch.device("cpu")

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks import BRIDGED
 from benchmarks.data import photograph
-from benchmarks.report import BRIDGED
 from benchmarks.timing import Settings, Times, interleaved
 from tdaf import measure
 from tdaf.build import make
@@ -77,20 +77,14 @@ def training(settings: Settings) -> Found:
 
 
 def folding(settings: Settings) -> Found:
-    """Inference with batch norms folded into convolutions, and how far its logits are from the others, in float32."""
+    """Inference as it is and with batch norms folded into convolutions, on a GPU the latter as CUDA graphs too, all in
+    the same rounds; and how far the logits of TDAF folded are from its own, in float32."""
     x = images(settings)
     networks = _folded_sides(settings, x)
-    del networks[PLAIN]
     with torch.no_grad():
         whole, folded = (networks[name](x[:8].cpu()) for name in (TDAF, f"{TDAF} folded"))
     difference = {"difference": float((folded - whole).abs().max()), "largest logit": float(whole.abs().max())}
     return {"folded": _forward_times(networks, x, settings), "folded_difference": difference}
-
-
-def inference(settings: Settings) -> Found:
-    """As they are and folded, and on a GPU the folded ones as CUDA graphs: all in the same rounds."""
-    x = images(settings)
-    return {"inference": _forward_times(_folded_sides(settings, x), x, settings, graphs=settings.gpu)}
 
 
 def compiled(settings: Settings) -> Found:
@@ -197,10 +191,8 @@ def _folded_sides(settings: Settings, x: Tensor) -> dict[str, nn.Module]:
     return {**networks, **{f"{name} folded": fold(each.eval()) for name, each in networks.items()}}
 
 
-def _forward_times(
-    networks: dict[str, nn.Module], x: Tensor, settings: Settings, rounds: int = 25, graphs: bool = False
-) -> Times:
-    """graphs: the folded networks as CUDA graphs as well."""
+def _forward_times(networks: dict[str, nn.Module], x: Tensor, settings: Settings, rounds: int = 25) -> Times:
+    """Folded networks, of a name that ends so, are timed as CUDA graphs as well where there is a GPU."""
     precision = Precision("auto", settings.device)
 
     def evaluating(network: nn.Module) -> Callable[[], Tensor]:
@@ -213,7 +205,7 @@ def _forward_times(
         return call
 
     calls: dict[str, Callable[[], object]] = {name: evaluating(each) for name, each in networks.items()}
-    if graphs:
+    if settings.gpu:
         graphed = {name: call for name, call in calls.items() if name.endswith(" folded")}
         calls |= {name.replace("folded", "graph"): _graph(call) for name, call in graphed.items()}
     return interleaved(calls, settings.pairs or rounds, settings.device, warm=3).of(len(x), "images")
@@ -234,21 +226,27 @@ def _graph(call: Callable[[], object]) -> Callable[[], None]:
 
 
 def _training_times(networks: dict[str, nn.Module], settings: Settings, batch: Batch | None = None) -> Times:
-    calls = {name: _step(each, settings, batch or labelled(settings)) for name, each in networks.items()}
+    calls = {name: _step(each, settings, batch) for name, each in networks.items()}
     return interleaved(calls, settings.pairs or 12, settings.device, warm=3).of(settings.batch, "images")
 
 
-def _step(network: nn.Module, settings: Settings, batch: Batch) -> Callable[[], None]:
-    """A call that makes one step with the recipe's own optimizer."""
-    config, own = configured(settings, 1)
-    precision = Precision("auto", settings.device)
+def _step(network: nn.Module, settings: Settings, batch: Batch | None = None) -> Callable[[], None]:
+    return training_step(
+        network, *configured(settings, 1), batch or labelled(settings), Precision("auto", settings.device)
+    )
+
+
+def training_step(
+    network: nn.Module, config: Config, task: Task, batch: Batch, precision: Precision
+) -> Callable[[], None]:
+    """A call that makes one step with the recipe's own optimizer: forward, losses, backward, update."""
     network = precision.place(network).train()
     optimizer = build.optimizer(config)(network)
 
     def call() -> None:
         with precision.autocast():
             outputs = network(batch["input"])
-        sum(own.losses(float32(outputs), batch).values()).backward()
+        sum(task.losses(float32(outputs), batch).values()).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -265,7 +263,7 @@ def _peak(settings: Settings, side: str) -> int:
     torch.cuda.empty_cache()
     if torch.cuda.memory_allocated(settings.device) > 2**28:
         raise RunError("peak memory: another measurement's tensors are still on the GPU")
-    step = _step(sides(settings)[side], settings, labelled(settings))
+    step = _step(sides(settings)[side], settings)
     step()
     torch.cuda.reset_peak_memory_stats(settings.device)
     step()

@@ -155,22 +155,19 @@ def _named(config: Config) -> dict[str, Any]:
 
 def _chosen(group: str, settings: dict[str, Any]) -> str | None:
     """The file of configs/ that these settings are from; None for a network of the user's own."""
+
+    def own(settings: dict[str, Any]) -> dict[str, Any]:  # a backbone is the same one with a mechanism in it
+        return {name: value for name, value in settings.items() if not name.startswith("attention")}
+
+    given = own(settings)
     for path in sorted((FOLDER / group).glob("*.yaml")):
         content = OmegaConf.to_container(OmegaConf.load(path))
-        own = _without_attention(flat(content.get(group, content)))  # a backbone is the same one with a mechanism in it
-        given = _without_attention(settings)
-        if "_target_" not in own or "_target_" not in given:
-            continue
-        fixed = [
-            name for name, value in own.items() if name == "_target_" or group == "backbone" and "${" not in str(value)
-        ]
-        if own.keys() == given.keys() and all(own[name] == given[name] for name in fixed):
+        there = own(flat(content.get(group, content)))
+        fixed = [name for name, value in there.items() if group == "backbone" and "${" not in str(value)]
+        fixed.append("_target_")
+        if there.keys() == given.keys() >= {"_target_"} and all(there[name] == given[name] for name in fixed):
             return path.stem
     return None
-
-
-def _without_attention(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if not name.startswith("attention")}
 
 
 @functools.cache

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from scipy import stats
 
+from benchmarks.networks import training_step
 from benchmarks.timing import interleaved, timed
 from results.runs import Run, composed, find
 from tdaf.build import takes
 from tdaf.cli import build
 from tdaf.cli.rehearsal import meta_network
 from tdaf.engine.data import TrainingOrder
-from tdaf.engine.precision import Precision, float32
+from tdaf.engine.precision import Precision
 from tdaf.engine.summary import gflops
 from tdaf.errors import UserError
 
@@ -225,20 +226,9 @@ def _step(settings: Sequence[str], device: torch.device = CPU) -> Callable[[], N
     config = composed(*settings)
     task = build.task(config)
     precision = Precision("fp32" if device == CPU else config["trainer"]["precision"], device)
-    network = precision.place(build.network(config, task)).train()
     dataset = task.dataset("train")
     batch = precision.move(dataset.collate([dataset[i] for i in range(config["trainer"]["batch"])]))
-    optimizer = build.optimizer(config)(network)
-
-    def step() -> None:
-        with precision.autocast():
-            outputs = network(batch["input"])
-        losses = task.losses(float32(outputs), batch)
-        torch.stack(list(losses.values())).sum().backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
+    return training_step(build.network(config, task), config, task, batch, precision)
 
 
 def difference_text(test: Paired | None) -> str:

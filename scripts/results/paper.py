@@ -25,6 +25,7 @@ ORDER = ("1", "2", "3a", "3b", "4", "5", "6", "latency", "multiscale")
 BENCHMARKS = FOLDER.parent / "docs" / "benchmarks.json"
 THROUGHPUT = 30.0  # 10^12 multiply-adds a second that a GPU sustains in training: assumed, not measured
 INCREASE = "_increase"
+DIGITS = {"gates": "1,000", "params": "1.000M", "gflops": "1.000"}
 DEMO = "recipe=demo"
 # what belongs to the size of a published run: the miniature has its own
 SIZE = ("backbone", "pretrained", "trainer", "schedule", "optim", "task.train_transform")
@@ -125,33 +126,32 @@ def read(name: str) -> PaperTable:
 
 
 def adapted(table: PaperTable, more: Sequence[str]) -> PaperTable:
-    """The table with `more`, overrides of all its rows. With recipe=demo it is in miniature. Rows that `more` makes
-    equal, such as those that differ in the backbone alone, are one, under their settings and without the paper's
-    numbers; where numbers are relative, only those of one baseline. What nothing is trained of keeps its rows, and is
-    its own miniature."""
-    more = [text for text in more if table.samples or text != DEMO]
-    table, rows = replace(table, more=more), []
-    for row in table.rows:
-        settings = _without(row.settings, more)
-        rows.append(row if settings == row.settings else replace(row, settings=settings, paper={}))
-    firsts = {row.group: row for row in reversed(rows)}
-    equal: dict[str, dict[tuple, list[Row]]] = {}
-    for row in rows:
-        baseline = f"over {' '.join(firsts[row.group].settings)}" if table.relative else ""
-        equal.setdefault(baseline, {}).setdefault((*sorted(row.settings), row.dash and row.name), []).append(row)
-    if not table.samples or DEMO not in more and sum(map(len, equal.values())) == len(rows):
-        return replace(table, rows=rows)
-    merged = [_merged(same, baseline * (len(equal) > 1)) for baseline in equal for same in equal[baseline].values()]
+    """The table with `more`, overrides of all its rows. With recipe=demo it is in miniature. A row that `more` changes
+    is without the paper's numbers; rows that it makes equal, such as those that differ in the backbone alone, are one,
+    under their settings; where numbers are relative, only those of one baseline. What nothing is trained of keeps its
+    rows, and is its own miniature."""
+    if not table.samples:
+        return replace(table, more=[text for text in more if text != DEMO])
+    own = [_without(row.settings, more) for row in table.rows]
+    firsts = {row.group: settings for row, settings in reversed([*zip(table.rows, own, strict=True)])}
+    equal: dict[tuple, list[Row]] = {}
+    for row, settings in zip(table.rows, own, strict=True):
+        row = row if settings == row.settings else replace(row, settings=settings, paper={})
+        group = f"over {' '.join(firsts[row.group])}" if table.relative else ""
+        equal.setdefault((group, *sorted(settings), row.dash and row.name), []).append(row)
+    table = replace(table, more=list(more))
+    if DEMO not in more and len(equal) == len(table.rows):
+        return replace(table, rows=[row for (row,) in equal.values()])
+    rows, several = [], len({group for group, *_ in equal}) > 1
+    for (group, *_), same in equal.items():
+        name, note = " ".join(same[0].settings) or "as set", f"stands for {'; '.join(map(str, same))}"
+        rows.append(
+            replace(same[0], group=group * several, paper={}, **({} if same[0].dash else {"name": name, "note": note}))
+        )
     if DEMO not in more:
-        return replace(table, rows=merged, notes=[EQUAL, *table.notes])
+        return replace(table, rows=rows, notes=[EQUAL, *table.notes])
     title = f"In miniature: {table.title}"
-    return replace(table, title=title, rows=merged, notes=[MINIATURE], published=None, **table.demo)
-
-
-def _merged(same: Sequence[Row], group: str) -> Row:
-    row = replace(same[0], group=group, paper={})
-    note = f"stands for {'; '.join(map(str, same))}"
-    return row if row.dash else replace(row, name=" ".join(row.settings) or "as set", note=note)
+    return replace(table, title=title, rows=rows, notes=[MINIATURE], published=None, **table.demo)
 
 
 def _without(settings: Sequence[str], later: Sequence[str]) -> list[str]:
@@ -290,7 +290,11 @@ def _compared(table: PaperTable, name: str, title: str, rows: Sequence[_Filled])
         if over_first and not absolute:
             mean, base = [np.mean(own) if own else None for own in (values, base)]
             values = [] if mean is None or base is None else [100 * (mean / base - 1) if increase else mean - base]
-        ours.append(_shown(name, values, None if absolute else theirs or usual, over_first and not absolute))
+        digits = _digits(name, False) if absolute else theirs or usual or _digits(name, over_first)
+        if len(values) > 1:
+            ours.append(mean_and_deviation(values, -digits.value.as_tuple().exponent))
+        else:
+            ours.append(digits.ours(values[0]) if values else "-")
         gaps.append(theirs.difference(np.mean(values)) if theirs and values else "-")
     columns = {title: ours}
     if any(texts):
@@ -307,22 +311,12 @@ def _values(table: PaperTable, name: str, row: _Filled) -> list[float]:
     return [row.counts[name.removesuffix(INCREASE)]] if row.counts else []
 
 
-def _shown(name: str, values: Sequence[float], printed: Printed | None, signed: bool) -> str:
-    """printed: whose digits are taken; None where no paper says which."""
-    if len(values) > 1:
-        return mean_and_deviation(values, -printed.value.as_tuple().exponent if printed else 1)
-    if not values or printed:
-        return printed.ours(values[0]) if values else "-"
-    (value,), kind = values, name.removesuffix(INCREASE)
+def _digits(name: str, signed: bool) -> Printed:
+    """How a number is shown where no paper says it. signed: of an increase or a gain."""
+    kind = name.removesuffix(INCREASE)
     if signed:
-        return f"{value:+.1f}" + "%" * name.endswith(INCREASE)
-    if kind == "gates":
-        return f"{value:,}"
-    if kind in ("params", "params_published"):
-        return f"{value / 1e6:.3f}M"
-    if kind.startswith("gflops"):
-        return f"{value:.3f}" if 0 < value < 10 else f"{value:.2f}" if value else "0"
-    return f"{value:.1f}"
+        return Printed.parse("+1.0%" if name != kind else "+1.0")
+    return Printed.parse(next((text for start, text in DIGITS.items() if kind.startswith(start)), "1.0"))
 
 
 def _hours(table: PaperTable, row: _Filled) -> str:

@@ -19,7 +19,6 @@ LATEX = {
     **{letter: f"\\{letter}" for letter in "&%$#_{}"},
 }  # fmt: skip
 NUMBER = re.compile(r"[<>+-]?[\d.,]+[M%sh]?( ± [\d.]+)?( \([\w=%]+\))?|-|")
-WIDE = 1000  # columns, where no terminal sets a limit
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class TextTable:
         rows: a text a column each.
         notes: remarks printed below it.
         commands: (what it makes, the command line) of each row, or nothing; "" for a row that no command makes.
-        labels: how many first columns say what a row is; the terminal shows one that repeats once.
+        labels: how many first columns say what a row is.
     """
 
     title: str
@@ -162,17 +161,11 @@ def terminal(table: TextTable, width: int | None = None) -> str:
 
     grid = Table(title=Text(table.title), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for title, numeric in zip(table.columns, table.numeric(), strict=True):
-        head = Text("\n".join(title.rsplit(" ", 1)) if numeric else title)
-        grid.add_column(head, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
-    groups, before = max(0, table.labels - 1), None
+        grid.add_column(Text(title), justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
     for row in table.rows:
-        repeated = groups > 0 and row[:groups] == before
-        if before and not repeated:
-            grid.add_section()
-        before = row[:groups]
-        grid.add_row(*map(Text, [*[""] * groups, *row[groups:]] if repeated else row))
+        grid.add_row(*map(Text, row))
     file = io.StringIO()
-    console = Console(file=file, width=width or WIDE, force_terminal=width is not None, highlight=False)
+    console = Console(file=file, width=width or 1000, force_terminal=width is not None, highlight=False)
     console.print(grid)
     for note in table.notes:
         console.print(Text(f"- {note}"), soft_wrap=width is None)
