@@ -10,7 +10,7 @@ import torch
 from commands import call
 
 from tasks.classification.task import Classification
-from tdaf.cli import check
+from tdaf.cli import rehearsal
 
 WORDS = (
     "recipe=check backbone=tiny gpus=0 loader.workers=0 task.train_transform.size=32 task.val_transforms.1crop.size=32"
@@ -33,6 +33,6 @@ def test_what_cannot_be_learnt_is_told(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Classification, "losses", constant)
-    monkeypatch.setattr(check, "SECONDS", 1)
+    monkeypatch.setattr(rehearsal, "SECONDS", 1)
     assert call(monkeypatch, ["task=imagenet", *WORDS.split()]) == 1
     assert "loss 2 to 2 in" in (said := capsys.readouterr().err) and "look at the labels" in said
