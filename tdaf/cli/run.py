@@ -26,7 +26,7 @@ LENGTH = ("trainer.epochs:", "trainer.max_steps:")
 
 
 def train(config: Config, device: torch.device) -> None:
-    """Trains, or goes on with, the run in `run_dir`; a finished one is only reported. recipe=check: see `check`."""
+    """Trains, or goes on with, the run in `run_dir`; a finished one is only reported. recipe=check is a rehearsal."""
     done = dist.broadcast(dist.run_on_all_ranks(lambda: finished(config)))
     if done:
         if dist.rank() == 0:
@@ -43,9 +43,7 @@ def train(config: Config, device: torch.device) -> None:
     }
     task, network, notes = dist.run_on_all_ranks(lambda: _built(config))
     if config.get("recipe") == "check":
-        from tdaf.cli import check
-
-        return check.run(config, task, network, **how)
+        return rehearsal.check(config, task, network, **how)
     trainer = Trainer(
         task,
         network,

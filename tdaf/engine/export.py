@@ -5,6 +5,7 @@ export(load_checkpoint("runs/imagenet/res50-..."), Path("model.onnx"))
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import logging
@@ -26,7 +27,6 @@ from tdaf.errors import RunError, UnreadableSample, UserError
 
 PT2 = ".pt2"
 SIDE, LEAST = 32, 192  # sides of samples are multiples of the one, and that which is traced has the other or more
-INSTALL = "needs onnxruntime: pip install -e '.[onnx]'"
 Outputs = dict[str, Tensor]
 
 
@@ -52,7 +52,7 @@ def export(run: Run, out: Path, dynamic: bool | None = None, tolerance: float = 
     if out.suffix not in (EXPORTED, PT2):
         raise UserError(f"out={out}: give a name that ends in {EXPORTED} or {PT2}")
     if out.suffix == EXPORTED:
-        _need_packages()
+        _need("onnx", "onnxruntime", "onnxscript")
     if run.path.suffix == EXPORTED:
         raise UserError(f"{run.path} is exported already; give the run folder that it is from")
     task = run.task()
@@ -108,10 +108,9 @@ class Exported(nn.Module):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise UserError(f"{path}: an exported network {INSTALL}") from error
+        _need("onnxruntime")
+        import onnxruntime
+
         if not path.is_file():
             raise UserError(f"no exported network at {path}")
         options = onnxruntime.SessionOptions()
@@ -147,13 +146,12 @@ class Exported(nn.Module):
         return outputs if self.about["raw"] is None else outputs[self.about["raw"]]
 
 
-def _need_packages() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"export to {EXPORTED} {INSTALL} ({error.name} is missing)") from error
+def _need(*packages: str) -> None:
+    for name in packages:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise UserError(f"{EXPORTED} needs {error.name}: pip install -e '.[onnx]'") from error
 
 
 def _traced(network: nn.Module, sample: dict[str, Tensor]) -> torch.export.ExportedProgram:

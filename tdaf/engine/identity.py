@@ -46,12 +46,11 @@ def check_unchanged(about: Mapping[str, Any], now: Mapping[str, Any], where: str
         raise UserError(f"{where} was made with other classes: {difference}; {ACCEPT}")
     for split, before in about.get("samples", {}).items():
         after = now["samples"].get(split, before)
-        if before["count"] != after["count"]:
-            counts = f"{before['count']} samples in {split} then, {after['count']} now"
-            raise UserError(f"{where} was made with other data: {counts}; {ACCEPT}, or give another run_dir")
-        if before["names"] != after["names"]:
-            same = f"as many samples in {split}, but other files"
-            raise UserError(f"{where} was made with other data: {same}; {ACCEPT}, or give another run_dir")
+        if before != after:
+            why = f"{before['count']} samples in {split} then, {after['count']} now"
+            if before["count"] == after["count"]:
+                why = f"as many samples in {split}, but other files"
+            raise UserError(f"{where} was made with other data: {why}; {ACCEPT}, or give another run_dir")
 
 
 def _checksum(dataset: Dataset) -> int:
