@@ -97,18 +97,9 @@ def left_out(others: Counter[str], kind: str) -> dict[str, int]:
 
 
 def write_skip_list(path: str | os.PathLike[str], names: Iterable[str]) -> None:
-    """Writes a list of files to leave out, sorted, each name once.
-
-    A name stands in a line as it is; where that would not be read again (line breaks, backslashes, bytes that are no
-    text, blanks at an end), it stands as a JSON string.
-
-    Args:
-        path: of the list.
-        names: the files' paths below the data set's root, with / between their parts.
-
-    Raises:
-        UserError: the list cannot be written.
-    """
+    """Writes a list of files to leave out, sorted, each name once: paths below the data set's root, with / between
+    their parts. A name that would not be read again (line breaks, backslashes, bytes that are no text, blanks at an
+    end) stands as a JSON string. Raises UserError: the list cannot be written."""
     lines = (name if _is_plain(name) else json.dumps(name) for name in sorted(set(names)))
     try:
         Path(path).expanduser().write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -118,15 +109,10 @@ def write_skip_list(path: str | os.PathLike[str], names: Iterable[str]) -> None:
 
 def read_skip_list(path: str | None, folders: tuple[str, ...] = (), example: str | None = None) -> frozenset[str]:
     """The names in a list that `write_skip_list` or a person wrote; a plain line may have backslashes for /, blanks
-    around it and Windows' line ends.
+    around it and Windows' line ends. Of no list (None) there are none.
 
-    Args:
-        path: of the list; None: no names.
-        folders: how a path below the data set's root begins; without them, it must only not begin with /.
-        example: such a path, for the message; by default the folders.
-
-    Raises:
-        UserError: the list cannot be read, or has a path that is not below the root.
+    folders: how a path below the data set's root begins; without them, it must only not begin with /. example: such a
+    path, for the message. Raises UserError: the list cannot be read, or has a path that is not below the root.
     """
     if path is None:
         return frozenset()
@@ -177,17 +163,13 @@ class Media:
     """Image files and videos as one sequence of pictures (protocol: tdaf/task.py): one of each image file, all frames
     of each video.
 
-    Image files are opened only when they are read; an animated GIF counts as a video, and of other files with several
-    pictures the first is taken. Videos are counted at once.
-
-    Args:
-        paths: the files, in their order. Pictures are turned as their EXIF tag says.
-        background: see `read_image`.
+    Image files are opened only when they are read, and turned as their EXIF tag says; an animated GIF counts as a
+    video, and of other files with several pictures the first is taken. Videos are counted at once. background: see
+    `read_image`.
 
     Attributes:
         reading: exif and background, with which images are read.
-        videos: whether there is a video among them; reading is then fast in order only, and so belongs into one
-            process.
+        videos: whether there is a video among them; reading is then fast in order only, so in one process.
         faults: what is wrong with a video, by its path. One without a readable frame has no picture here; one that is
             damaged on its way has those before the damage.
     """

@@ -88,19 +88,15 @@ class Report:
 def load(network: nn.Module, state: dict[str, Tensor], source: str = "") -> Report:
     """Copies what fits of a state dict into a network, in place.
 
-    Names are the same but for prefixes: `body.stages.1.layer2.0.conv1.weight` here is `layer2.0.conv1.weight` there, or
-    `module.backbone._orig_mod.layer2.0.conv1.weight`: what wrappers put before it, in any order and depth. The
-    statistics of TDAF's earlier flows, where the checkpoint has none of its own, are those of the last flow; 2D kernels
-    are inflated for a 3D network. A head of another class count stays as it is and is reported, and so does a stem of
-    another size.
+    Names are the same but for prefixes, in any order and depth: `body.stages.1.layer2.0.conv1.weight` here is
+    `layer2.0.conv1.weight` there, or `module.backbone._orig_mod.layer2.0.conv1.weight`. The statistics of TDAF's
+    earlier flows, where the checkpoint has none of its own, are those of the last flow; 2D kernels are inflated for a
+    3D network. A head of another class count stays as it is and is reported, and so does a stem of another size.
 
     Args:
         network: any module with a staged network in it.
         state: of this project (any task's, with or without TDAF), or a plain one of torchvision's.
         source: for the report: what the state dict is.
-
-    Returns:
-        What was loaded and what was not.
 
     Raises:
         UserError: the backbone's own names or shapes differ: another architecture. Nothing is changed then.
@@ -231,14 +227,8 @@ def _unreadable(error: Exception, head: bytes) -> str:
 
 
 def torchvision_weights(name: str) -> dict[str, Tensor]:
-    """The weights that torchvision names `name` ("ResNet50_Weights.IMAGENET1K_V1"), downloaded unless cached.
-
-    Returns:
-        A plain state dict of torchvision's, for `load`.
-
-    Raises:
-        UserError: an unknown name, or a download that fails.
-    """
+    """The weights that torchvision names `name` ("ResNet50_Weights.IMAGENET1K_V1"), downloaded unless cached, for
+    `load`. Raises UserError: an unknown name, or a download that fails."""
     from torchvision.models import get_model_weights, get_weight, list_models  # as long to import as torch
 
     try:
