@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as v2F
 
-from tasks.action.evaluator import VideoAccuracy
+from tasks.action.task import VideoAccuracy
 from tasks.action.transforms import clip_three_crops, clip_train, clip_val, corner_box
 from tdaf.errors import RunError, UserError
 
@@ -86,7 +86,7 @@ def test_validation_crops(height: int, width: int) -> None:
     ("settings", "message"),
     [
         ({"size": 0}, "size=0: give 1 or more"),
-        ({"flip": 1.5}, "flip=1.5: a probability"),
+        ({"flip": 1.5}, "flip=1.5: give at most 1"),
         ({"corner_scales": 5}, "give scale .* or corner_scales .*, not both"),
         ({"scale": None}, "give scale .* or corner_scales .*, not both"),
         ({"scale": None, "corner_scales": 0}, "corner_scales=0: give 1 or more"),
@@ -97,7 +97,7 @@ def test_crops_that_cannot_be(settings: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         clip_train(**settings)
     for make in (clip_val, clip_three_crops):
-        with pytest.raises(UserError, match="size=50: it must be between 1 and short_side=40"):
+        with pytest.raises(UserError, match="size=50: give at most 40"):
             make(size=50, short_side=40)
 
 

@@ -18,7 +18,7 @@ from tasks.classification.task import Classification
 from tasks.coco.annotations import read
 from tasks.coco.scoring import error_curves, score
 from tasks.detection.evaluator import CocoBoxes
-from tasks.pose.errors import KINDS, errors, sections
+from tasks.pose.evaluator import KINDS, errors, sections
 from tasks.pose.source import COCO, flip_pairs, sigmas
 from tdaf.engine.report import CELLS, Answer, classified, page
 from tdaf.errors import UnreadableSample, UserError

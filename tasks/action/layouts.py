@@ -279,32 +279,20 @@ class Hmdb51Layout(SplitLists):
 
 def _kinetics_rows(file: Path) -> list[tuple[str, tuple[str, str]]]:
     """Of each line of an annotation file its class, and the names that its video's file may have without an ending."""
-    rows = []
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as text:
-            lines = csv.DictReader(text, skipinitialspace=True)
-            for name in ("label", "youtube_id"):
-                if name not in (lines.fieldnames or ()):
-                    raise UserError(
-                        f"{file} has no column {name}; expected a first line label,youtube_id,time_start,time_end "
-                        "as in Kinetics' own files"
-                    )
-            for line in lines:
-                label, key = (line["label"] or "").strip(), (line["youtube_id"] or "").strip()
-                if not label or not key:
-                    raise UserError(f"{file}, line {lines.line_num}: no label or no youtube_id; is the file cut off?")
-                times = [line.get(name) or "0" for name in ("time_start", "time_end")]
-                if not all(re.fullmatch(r"\d+(\.\d*)?", time) for time in times):
-                    shown = " and ".join(map(repr, times))
-                    raise UserError(
-                        f"{file}, line {lines.line_num}: time_start and time_end are to be seconds, not {shown}"
-                    )
-                begin, end = (int(float(time)) for time in times)
-                rows.append((label, (f"{key}_{begin:06d}_{end:06d}", key)))
-    except UserError:
-        raise
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
+    lines, rows = csv.DictReader(_lines(file), skipinitialspace=True), []
+    for name in ("label", "youtube_id"):
+        if name not in (lines.fieldnames or ()):
+            head = "expected a first line label,youtube_id,time_start,time_end as in Kinetics' own files"
+            raise UserError(f"{file} has no column {name}; {head}")
+    for line in lines:
+        label, key = ((line[name] or "").strip() for name in ("label", "youtube_id"))
+        times = [line.get(name) or "0" for name in ("time_start", "time_end")]
+        if not label or not key or not all(re.fullmatch(r"\d+(\.\d*)?", time) for time in times):
+            shown = ", ".join(map(repr, (label, key, *times)))
+            said = f"label, youtube_id, time_start and time_end are {shown}: give names and seconds"
+            raise UserError(f"{file}, line {lines.line_num}: {said}; is the file cut off?")
+        begin, end = (int(float(time)) for time in times)
+        rows.append((label, (f"{key}_{begin:06d}_{end:06d}", key)))
     return rows
 
 
@@ -319,7 +307,7 @@ def _videos_in(folder: Path, frames: bool, deep: bool = True) -> tuple[list[str]
 
 def _lines(file: Path) -> list[str]:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeError) as error:
         raise UserError(f"{file} cannot be read: {error}") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
