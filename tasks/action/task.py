@@ -67,16 +67,9 @@ class VideoAccuracy:
         ]
 
     def compute(self, records: list[Record]) -> tuple[dict[str, float], dict[str, str]]:
-        """The numbers, and a file.
-
-        Returns:
-            In percent "top1" and "top5" of videos, "clip_top1" and "clip_top5" of windows (a top-5 is 100 with fewer
-            than 6 classes); "loss", the mean cross-entropy of the windows in nats; "videos", their number. And
-            "videos.json": a line a video, with its name, class, number of windows, and five best classes.
-
-        Raises:
-            RunError: there is no record.
-        """
+        """In percent "top1", "top5" of videos, "clip_top1", "clip_top5" of windows (a top-5 is 100 with fewer than 6
+        classes); "loss", the mean cross-entropy of the windows in nats; "videos", their number. And "videos.json", a
+        line a video: its name, class, number of windows, and five best classes. RunError where there is no record."""
         if not records:
             raise RunError("no sample was evaluated")
         ranks, lines = [], []

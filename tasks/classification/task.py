@@ -89,14 +89,8 @@ class Accuracy:
         return [([int(k) for k in row[3:]], int(row[2]), row[0], row[1]) for row in rows]
 
     def compute(self, records: list[Record]) -> dict[str, float]:
-        """The numbers of a split.
-
-        Returns:
-            "top1" and "top5" (100 with fewer than 6 classes) in percent, and "loss", the mean cross-entropy in nats.
-
-        Raises:
-            RunError: there is no record.
-        """
+        """ "top1" and "top5" (100 with fewer than 6 classes) in percent, and "loss", the mean cross-entropy in nats.
+        RunError where there is no record."""
         if not records:
             raise RunError("no sample was evaluated")
         count = len(records)

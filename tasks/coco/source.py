@@ -125,17 +125,14 @@ class CocoSplit(ImageFiles):
     """The images of one split in the order of their ids.
 
     Args:
-        root: folder of the data set.
-        folder: of the images, below the root.
+        root, folder: of the data set, and of the images below it.
         annotations: of the split.
         skip: paths below the root of images to leave out.
         exif, background: see `CocoFiles`.
         place: where the folder lies, if not there.
 
     Attributes:
-        annotations: without the images left out, so that image i is image i of the annotations.
-        everything: with them.
-        skipped: how many were left out.
+        annotations, everything: without the images left out, so that image i is image i of the annotations; with them.
 
     Raises:
         UserError: no image is left, or the file of one lies outside the data set.
