@@ -15,11 +15,11 @@ import numpy as np
 from torch import Tensor
 
 from tasks.classification import ilsvrc
-from tasks.common import Names, check_num_classes, data_root, existing, some
+from tasks.common import ImageFiles, Names, check_num_classes, data_root, existing, some
 from tdaf.errors import UnreadableSample, UserError
 from tdaf.media import archive
 from tdaf.media.files import IMAGES, files_below, folders_in, left_out, read_skip_list
-from tdaf.media.image import QUALITY, BoxOf, Colour, bounded, checked_background, image_notes, read_box, read_image
+from tdaf.media.image import QUALITY, BoxOf, Colour, bounded, checked_background, read_box, read_image
 from tdaf.ranges import within
 
 LAYOUT = (
@@ -122,10 +122,8 @@ class ImageFolder:
         return sorted(set(self.labels.values()))
 
 
-class FolderImages:
+class FolderImages(ImageFiles):
     """One split of an `ImageFolder`, sorted by class and then by path."""
-
-    scans = ("full", "strict")
 
     def __init__(
         self,
@@ -211,11 +209,6 @@ class FolderImages:
         """Where it lies."""
         below = self.files[index] if self.flat else self.name(index).removeprefix(f"{self.split}/")
         return f"{self.folder}/{below}"
-
-    def check(self, index: int, scan: str) -> list[str]:
-        """Reads an image as `image_notes` does, strict: with its decoder that stops at any damage."""
-        self.read(index)
-        return image_notes(self.path(index), **self.reading, strict=scan == "strict")
 
 
 def _by_class(place: str, images: list[str], labels: dict[str, str], folders: list[str]) -> list[list[str]]:
