@@ -99,7 +99,7 @@ def float32(outputs: Any) -> Any:
 
 def to_device(value: Any, device: torch.device | str) -> Any:
     """Dicts, lists and tuples with every tensor in them on the device, without waiting for the copies."""
-    if isinstance(value, Tensor):
+    if hasattr(value, "to"):  # also what becomes a tensor there
         return value.to(device, non_blocking=True)
     if isinstance(value, dict):
         return {name: to_device(v, device) for name, v in value.items()}
