@@ -34,7 +34,7 @@ def _new_settings(settings: Settings) -> None:
     """Settings that came later, so that a run's own can be given another value."""
     settings["data"].setdefault("changed", False)
     if settings["data"].get("_target_") == "tasks.classification.folder.ImageFolder":
-        settings["data"] = {"every": 1, "cache": None, "cache_side": 480, **settings["data"]}
+        settings["data"] = {"every": 1, "cache": None, "cache_side": 480, "decode": "cpu", **settings["data"]}
     if settings["task"].get("_target_") == "tasks.pose.task.Pose":
         settings["task"].setdefault("flip_pairs", None)
     exif = _EXIF.get(str(settings["data"].get("_target_")))

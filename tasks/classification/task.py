@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tasks.classification.encoded import EncodedImages, check_decodes_on_gpu, mirror_of
 from tasks.classification.transforms import Mixing, Transform
 from tasks.common import ClassTask, PredictDataset, Source
 from tdaf.engine import handover
@@ -40,17 +41,25 @@ class LabelledImages(Protocol):
 
 
 class Samples(Dataset):
-    """A split with its transform: `samples[i]` has "input" uint8 ([V,] 3, H, W) and "label"."""
+    """A split with its transform: `samples[i]` has "input" uint8 ([V,] 3, H, W) and "label"; with decode="gpu" what
+    `EncodedImages` are made of."""
 
-    def __init__(self, images: LabelledImages, transform: Transform, mixing: Mixing) -> None:
+    def __init__(self, images: LabelledImages, transform: Transform, mixing: Mixing, decode: str = "cpu") -> None:
         self.images, self.transform, self.mixing, self.files = images, transform, mixing, images
         self.skipped, self.notes = images.skipped, getattr(images, "notes", {})
+        self._encoded = decode == "gpu"
+        if self._encoded:
+            check_decodes_on_gpu(transform, mixing)
         self._by_box = hasattr(images, "read_box") and hasattr(transform, "box")
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        if self._encoded:
+            content, height, width, label = self.images.encoded(index)
+            box = self.transform.box(height, width)
+            return {"input": (content, box, bool(torch.rand(1) < mirror_of(self.transform).p)), "label": label}
         if self._by_box:
             pixels, label = self.images.read_box(index, self.transform.box)
             return {"input": self.transform.of_box(pixels), "label": label}
@@ -63,6 +72,9 @@ class Samples(Dataset):
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
         """Stacks, then mixes; the keys are those of `Mixing`."""
         labels = torch.tensor([sample["label"] for sample in samples])
+        if self._encoded:
+            images = EncodedImages.of([sample["input"] for sample in samples], self.transform.crop.size)
+            return {"input": images, "label": labels}
         return self.mixing(handover.stack([sample["input"] for sample in samples]), labels)
 
 
@@ -154,7 +166,8 @@ class Classification(ClassTask):
 
     def dataset(self, split: str) -> Samples:
         if split == "train":
-            return Samples(self.data.split(split), self.train_transform, self.mixing)
+            how = self.train_transform, self.mixing, getattr(self.data, "decode", "cpu")
+            return Samples(self.data.split(split), *how)
         return Samples(self.data.split(split), self.val_transform, Mixing(0.0, 0.0))
 
     def losses(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:

@@ -113,5 +113,5 @@ def float32(outputs: Any) -> Any:
 
 
 def to_device(value: Any, device: torch.device | str) -> Any:
-    """Every tensor in `value` on the device, without waiting for the copies."""
-    return map_leaves(lambda leaf: leaf.to(device, non_blocking=True) if isinstance(leaf, Tensor) else leaf, value)
+    """Every tensor in `value`, and what becomes one there, on the device, without waiting for the copies."""
+    return map_leaves(lambda leaf: leaf.to(device, non_blocking=True) if hasattr(leaf, "to") else leaf, value)
