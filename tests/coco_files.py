@@ -1,7 +1,5 @@
 """Small data sets in COCO's format for the tests: documents, files, images."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

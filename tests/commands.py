@@ -1,7 +1,5 @@
 """train.py and the scripts called in this process, on data of a few tiny pictures."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Outputs of a head and annotations to go with them, for the tests of detection."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -4,8 +4,6 @@ Both refuse an operation on tensors of two devices (a number, which has no axis,
 so, whatever makes the host wait: a value that is read, a copy that does not go on by itself.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress

@@ -1,7 +1,5 @@
 """Stands in for `encode` in the processes of scripts/prepare_kinetics.py; imports nothing that takes time."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Eqs. 1-5 of the paper with plain loops, for tests."""
 
-from __future__ import annotations
-
 import copy
 import math
 

@@ -1,7 +1,5 @@
 """The attention mechanisms of configs/attention/, as the command line gives them to a backbone, and counts of them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

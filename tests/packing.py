@@ -1,7 +1,5 @@
 """A folder of files in every kind of archive, for tests."""
 
-from __future__ import annotations
-
 import base64
 import gzip
 import io

@@ -1,7 +1,5 @@
 """What README and docs/ show, for the tests that run it."""
 
-from __future__ import annotations
-
 import re
 import shlex
 import sys

@@ -1,7 +1,5 @@
 """A key-point data set of a few small images in COCO's layout, written by a test."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

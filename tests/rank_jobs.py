@@ -1,7 +1,5 @@
 """What tests/test_engine_ranks.py runs as ranks; apart from it, for each rank imports this file."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import os

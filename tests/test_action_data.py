@@ -1,7 +1,5 @@
 """Layouts of video data sets, windows in time, and the data set that the engine sees."""
 
-from __future__ import annotations
-
 import runpy
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The action task around its network: settings, losses, data by protocol, and what it says of a user's videos."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The action task: crops of clips, accuracy by clip and by video; 3D-ResNet and TDAF's 3D form, 2D weights in it."""
 
-from __future__ import annotations
-
 import functools
 import math
 import random

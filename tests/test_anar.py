@@ -1,8 +1,6 @@
 """ANAR against Table 1 written out with functional calls, and its published sizes. And designs of the gates that are
 not the paper's: off they change nothing, on what they say; folded, computed again, saved."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 

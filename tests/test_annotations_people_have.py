@@ -1,8 +1,6 @@
 """Annotations as people have them: names, lists and numbers that COCO's own files do not show; and data that are not
 those of the run: other class names, another order, other samples, another place."""
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Archives read in place: what unpacking would give, in every form, and one line for what is damaged or hostile."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,8 +1,6 @@
 """What holds for every attention mechanism in a backbone and under TDAF; SE's and CBAM's equations; and how one is
 chosen. The other mechanisms' equations have files of their own."""
 
-from __future__ import annotations
-
 import copy
 import subprocess
 import sys

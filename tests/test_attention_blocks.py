@@ -1,8 +1,6 @@
 """Non-local, double attention and CGNL blocks, residual attention and the top-down module: their equations place by
 place, counts, and their places in a ResNet."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """Attention maps drawn in their place, their statistics against ones by hand, and the command for every task."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from pathlib import Path

@@ -1,8 +1,6 @@
 """Attention augmented convolution, stand-alone self-attention and the attention branch network: equations, counts,
 places and losses."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable

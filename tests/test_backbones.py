@@ -1,8 +1,6 @@
 """The backbones against published counts, torchvision's own networks and the tables of their publications; how new
 parameters start."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from functools import partial
 

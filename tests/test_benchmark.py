@@ -1,7 +1,5 @@
 """scripts/benchmark.py runs in a small setting, writes its table and data, and compares with its bars. No timing."""
 
-from __future__ import annotations
-
 import importlib
 import itertools
 import json

@@ -1,8 +1,6 @@
 """Training's images kept in memory: which pixels they have, one copy for all who read, and its end; and images that
 are decoded on their device (here the CPU, tests/test_gpu.py on a GPU)."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

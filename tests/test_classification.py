@@ -1,7 +1,5 @@
 """The classification task: network, mixing, losses, accuracy and pictures."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Clips of videos: the frames are those of a plain decode, whatever file they lie in, and every fault has its line."""
 
-from __future__ import annotations
-
 import os
 import resource
 from collections.abc import Callable

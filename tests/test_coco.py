@@ -1,7 +1,5 @@
 """COCO's annotation files and folders: read as pycocotools reads them, packed, and every fault a line or a count."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import io

@@ -1,8 +1,6 @@
 """COCO's scores: hand-computed cases, and pycocotools's own numbers to the bit. And evaluate report=true: pages of
 mistakes that need nothing beside themselves, and the numbers on them."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import html

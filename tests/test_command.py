@@ -1,7 +1,5 @@
 """What a command does: its grammar, once, again, as one of a sweep, from a run folder alone and from an old one."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

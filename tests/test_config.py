@@ -1,7 +1,5 @@
 """Composition: what ships, what overrides mean, and where a run goes."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 

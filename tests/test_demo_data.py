@@ -1,8 +1,6 @@
 """Demo pictures and videos, and the demo data on disk: the same bytes whenever drawn, never half there, and in COCO's
 format what the files say is what was drawn."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

@@ -1,8 +1,6 @@
 """recipe=demo is a real training: far above chance already after a part of it. CI runs the whole of ImageNet's, the
 README's command, after the tests."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Images with boxes: resized, mirrored, cut, padded into batches of bytes, and scored."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -1,7 +1,5 @@
 """FCOS's targets and losses against torchvision's (improved) and a literal transcription (both variants)."""
 
-from __future__ import annotations
-
 import math
 import threading
 from collections import Counter

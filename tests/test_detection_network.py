@@ -1,7 +1,5 @@
 """FCOS's network: the published counts, any backbone and any size, and torchvision's outputs with its weights."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn

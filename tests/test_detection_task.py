@@ -1,8 +1,6 @@
 """FCOS as the engine sees it: settings, what is frozen, answers in the pixels of the pictures; and from outputs to
 boxes: torchvision's detections, a literal transcription, and each setting on its own."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """README and docs/ against the code: links, files, commands and settings that they name are there."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import re

@@ -1,7 +1,5 @@
 """Checkpoints: whole or not there, verified when read, and never more than tensors and plain data."""
 
-from __future__ import annotations
-
 import errno
 import os
 import random

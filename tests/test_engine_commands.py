@@ -1,7 +1,5 @@
 """What ends a run, from inside and from outside: it goes on to the bits of an uninterrupted run."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,8 +1,6 @@
 """The run folder: what a killed run left is cleared away, and a fault is the last line of its log. And log=[...]: the
 same numbers to each logger, the same run when a run goes on, and no training stopped by one."""
 
-from __future__ import annotations
-
 import csv
 import json
 import subprocess

@@ -1,7 +1,5 @@
 """The loader: which samples in which order, the same random numbers in any worker, and what happens to bad samples."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import random

@@ -1,7 +1,5 @@
 """Two and four gloo ranks against one: gradients, batch norm, evaluation, checkpoints, and how one ends all."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -1,7 +1,5 @@
 """A run that is cut, at any moment and as often as one likes, ends with the bits of one that was not."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal

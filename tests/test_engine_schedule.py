@@ -1,7 +1,5 @@
 """Learning rates and parameter groups, against torch's own schedulers and a network counted by hand."""
 
-from __future__ import annotations
-
 import functools
 import io
 import math

@@ -1,8 +1,6 @@
 """Every choice with every other, and every setting with values that mean nothing: it starts, or is refused by a line.
 And recipe=check: everything once, and one batch by heart."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What export writes is the checkpoint's network: the same answers from onnxruntime and from torch.export's file."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What a GPU would refuse, found without one: tensors of two devices in an operation, values that the host reads."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,7 +1,5 @@
 """TDAF against a literal transcription of Eqs. 1-5, and what else it promises: the gate's gradients, hooks, masks."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 

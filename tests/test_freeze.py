@@ -1,7 +1,5 @@
 """Frozen stages and fixed batch norms of a backbone, with and without TDAF: what moves, what is shared, what loads."""
 
-from __future__ import annotations
-
 import copy
 import functools
 

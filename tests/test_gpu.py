@@ -4,8 +4,6 @@ TDAF_GPU_TESTS_ON=cpu runs the same functions on the CPU, smaller, so that they 
 nothing of a GPU. scripts/gpu_day.py starts them, and so does its test.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

@@ -1,7 +1,5 @@
 """scripts/gpu_day.py without a GPU: its real commands are such as can be given, and it is stopped and goes on."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """Image files, folders of them, and CIFAR-10: pixels equal PIL's, and every fault has its one line."""
 
-from __future__ import annotations
-
 import io
 import itertools
 import os

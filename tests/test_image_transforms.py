@@ -1,7 +1,5 @@
 """Augmentation on uint8 against torchvision, against arithmetic written out, and by its distribution."""
 
-from __future__ import annotations
-
 import pickle
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What `pip install` puts where, as a copy and as a link to the checkout; and the facts of a bug report."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """The house as it was drawn: imports point downwards, and files stay short."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import subprocess

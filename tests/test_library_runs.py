@@ -1,7 +1,5 @@
 """Networks of timm and torchvision in the tasks, in a run of the command line, with their weights; the page."""
 
-from __future__ import annotations
-
 import re
 import warnings
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Counts: against hand-made ones, and the bars of the design for ResNet-50 and 101."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tiny import tiny

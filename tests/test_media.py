@@ -1,7 +1,5 @@
 """Videos read and written, as people have them, files as one row of pictures, and what is drawn on them."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import struct

@@ -1,7 +1,5 @@
 """Wrong invocations: one line that says what, where and what to do, the right exit code, and nothing left behind."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

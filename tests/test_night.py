@@ -1,7 +1,5 @@
 """A night on a real machine: limits of the system, outputs that go away, Ctrl-C at any moment, files of strangers."""
 
-from __future__ import annotations
-
 import copy
 import errno
 import json

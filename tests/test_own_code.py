@@ -1,8 +1,6 @@
 """Users' own images, backbones, attention mechanisms, data sets, heads, losses, tasks and training scripts, by what
 docs/extending.md shows."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

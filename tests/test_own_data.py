@@ -1,7 +1,5 @@
 """Own data in COCO's format and own videos, by docs/extending.md's commands."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Data sets as they are delivered: each task finds in archives the samples, names and classes of unpacked folders."""
 
-from __future__ import annotations
-
 import csv
 import io
 import itertools

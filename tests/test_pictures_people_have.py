@@ -1,7 +1,5 @@
 """Pictures out of cameras, microscopes and drawing programs: each is read as it is meant, or refused by its name."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from types import SimpleNamespace

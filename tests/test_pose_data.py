@@ -1,7 +1,5 @@
 """Persons as samples: which are taken, how they are cut out, and what training does with them at random."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

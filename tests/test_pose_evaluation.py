@@ -1,7 +1,5 @@
 """The published protocol of key-point AP, and the task as the engine and predict use it."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Crops, heat maps, their decoding and the loss against plain transcriptions of the published rules."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

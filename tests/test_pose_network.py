@@ -1,7 +1,5 @@
 """SimplePose's network: its size, its start, TDAF through the deconvolutions, and weights by name."""
 
-from __future__ import annotations
-
 import copy
 import re
 

@@ -1,7 +1,5 @@
 """scripts/prepare_imagenet.py on a tiny set in the official form: each image lands once, in its class."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

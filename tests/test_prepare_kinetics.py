@@ -1,7 +1,5 @@
 """scripts/prepare_kinetics.py: the same videos, smaller, with short groups of pictures; and it can be stopped."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

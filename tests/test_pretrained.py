@@ -1,8 +1,6 @@
 """Weights by name: torchvision's and ours, into plain, attended, 3D and TDAF networks; what is refused; and 2D made
 3D."""
 
-from __future__ import annotations
-
 import copy
 from collections import OrderedDict
 from functools import partial

@@ -1,7 +1,5 @@
 """A run as a library: its checkpoint opened without Hydra, what it may not ask for, and Predictor on any picture."""
 
-from __future__ import annotations
-
 import copy
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """predict and check_data, as a user calls them, and lists of files to leave out."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,8 +1,6 @@
 """A run on a second device that computes as the CPU does (tests/second_device.py): forward, backward, clipping,
 optimizer, average, evaluation, checkpoint; cut short and gone on with."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """show_data: training samples with what is to be learnt of them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """scripts/table.py: every row of the paper's tables composes, builds and counts; what is printed; mistakes."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

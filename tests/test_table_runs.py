@@ -1,7 +1,5 @@
 """Which runs are a row's, what several seeds say, the running of what is missing, and the table of a folder."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

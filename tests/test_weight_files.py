@@ -1,7 +1,5 @@
 """Reading a state dict from a file, or from torchvision by name; never from the network in this test."""
 
-from __future__ import annotations
-
 import argparse
 import datetime
 import os

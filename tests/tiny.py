@@ -1,7 +1,5 @@
 """A small staged network with every kind of stage that TDAF meets, for tests."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 
 import torch

@@ -1,7 +1,5 @@
 """A data set, a task and a trainer so small that a whole run takes a second, for tests of the engine."""
 
-from __future__ import annotations
-
 import functools
 import json
 import os

@@ -11,8 +11,6 @@ Where torchvision's differs on purpose, the pair is built so that the difference
 - It finds the smallest box by 10^8 - area in float32, whose steps are 8: the boxes' areas differ by more.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

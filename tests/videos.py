@@ -1,7 +1,5 @@
 """Small videos of a moving pattern, written by PyAV, for tests."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path

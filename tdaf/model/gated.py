@@ -111,7 +111,10 @@ class _ReluGate(torch.autograd.Function):
             total = product if m.shape == y.shape else product.sum(1, keepdim=True, dtype=wide)
             grad_m = torch.where(m > 0, total / m, 0).to(m.dtype)
         if ctx.needs_input_grad[0]:
-            # Into the same memory: to a map that is moved once, fresh memory is as dear as the arithmetic.
-            grad_h = torch.mul(grad_y, m, out=product)
-            torch.ops.aten.threshold_backward.grad_input(grad_h, y, 0, grad_input=grad_h)
+            aten = torch.ops.aten
+            if product is None or torch.compiler.is_compiling():
+                grad_h = aten.threshold_backward(grad_y * m, y, 0)
+            else:  # into the same memory: new memory for a map is as dear as its arithmetic
+                torch.mul(grad_y, m, out=product)
+                grad_h = aten.threshold_backward.grad_input(product, y, 0, grad_input=product)
         return grad_h, grad_m, None
