@@ -21,7 +21,7 @@ from tasks.coco.source import CocoFiles
 from tasks.pose.source import CocoKeypoints
 from tdaf.cli.compose import compose, differences
 from tdaf.engine import checkpoint
-from tdaf.engine.identity import class_difference
+from tdaf.engine.checkpoint import class_difference
 from tdaf.engine.trained import Run
 from tdaf.errors import UserError
 

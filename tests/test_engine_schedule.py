@@ -179,7 +179,7 @@ def test_a_plateau_goes_on_where_its_checkpoint_was_written() -> None:
     [
         ({"patience": -1}, r"patience=-1: give 0 or more"),
         ({"gamma": 1.0}, r"gamma=1.0: give a factor between 0 and 1"),
-        ({"threshold": 1.0}, r"threshold=1.0"),
+        ({"threshold": 1.0}, "threshold=1: give less than 1"),
     ],
 )
 def test_plateaus_that_cannot_be_are_refused(settings: dict[str, float], said: str) -> None:
