@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from tdaf.errors import UserError
+from tdaf.errors import UserError, first_line
 
 # What settings that come out of a file may name: they are data, and whoever wrote the file must not choose what runs.
 # Everything else there is a user's own module, which `trust` has to name.
@@ -61,8 +61,7 @@ def make(node: Any, where: str, **extra: Any) -> Any:
     except UserError:
         raise
     except (TypeError, ValueError, ImportError, AttributeError) as error:  # of a class, to what it does not take
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"{where}: {node['_target_']} cannot be built: {first}") from error
+        raise UserError(f"{where}: {node['_target_']} cannot be built: {first_line(error)}") from error
 
 
 def takes(node: Mapping[str, Any], argument: str, where: str) -> bool:

@@ -22,9 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tdaf.build import checked, found, refuse_untrusted
 from tdaf.cli import FOLDER
-from tdaf.cli.overrides import TEXTS, did_you_mean, first_line, parse
+from tdaf.cli.overrides import TEXTS, did_you_mean, parse
 from tdaf.engine.settings import LoaderSettings, Settings
-from tdaf.errors import UserError
+from tdaf.errors import UserError, first_line
 from tdaf.ranges import as_written, check_ranges
 from tdaf.settings import draws_elsewhere, flat, map_leaves, read_yaml, upgraded
 

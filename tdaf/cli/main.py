@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tdaf.cli import FOLDER
 from tdaf.cli.ending import STOPPED, end_well, exit_code
-from tdaf.errors import UserError
+from tdaf.errors import UserError, first_line
 from tdaf.streams import lossy_streams, open_closed_streams
 
 if TYPE_CHECKING:
@@ -56,9 +56,10 @@ def _main() -> int:
         return 0
     # imports wait until they are needed: a misspelt key takes Hydra but not torch, which takes seconds
     asked, words = flags(sys.argv[1:])
+    flags_first = sorted(sys.argv[1:], key=lambda argument: argument in words)  # as Hydra wants them
     question = asked.cfg or asked.info or asked.version or asked.hydra_help
     if asked.shell_completion:
-        return hydra_main(_nothing, sys.argv[1:])
+        return hydra_main(_nothing, flags_first)
     if asked.multirun and not question:
         return sweep(words)
     if not question and (asked.package or asked.resolve):
@@ -76,7 +77,7 @@ def _main() -> int:
             from tdaf.cli import rehearsal
 
             rehearsal.choices(config)
-    return hydra_main(_nothing, sys.argv[1:])
+    return hydra_main(_nothing, flags_first)
 
 
 def sweep(arguments: Sequence[str]) -> int:
@@ -182,8 +183,6 @@ def launch(jobs: Sequence[Job], hydras: Sequence[str] = ()) -> list[int]:
 def hydra_main(function: Callable[[DictConfig], Any], arguments: Sequence[str]) -> int:
     """`hydra.main` over configs/ with these arguments."""
     import hydra
-
-    from tdaf.cli.overrides import first_line
 
     before, sys.argv = sys.argv, [sys.argv[0], *arguments]
     try:

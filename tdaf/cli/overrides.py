@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
-from tdaf.errors import UserError
+from tdaf.errors import UserError, first_line
 
 TEXTS = re.compile(r"run_dir|resume|pretrained|.*\.root")  # a text also where it looks like a number; null by default
 
@@ -42,10 +42,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         tails = {k.rsplit(".", 1)[-1]: k for k in reversed(known)}
         close = [tails[t] for t in difflib.get_close_matches(tail, tails, n=1, cutoff=0.8)] or close
     return f"; did you mean {close[0]}?" if close else ""
-
-
-def first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _parsed(text: str, sweep: bool) -> Override:

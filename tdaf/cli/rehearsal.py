@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from tdaf.cli import build
 from tdaf.cli.compose import Config
-from tdaf.cli.overrides import first_line
 from tdaf.engine import dist
 from tdaf.engine.precision import float32
 from tdaf.engine.trainer import Trainer
-from tdaf.errors import RunError, UnreadableSample, UserError
+from tdaf.errors import RunError, UnreadableSample, UserError, first_line
 from tdaf.task import Task
 
 SECONDS = 30  # of learning by heart
