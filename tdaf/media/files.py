@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -179,14 +177,13 @@ class Media:
         self._videos = {path: _video(path) for path in paths if is_video(path)}
         self.videos = bool(self._videos)
         self.faults: dict[Path, str] = {}
-        counts = {path: self._count(path) if path in self._videos else 1 for path in paths}
-        self._files = [path for path, count in counts.items() if count]
-        self._ends = list(accumulate(counts[path] for path in self._files))
+        frames = {path: self._frames(path) if path in self._videos else [None] for path in paths}
+        self._places = [(path, frame) for path, own in frames.items() for frame in own]
         self._open: Video | None = None
         self._last: tuple[int, Tensor] | None = None
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return len(self._places)
 
     def read(self, index: int) -> Tensor:
         """uint8 RGB (3, H, W). Raises UnreadableSample."""
@@ -195,14 +192,11 @@ class Media:
         return self._last[1].clone()  # the next sample of the same picture must find it as it was
 
     def file(self, index: int) -> Path:
-        return self._files[bisect_right(self._ends, index)]
+        return self._places[index][0]
 
     def frame(self, index: int) -> int | None:
         """The frame in its video, from 0; None for an image file."""
-        place = bisect_right(self._ends, index)
-        if self._files[place] not in self._videos:
-            return None
-        return index - (self._ends[place - 1] if place else 0)
+        return self._places[index][1]
 
     def name(self, index: int) -> str:
         """What a person finds the picture by."""
@@ -222,17 +216,18 @@ class Media:
         """Frames a second of one of the videos."""
         return self._videos[path].survey.fps
 
-    def _count(self, path: Path) -> int:
+    def _frames(self, path: Path) -> Sequence[int]:
         try:
-            count, fault = len(self._videos[path]), self._videos[path].survey.fault
+            survey = self._videos[path].survey
         except UnreadableSample as error:
-            count, fault = 0, str(error)
-        if fault is not None:
-            self.faults[path] = fault
-        return count
+            self.faults[path] = str(error)
+            return ()
+        if survey.fault is not None:
+            self.faults[path] = survey.fault
+        return range(survey.frames)
 
     def _read(self, index: int) -> Tensor:
-        path, frame = self.file(index), self.frame(index)
+        path, frame = self._places[index]
         if frame is None:
             from tdaf.media.image import read_image
 

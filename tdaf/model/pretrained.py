@@ -172,6 +172,10 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], str]:
     return state, f"{path} ({entry})" if entry else str(path)
 
 
+_NO_WEIGHTS = {
+    b"<": "it is a web page, perhaps in place of a download",
+    b"version https://git-lfs": "it is a pointer of Git LFS, in place of the file",
+}
 _Weights = tuple[str, dict[str, Tensor]]  # and the entry of the checkpoint that they stand under, "ema.module"
 
 
@@ -207,22 +211,17 @@ def _is_safetensors(path: Path, head: bytes) -> bool:
 
 def _unreadable(error: Exception, head: bytes) -> str:
     """Why a file could not be read, in one line."""
-    code = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    refused = isinstance(error, pickle.UnpicklingError)
+    code = re.search(r"GLOBAL ([\w.]+)", str(error)) if refused else None
     # torch.save wrote its magic number first before PyTorch 1.6: such a file is no plain pickle, but may be damaged
-    plain_pickle = isinstance(error, pickle.UnpicklingError) and re.match(rb"\x80(?!\x02\x8a\nl\xfc\x9c)", head)
+    plain_pickle = refused and re.match(rb"\x80(?!\x02\x8a\nl\xfc\x9c)", head)
     if code or plain_pickle or "TorchScript" in str(error):
         what = code[1] if code else "a plain pickle" if plain_pickle else "a TorchScript archive"
         return (
             f"not read: it holds {what}, which would have to be unpickled, and that can run code; save its state dict"
         )
-    if not head:
-        why = "it is empty"
-    elif head.lstrip().startswith(b"<"):
-        why = "it is a web page, perhaps in place of a download"
-    elif head.startswith(b"version https://git-lfs"):
-        why = "it is a pointer of Git LFS, in place of the file"
-    else:
-        why = "damaged, cut short, or of another kind"
+    why = "damaged, cut short, or of another kind" if head else "it is empty"
+    why = next((cause for begin, cause in _NO_WEIGHTS.items() if head.lstrip().startswith(begin)), why)
     return f"not a file of tensors that torch.load(weights_only=True) or safetensors reads; {why}"
 
 
