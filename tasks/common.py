@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +16,7 @@ from torch import Tensor, nn
 from tdaf.errors import UserError
 from tdaf.media import archive
 from tdaf.media.drawing import labelled
+from tdaf.media.image import image_notes
 from tdaf.model.classifier import Probabilities, log_probabilities
 from tdaf.model.normalise import Normalise
 from tdaf.model.staged import Staged
@@ -143,6 +147,18 @@ class Names:
         return self.text[int(self.ends[index - 1]) if index else 0 : int(self.ends[index])]
 
 
+class ImageFiles:
+    """What checks the images of a split, as `files` of a Dataset. reading: exif and background of `read_image`."""
+
+    scans = ("full", "strict")
+    reading: dict[str, Any]
+
+    def check(self, index: int, scan: str) -> list[str]:
+        """Reads an image as `image_notes` does, strict: with its decoder that stops at any damage."""
+        self.read(index)
+        return image_notes(self.path(index), **self.reading, strict=scan == "strict")
+
+
 def data_root(root: str | None, what: str, layout: str) -> Path:
     """The folder of a data set. Raises UserError where it is not given or not there. layout: what is expected in it."""
     if not root:
@@ -158,6 +174,23 @@ def existing(root: Path, place: str, name: str, layout: str, folder: bool = True
     if not (archive.is_folder if folder else archive.is_file)(place):
         raise UserError(f"root={root}: there is no {name}{'/' * folder} in it{archive.hint(root, name)}; {layout}")
     return place
+
+
+def unpacked(place: Path, names: Sequence[str]) -> dict[str, bytes]:
+    """The files of these names that there are somewhere in a folder or in a tar, compressed or not. Raises UserError
+    where that cannot be read."""
+    found: dict[str, bytes] = {}
+    try:
+        if place.is_file():
+            with tarfile.open(place) as members:
+                for member in filter(tarfile.TarInfo.isfile, members):
+                    if os.path.basename(member.name) in names:
+                        found[os.path.basename(member.name)] = members.extractfile(member).read()
+        else:
+            found = {name: path.read_bytes() for name in names for path in list(place.rglob(name))[:1]}
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{place} is damaged, cut off or no archive ({error}); bring it again") from error
+    return found
 
 
 def check_num_classes(given: int | None, found: int, root: Path) -> None:

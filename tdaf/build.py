@@ -1,7 +1,7 @@
 """From plain settings to objects: every `_target_` names a class or function, the other keys are its arguments.
 
 Settings are held against the signature first: an unknown name, a wrong kind or a missing argument is one line that says
-where, and nothing is built then. Needs no Hydra, so checkpoints and run folders can be opened as a library.
+where. Needs no Hydra, so checkpoints and run folders can be opened as a library.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import inspect
 import math
 import re
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from tdaf.errors import UserError
+from tdaf.errors import UserError, first_line
 
 # What settings that come out of a file may name: they are data, and whoever wrote the file must not choose what runs.
 # Everything else there is a user's own module, which `trust` has to name.
@@ -29,7 +29,6 @@ _NAMES = {
     **{int: "a whole number", float: "a number", bool: "true or false"},
     **{str: "a text", Path: "a path", types.NoneType: "null"},
 }
-_REFUSALS = (TypeError, ValueError, ImportError, AttributeError)  # what a class says to arguments that it does not take
 
 
 def make(node: Any, where: str, **extra: Any) -> Any:
@@ -43,7 +42,26 @@ def make(node: Any, where: str, **extra: Any) -> Any:
     Raises:
         UserError: a setting that its class does not have, or takes in another kind, or whatever the class refuses.
     """
-    return _built(checked_tree(node, where, tuple(extra)), where, extra)
+    if isinstance(node, list):
+        return [make(child, f"{where}[{place}]") for place, child in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    if "_target_" not in node:
+        return {key: make(child, f"{where}.{key}") for key, child in node.items()}
+    if not isinstance(node.get("_partial_", False), bool):
+        raise UserError(f"{where}._partial_={node['_partial_']}: give true or false")
+    function = found(str(node["_target_"]), where)
+    own = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")}
+    settings = checked(function, own, where, tuple(extra))
+    settings = {key: make(child, f"{where}.{key}") for key, child in settings.items()}
+    if node.get("_partial_"):
+        return functools.partial(function, **settings, **extra)
+    try:
+        return function(**settings, **extra)
+    except UserError:
+        raise
+    except (TypeError, ValueError, ImportError, AttributeError) as error:  # of a class, to what it does not take
+        raise UserError(f"{where}: {node['_target_']} cannot be built: {first_line(error)}") from error
 
 
 def takes(node: Mapping[str, Any], argument: str, where: str) -> bool:
@@ -54,33 +72,20 @@ def takes(node: Mapping[str, Any], argument: str, where: str) -> bool:
 def refuse_untrusted(settings: Any, where: str, trust: Sequence[str] = ()) -> None:
     """Imports nothing and raises UserError where settings that were read from a file name anything but tdaf's own
     parts, torch's optimisers, or modules that begin with a name of `trust`."""
-    if isinstance(settings, dict):
-        target = settings.get("_target_")
-        if target is not None and not _is_trusted(str(target), trust):
-            module = str(target).rpartition(".")[0] or target
+    for target in targets(settings):
+        if not _is_trusted(target, trust):
             raise UserError(
                 f"{where} asks to run {target}, which is not part of tdaf; if you know where that file is from, "
-                f"add trust={module.partition('.')[0]}"
+                f"add trust={target.partition('.')[0]}"
             )
-    children = settings.values() if isinstance(settings, dict) else settings if isinstance(settings, list) else ()
-    for child in children:
-        refuse_untrusted(child, where, trust)
 
 
-def checked_tree(node: Any, where: str, given: Sequence[str] = ()) -> Any:
-    """A settings node with every `_target_` in it checked. given: arguments that come from elsewhere."""
-    if isinstance(node, list):
-        return [checked_tree(child, f"{where}[{place}]") for place, child in enumerate(node)]
-    if not isinstance(node, dict):
-        return node
-    inside = {key: checked_tree(child, f"{where}.{key}") for key, child in node.items()}
-    if "_target_" not in node:
-        return inside
-    own = {key: value for key, value in inside.items() if key in ("_target_", "_partial_")}
-    if not isinstance(own.get("_partial_", False), bool):
-        raise UserError(f"{where}._partial_={own['_partial_']}: give true or false")
-    settings = {key: value for key, value in inside.items() if key not in own}
-    return {**own, **checked(found(str(node["_target_"]), where), settings, where, given)}
+def targets(settings: Any) -> Iterator[str]:
+    """Every `_target_` in nested settings."""
+    if isinstance(settings, dict) and "_target_" in settings:
+        yield str(settings["_target_"])
+    for child in settings.values() if isinstance(settings, dict) else settings if isinstance(settings, list) else ():
+        yield from targets(child)
 
 
 def checked(
@@ -158,27 +163,6 @@ def _is_trusted(target: str, trust: Sequence[str]) -> bool:
 
         return isinstance(owner, type) and issubclass(owner, Optimizer)
     return isinstance(owner, type) or bool(OF_FUNCTIONS.fullmatch(home))
-
-
-def _built(node: Any, where: str, extra: Mapping[str, Any]) -> Any:
-    if isinstance(node, list):
-        return [_built(child, f"{where}[{place}]", {}) for place, child in enumerate(node)]
-    if not isinstance(node, dict):
-        return node
-    inside = {key: _built(child, f"{where}.{key}", {}) for key, child in node.items()}
-    if "_target_" not in node:
-        return inside
-    target, partial = inside.pop("_target_"), inside.pop("_partial_", False)
-    function = found(target, where)
-    if partial:
-        return functools.partial(function, **inside, **extra)
-    try:
-        return function(**inside, **extra)
-    except UserError:
-        raise
-    except _REFUSALS as error:
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"{where}: {target} cannot be built: {first}") from error
 
 
 def _fitting(name: str, value: Any, known: list[str], parameters: Mapping[str, inspect.Parameter], where: str) -> Any:

@@ -34,6 +34,11 @@ class Preempted(SystemExit):
         return "told to stop; everything is saved and the same command goes on"
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something, up to 300 characters of it, or the error's kind."""
+    return next((line.strip()[:300] for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def explain_file(error: OSError) -> UserError | RunError | None:
     """What the system's refusal of a file comes to: a mistake, where it is about names and rights, or a fault. None for
     an error of something else than a file."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from tdaf.build import refuse_untrusted
+from tdaf.build import refuse_untrusted, targets
 from tdaf.errors import UserError
 
 Settings = dict[str, Any]
@@ -34,7 +34,7 @@ def _new_settings(settings: Settings) -> None:
     """Settings that came later, so that a run's own can be given another value."""
     settings["data"].setdefault("changed", False)
     if settings["data"].get("_target_") == "tasks.classification.folder.ImageFolder":
-        settings["data"] = {"every": 1, "cache": None, "cache_side": 480, **settings["data"]}
+        settings["data"] = {"every": 1, "cache": None, "cache_side": 480, "decode": "cpu", **settings["data"]}
     if settings["task"].get("_target_") == "tasks.pose.task.Pose":
         settings["task"].setdefault("flip_pairs", None)
     exif = _EXIF.get(str(settings["data"].get("_target_")))
@@ -138,11 +138,7 @@ def upgraded(settings: Settings) -> Settings:
 
 def named_modules(settings: Any) -> list[str]:
     """The modules that settings name: what to trust in the file of a run whose settings are known from elsewhere."""
-    inside = settings.values() if isinstance(settings, dict) else settings if isinstance(settings, list) else ()
-    modules = {module for child in inside for module in named_modules(child)}
-    if isinstance(settings, dict) and "_target_" in settings:
-        modules.add(str(settings["_target_"]).rpartition(".")[0])
-    return sorted(modules)
+    return sorted({target.rpartition(".")[0] for target in targets(settings)})
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -153,6 +149,16 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     for name, child in config.items():
         leaves.update(flat(child, f"{prefix}.{name}" if prefix else str(name)))
     return leaves
+
+
+def map_leaves(function: Callable[[Any], Any], node: Any) -> Any:
+    """Nested dicts, lists and tuples with `function` of each value that is none of these in its place."""
+    if isinstance(node, dict):
+        return {key: map_leaves(function, child) for key, child in node.items()}
+    if isinstance(node, (list, tuple)):
+        children = [map_leaves(function, child) for child in node]
+        return type(node)(*children) if hasattr(node, "_fields") else type(node)(children)  # a named tuple, another
+    return function(node)
 
 
 class _PlainLoader(yaml.SafeLoader):

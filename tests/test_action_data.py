@@ -133,7 +133,7 @@ def test_folders_of_frames(tmp_path: Path) -> None:
     [
         ([], None, {}, r"there is no val/ in .*expected train/<class>/<id>.mp4.*recipe=demo"),
         (["val/a/x.txt"], None, {}, "no video in the class folders"),
-        (["val/a/x.mp4"], ["a,x,0,nine,val"], {}, "line 2: time_start and time_end .* seconds, not '0' and 'nine'"),
+        (["val/a/x.mp4"], ["a,x,0,nine,val"], {}, "line 2: .* are 'a', 'x', '0', 'nine': give names and seconds"),
         (["val/a_b/x.mp4", "val/a b/y.mp4"], None, {}, "one class under two names"),
         (["val/a/x.mp4"], None, {"num_classes": 3}, "num_classes=3, but .* has 1 classes"),
         (["val/a/x.mp4"], None, {"layout": "ucf101"}, "no classInd.txt in .*ucfTrainTestlist/ with"),

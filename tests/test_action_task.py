@@ -15,8 +15,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as v2F
 
-from tasks.action.evaluator import VideoAccuracy
-from tasks.action.task import Action
+from tasks.action.task import Action, VideoAccuracy
 from tasks.action.transforms import area_box, clip_three_crops, clip_train, clip_val, corner_box
 from tdaf.cli import build
 from tdaf.cli.compose import compose
@@ -105,7 +104,7 @@ def test_crops_that_cannot_be(settings: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         clip_train(**settings)
     for make in (clip_val, clip_three_crops):
-        with pytest.raises(UserError, match="size=50: it must be between 1 and short_side=40"):
+        with pytest.raises(UserError, match="size=50: give at most 40"):
             make(size=50, short_side=40)
 
 

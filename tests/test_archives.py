@@ -257,7 +257,7 @@ class Pipe(io.BytesIO):
 
 
 @pytest.mark.parametrize("seed", range(16))
-def test_a_zip_is_listed_as_zipfile_does(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_zip_is_read_as_zipfile_does(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Random archives: zip64, data descriptors, comments, extra fields, names of all scripts."""
     choice = random.Random(seed)
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 300 if seed & 1 else 1 << 31)
@@ -274,30 +274,18 @@ def test_a_zip_is_listed_as_zipfile_does(seed: int, tmp_path: Path, monkeypatch:
     data = (b"PK\3\4, but not its own" if seed & 8 else b"") + out.getvalue()
     (tmp_path / "x.zip").write_bytes(data)
 
-    def listed(size: int) -> tuple[list[tuple], str]:
-        found = []
-        with (tmp_path / "x.zip").open("rb") as file:
-            fault = members.scan_zip(file.fileno(), size, lambda *member: found.append(member), lambda steps: None)
-        return found, fault
-
     with zipfile.ZipFile(tmp_path / "x.zip") as source:
-        expected = [
-            (
-                *(i.filename.encode(), i.header_offset, i.compress_size, i.file_size),
-                i.CRC << 2 | (members.DEFLATED if i.compress_type else members.STORED),
-            )
-            for i in source.infolist()
-        ]
-        assert listed(len(data)) == (expected, "")
-        for name in (name for name in source.namelist() if name[-1] != "/"):
-            assert archive.read(tmp_path / "x.zip" / name).tobytes() == source.read(name)
+        for name in source.namelist():
+            if name[-1] != "/":
+                assert archive.read(tmp_path / "x.zip" / name).tobytes() == source.read(name)
     for _ in range(40):  # damaged anywhere in the table, nothing but one line comes of it
         hurt = bytearray(data)
         for _ in range(choice.randrange(4)):
             hurt[-1 - choice.randrange(min(len(data), 400))] = choice.randrange(256)
         (tmp_path / "x.zip").write_bytes(hurt[: len(hurt) - choice.randrange(30) * choice.randrange(2)])
-        with suppress(ValueError):
-            listed(len(hurt))
+        archive.forget()
+        with suppress(UserError):
+            archive.inside(tmp_path / "x.zip")
 
 
 def test_names_in_a_zip_that_are_no_utf8(tmp_path: Path) -> None:
@@ -366,6 +354,7 @@ def test_a_kept_list_that_is_damaged_or_hostile_is_made_again(kept: Path) -> Non
         good[:-9] + b"x" + good[-8:],
         json.dumps({**about, "count": 10**12}).encode().ljust(head) + good[head:],
         json.dumps({**about, "count": -1}).encode().ljust(head) + good[head:],
+        json.dumps({**about, "count": 0}).encode().ljust(head) + good[head:],
         json.dumps([]).encode().ljust(head) + good[head:],
         json.dumps(hostile).encode().ljust(head) + outside,
     ):

@@ -1,4 +1,5 @@
-"""Training's images kept in memory: which pixels they have, one copy for all who read, and its end."""
+"""Training's images kept in memory: which pixels they have, one copy for all who read, and its end; and images that
+are decoded on their device (here the CPU, tests/test_gpu.py on a GPU)."""
 
 import os
 import subprocess
@@ -11,11 +12,13 @@ import torch
 from commands import ROOT
 from PIL import Image
 
+from tasks.classification.encoded import EncodedImages
 from tasks.classification.folder import ImageFolder
 from tasks.classification.task import Samples
 from tasks.classification.transforms import Mixing, imagenet_train
 from tdaf.engine.data import EvaluationOrder, Loader
-from tdaf.errors import UnreadableSample, UserError
+from tdaf.engine.precision import to_device
+from tdaf.errors import RunError, UnreadableSample, UserError
 from tdaf.media import cache
 from tdaf.media.image import QUALITY, bounded, read_image
 
@@ -26,13 +29,17 @@ SIZES = ((40, 60), (90, 70), (200, 131), (64, 64))
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(cache, "FOLDER", str(tmp_path / "shm"))
     (tmp_path / "shm").mkdir()
+    return written(tmp_path / "root")
+
+
+def written(root: Path) -> Path:
     for split in ("train", "val"):
-        (tmp_path / "root" / split / "a").mkdir(parents=True)
+        (root / split / "a").mkdir(parents=True)
         for number, (height, width) in enumerate(SIZES):
             coarse = np.random.default_rng(number).integers(0, 256, (5, 7, 3), np.uint8)
             image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-            image.save(tmp_path / "root" / split / "a" / f"{number}.JPEG", quality=92)
-    return tmp_path / "root"
+            image.save(root / split / "a" / f"{number}.JPEG", quality=92)
+    return root
 
 
 def kept(root: Path) -> list[str]:
@@ -111,6 +118,38 @@ def test_no_room(root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
     (root / "train" / "a" / "1.JPEG").write_bytes(b"")
     with pytest.raises(UnreadableSample, match="empty"):
         images.read(1)
+
+
+def decoded(root: Path, device: torch.device, workers: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs decoded on a device and by a worker. The second image is a PNG, which is made a JPEG first."""
+    with Image.open(root / "train" / "a" / "0.JPEG") as image:
+        image.save(root / "train" / "a" / "0.png")
+    images = ImageFolder(str(root)).split("train")
+    how = imagenet_train(size=32, short_side=[32, 48]), Mixing(0, 0)
+    there, here = (
+        next(iter(Loader(samples, EvaluationOrder(5, 5), seed=1, workers=workers)))
+        for samples in (Samples(images, *how, decode="gpu"), Samples(images, *how))
+    )
+    assert len(there["input"]) == 5 and torch.equal(there["label"], here["label"])
+    return to_device(there, device)["input"], here["input"]
+
+
+def test_images_decoded_on_their_device_are_those_of_a_worker(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found, expected = decoded(root, torch.device("cpu"))
+    assert found.dtype == torch.uint8 and found.shape == (5, 3, 32, 32)
+    difference = (found.int() - expected.int()).abs()
+    assert difference[1].float().mean() < 2 and difference[[0, 2, 3, 4]].max() <= 1  # by rounding
+    images, how = ImageFolder(str(root)).split("train"), (imagenet_train(), Mixing(0, 0))
+    damaged = EncodedImages.of([(np.zeros(9, np.uint8), (0, 0, 1, 1), False)], 8)
+    with pytest.raises(RunError, match="data.decode=gpu: "):
+        damaged.to("cpu")
+    for wrong, mixing in ((imagenet_train(lighting=0.1), Mixing(0, 0)), (imagenet_train(), Mixing(0.2, 0))):
+        with pytest.raises(UserError, match="crops and mirroring alone"):
+            Samples(images, wrong, mixing, decode="gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="no GPU here"):
+        Samples(images, *how, decode="gpu")
 
 
 @pytest.mark.parametrize(("settings", "said"), [({"cache": "disk"}, "cache=disk"), ({"cache_side": 0}, "cache_side=0")])

@@ -26,7 +26,7 @@ from tasks.coco.annotations import read
 from tasks.coco.scoring import BOX_NUMBERS, POINT_NUMBERS, error_curves, score
 from tasks.detection.evaluator import CocoBoxes
 from tasks.pose import source
-from tasks.pose.errors import KINDS, errors, sections
+from tasks.pose.evaluator import KINDS, errors, sections
 from tasks.pose.source import flip_pairs, sigmas
 from tdaf.engine.report import CELLS, Answer, classified, page
 from tdaf.errors import UnreadableSample, UserError

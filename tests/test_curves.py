@@ -1,5 +1,7 @@
 """Training curves: what is read of several runs, what they are called, and the picture."""
 
+from __future__ import annotations
+
 import importlib.util
 import json
 import sys
@@ -61,6 +63,22 @@ def test_the_plot_has_every_curve_and_its_units(tmp_path: Path) -> None:
     assert sum(len(line.get_xdata()) > 0 for line in left.lines) == 6  # the numbers, pale, and their mean
     (legend,) = left.figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["flows 1", "flows 3 (2 runs)"]
+
+
+@pytest.mark.parametrize("many", [5, 30])
+def test_a_legend_has_room(many: int) -> None:
+    """Beside the plots."""
+    labelled = [
+        (f"a long name of a run, number {n}", curves.Run(Path(), {}, [event(5), event(10)])) for n in range(many)
+    ]
+    figure = curves.figure(labelled, ["train/loss"], "step", 0.0, "")
+    figure.draw_without_rendering()
+    (legend,), (axes,) = figure.legends, figure.axes
+    box, plotted = legend.get_window_extent(), axes.get_window_extent()
+    assert box.x0 > plotted.x1
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0
+    looks = {(line.get_color(), line.get_linestyle()) for line in axes.lines if len(line.get_xdata())}
+    assert len(looks) >= min(many, 28)
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

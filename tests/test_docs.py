@@ -14,7 +14,7 @@ from commands import ROOT
 
 from tdaf.cli import rehearsal
 from tdaf.cli.compose import compose, flat
-from tdaf.cli.main import _flags, combinations
+from tdaf.cli.main import combinations, flags
 from tdaf.cli.script import parse
 from tdaf.errors import UserError
 
@@ -84,8 +84,11 @@ def train_commands(page: Path) -> Iterator[list[str]]:
     for line in TRAIN.findall(page.read_text(encoding="utf-8").replace("\\\n", " ")):
         words = shlex.split(line.rstrip("'"), comments=True)
         if words and "..." not in words and not words[0].startswith(("--", "and", "resume=")):
-            flags, settings = _flags(words)
-            yield [*flags, *(word for word in settings if not word.startswith(("hydra/", "hydra.launcher")))]
+            asked, settings = flags(words)
+            yield [
+                *["-m"] * asked.multirun,
+                *(word for word in settings if not word.startswith(("hydra/", "hydra.launcher"))),
+            ]
 
 
 @functools.cache

@@ -196,7 +196,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     ("settings", "said"),
     [
         ({"epochs": None}, "both null"),
-        ({"ema": 1.0}, "ema=1.0"),
+        ({"ema": 1.0}, "ema=1: give less than 1"),
         ({"evaluate_every": -1}, "evaluate_every=-1"),
         ({"workers": -1}, "workers=-1"),
     ],

@@ -11,7 +11,7 @@ from commands import call
 
 from tasks.classification.task import Classification
 from tdaf.build import make
-from tdaf.cli import build, check, rehearsal
+from tdaf.cli import build, rehearsal
 from tdaf.cli.compose import Config, compose, flat, group_options, overridden
 from tdaf.errors import UserError
 
@@ -201,6 +201,6 @@ def test_what_cannot_be_learnt_is_told(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Classification, "losses", constant)
-    monkeypatch.setattr(check, "SECONDS", 1)
+    monkeypatch.setattr(rehearsal, "SECONDS", 1)
     assert call(monkeypatch, ["task=imagenet", *WORDS.split()]) == 1
     assert "loss 2 to 2 in" in (said := capsys.readouterr().err) and "look at the labels" in said

@@ -188,9 +188,12 @@ def test_folding(kind, mode):
 
 def test_maps_keep_their_number_format():
     x = torch.randn(2, 4, 5, 5).bfloat16()
-    for gradient in (False, True):
-        x = x.clone().requires_grad_(gradient)
-        assert FrozenBatchNorm2d(4)(x).dtype == FixedBatchNorm2d(4)(x).dtype == torch.bfloat16
+    for mode in ("frozen", "affine"):
+        norm = Staged([nn.BatchNorm2d(4)], [4], [1])
+        fix_batch_norm(norm, mode)
+        for gradient in (False, True):
+            given = x.clone().requires_grad_(gradient)
+            assert isinstance(norm.stages[0], NORMS) and norm.stages[0](given).dtype == torch.bfloat16
 
 
 def test_fixed_norms_are_norms_to_the_optimizer():

@@ -19,6 +19,7 @@ import pytest
 import torch
 from commands import ROOT
 from devices import TINY, tiny, watched_run
+from test_cache import decoded, written
 from test_demo_learns import DEMOS
 from tiny_run import same, start, trained, trainer, until
 from torch import Tensor, nn
@@ -175,6 +176,14 @@ def test_batches_are_pinned_and_arrive_whole(demo: Path, tmp_path: Path) -> None
     assert batch["input"].is_pinned() == REAL
     moved = made.precision.move(batch)
     assert moved["input"].device == DEVICE and torch.equal(moved["input"].cpu(), batch["input"])
+
+
+def test_jpegs_decoded_by_the_gpu_are_those_of_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nvJPEG rounds otherwise, and takes colours from fewer neighbours."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found, expected = decoded(written(tmp_path), DEVICE, workers=1)
+    assert found.device == DEVICE and found.dtype == torch.uint8
+    assert (found.cpu().int() - expected.int()).abs().float().mean() < 3
 
 
 def trained_briefly(demo: Path, folder: Path, *how: str, task: str = "imagenet") -> Trainer:

@@ -285,7 +285,7 @@ def test_cifar_as_python_2_wrote_it(tmp_path: Path) -> None:
 def test_cifar_faults(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="root is not set.*recipe=demo"):
         Cifar10(None)
-    with pytest.raises(UserError, match="no data_batch_1 in .*cifar-10-batches-py; expected .*recipe=demo"):
+    with pytest.raises(UserError, match="no batches.meta in .*cifar-10-batches-py; expected .*recipe=demo"):
         Cifar10(str(tmp_path))
     write_cifar10(tmp_path, seed=0, train=10, val=4)
     batch = tmp_path / "cifar-10-batches-py/data_batch_2"

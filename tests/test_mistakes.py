@@ -60,7 +60,7 @@ COMMAND = {
     "~backbone": "backbone cannot be left out",
     "+backbone=res18": "write backbone=res18",
     "anar": "'anar' is not a setting: write key=value",
-    "--config-dir": "give its value behind it", "--resolve": "for what --cfg job shows", "--run": "is not a setting",
+    "--config-dir": "expected one argument", "--resolve": "for what --cfg job shows", "--run": "is not a setting",
     "anar=[1": "brackets and quotes",
     "anar=3,5": "a sweep, which needs -m",
     "anar=4": "anar=4: give 2, 3, 5 or 7", "anar=3.5": "anar=3.5: give 2, 3, 5 or 7",

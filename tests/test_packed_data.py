@@ -150,7 +150,7 @@ def test_validation_images_need_their_classes(folder: Path, tmp_path: Path) -> N
     with pytest.raises(UserError, match="no class folders.* put the devkit .* or Kaggle's LOC_val_solution.csv beside"):
         ImageFolder(str(tmp_path))
     kit.write_bytes(good[: len(good) // 2])
-    with pytest.raises(UserError, match="devkit_t12.tar.gz is damaged, cut off or no archive; bring it again"):
+    with pytest.raises(UserError, match="devkit_t12.tar.gz is damaged, cut off or no archive .*; bring it again"):
         ImageFolder(str(tmp_path))
     kit.write_bytes(good)
     flat = split(contents(folder), "val", flat=True)
@@ -275,7 +275,7 @@ def test_cifar_from_its_archive(tmp_path: Path) -> None:
         assert torch.equal(one.images, other.images) and (one.labels == other.labels).all() and one.rows == other.rows
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(UserError, match="cifar-10-python.tar.gz is damaged, cut off or no archive; bring it again"):
+    with pytest.raises(UserError, match="cifar-10-python.tar.gz is damaged, cut off or no archive .*; bring it again"):
         Cifar10(str(tmp_path / "packed"))
 
 

@@ -70,7 +70,7 @@ def test_what_is_left_out_is_counted(root):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('[{"image_id": 139, "categ', "yolo.json is damaged or no JSON .*; write or copy it again"),
+        ('[{"image_id": 139, "categ', "yolo.json is damaged or no JSON .*; unpack or copy it again"),
         ({"annotations": []}, "yolo.json holds an object with annotations; expected COCO detection results"),
         ([3], "box number 1 of the file is no JSON object"),
         ([result(), {"image_id": 9, "category_id": 1, "bbox": [1, 2, 3, 4]}], "box number 2 of the file has no score"),

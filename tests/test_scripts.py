@@ -14,6 +14,7 @@ from PIL import Image
 from scripts.check_data import check
 from scripts.predict import predict
 from tasks.classification.task import Classification
+from tasks.common import ClassTask
 from tdaf.cli.evaluation import open_to_predict
 from tdaf.demo.prepare import prepare
 from tdaf.errors import RunError, UserError
@@ -167,7 +168,7 @@ def test_the_signature_decides_what_the_task_takes(run: Path, tmp_path: Path, mo
             options(word)
     monkeypatch.setattr(Classification, "predict_dataset", lambda self, paths, **options: None)
     assert options("anything=1", "protocol=1crop") == {"anything": 1}
-    monkeypatch.delattr(Classification, "draw")
+    monkeypatch.delattr(ClassTask, "draw")
     with pytest.raises(UserError, match="its task does not predict: it has no draw"):
         script(predict, [f"checkpoint={run}", f"input={videos.write(tmp_path / 'a.mp4')}", f"out={tmp_path / 'out'}"])
     monkeypatch.delattr(Classification, "predict_dataset")

@@ -11,8 +11,8 @@ import pytest
 import torch
 from commands import ROOT, call, process
 
-from tasks.action.evaluator import VideoAccuracy
-from tasks.classification.evaluator import Accuracy
+from tasks.action.task import VideoAccuracy
+from tasks.classification.task import Accuracy
 from tasks.coco.scoring import BOX_NUMBERS, POINT_NUMBERS
 from tdaf.cli.script import main
 from tdaf.errors import UserError

@@ -47,7 +47,7 @@ from tdaf.model.maps import attention_maps, gate_statistics
 if TYPE_CHECKING:
     from study import Group
 
-BATCH = 100
+BATCH, LOOKED_AT = 100, 1000
 EXCHANGES = ("its own", "even over the places", "of another image", "the mean of all images", "one number", "1 - eta")
 # of (flow, stage), over all images: the mean mask, on the object and beside it, and what tdaf/model/maps.py says:
 # the shares of saturated values, and the deviations within a mask, of the mean mask, and over the images at a place
@@ -76,7 +76,7 @@ def cached(path: Path, key: Any, measure: Callable[[], Any]) -> Any:
 
 @torch.no_grad()
 def masks(folder: Path) -> dict[str, Any]:
-    """What the masks of a trained network are worth, over the whole validation split of a run of the study.
+    """What the masks of a trained network are worth, over `LOOKED_AT` validation images of a run of the study.
 
     A mask that tells something of its own image cannot be exchanged for another image's without a loss; one that only
     scales a stage can be exchanged for one number. Returns "top1": in percent, by what stands in the place of the masks
@@ -86,7 +86,7 @@ def masks(folder: Path) -> dict[str, Any]:
     task = run.task(data=True)
     network, dataset = run.network(task), task.dataset("val")
     # the files lie class by class: a batch is to hold all classes, and "another image" mostly one of another class
-    order = [int(i) for i in np.random.default_rng(0).permutation(len(dataset))]
+    order = [int(i) for i in np.random.default_rng(0).permutation(len(dataset))][:LOOKED_AT]
     samples = [dataset[i] for i in order]
     inputs = torch.stack([sample["input"] for sample in samples]).split(BATCH)
     labels = torch.tensor([sample["label"] for sample in samples])

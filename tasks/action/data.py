@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from tasks.action.transforms import Transform
-from tasks.action.videos import Videos
+from tasks.action.videos import ListedVideos
 from tdaf.errors import UserError
 from tdaf.media.files import Media, is_video
 from tdaf.task import Dataset
@@ -69,11 +69,11 @@ class Clips(Dataset):
     Args:
         videos: of a split.
         timing: which windows of each. Where their number depends on the length of a video, all are counted when this is
-            made (`Videos.counts`).
+            made (`ListedVideos.counts`).
         transform: from the frames of a window to an input.
     """
 
-    def __init__(self, videos: Videos, timing: Timing, transform: Transform) -> None:
+    def __init__(self, videos: ListedVideos, timing: Timing, transform: Transform) -> None:
         self.videos, self.timing, self.transform, self.files = videos, timing, transform, videos
         self.skipped, self.notes = videos.skipped, videos.notes
         self.totals = videos.counts() if timing.windows is None else None

@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tasks.common import existing, some
+from tasks.common import some
 from tdaf.errors import UserError
 from tdaf.media import archive
 from tdaf.media.files import MOVING, files_below, folders_in, left_out
@@ -58,13 +58,12 @@ class KineticsLayout:
 
     def __init__(self, root: Path, annotations: str | None, videos: str | None, frames: bool, max_bad: int = 0) -> None:
         self.root, self.frames, self.base, self.max_bad = root, frames, root / (videos or "."), max_bad
-        self.names: dict[Path, str] = {}  # below the root, of the splits' folders, by where they lie
         self.csv_folders = (root / annotations,) if annotations is not None else (root / "annotations", root)
         if annotations is not None and not self.csv_folders[0].is_dir():
             raise UserError(f"annotations={annotations}: no such folder ({self.csv_folders[0].absolute()})")
         file = self._csv_file("val")
-        labels = {label for label, _ in _kinetics_rows(file)} if file else set(folders_in(self._folder("val")))
-        where = file or self._folder("val")
+        where = file or self._folder("val")[0]
+        labels = {label for label, _ in _kinetics_rows(file)} if file else set(folders_in(where))
         if not labels:
             fault = "lists no video" if file else f"holds neither class folders nor annotations; {KINETICS}"
             raise UserError(f"{where} {fault}")
@@ -76,11 +75,11 @@ class KineticsLayout:
 
     def listing(self, split: str) -> Listing:
         """The split "train" or "val"; raises UserError where it cannot be had."""
-        folder, file = self._folder(split), self._csv_file(split)
+        (folder, below), file = self._folder(split), self._csv_file(split)
         archive.check_whole(folder, self.max_bad)
         listing = self._annotated(folder, file) if file else self._in_classes(folder)
-        if folder != self.root / self.names[folder]:
-            listing.folder, listing.place = self.names[folder], str(folder)
+        listing.names = [f"{below}/{name}" for name in listing.names]
+        listing.folder, listing.place = below, str(folder)
         return listing
 
     def _in_classes(self, folder: Path) -> Listing:
@@ -90,9 +89,8 @@ class KineticsLayout:
         videos = [(name, video) for name in classes for video in found[name][0]]
         if not videos:
             raise UserError(f"there is no video in the class folders of {folder}; {KINETICS}")
-        names = [self._below_root(folder, name, video) for name, video in videos]
         notes = left_out(sum((others for _, others in found.values()), Counter()), "videos")
-        return Listing(names, [self.numbers[_plain(name)] for name, _ in videos], notes)
+        return Listing(list(map("/".join, videos)), [self.numbers[_plain(name)] for name, _ in videos], notes)
 
     def _annotated(self, folder: Path, file: Path) -> Listing:
         rows = _kinetics_rows(file)
@@ -106,7 +104,7 @@ class KineticsLayout:
             own = [(name, video) for name, video in candidates if _plain(name) == _plain(label)]
             name, video = (own or candidates)[0]
             elsewhere += bool(name) and not own
-            used.setdefault(self._below_root(folder, name, video), []).append(self.numbers[_plain(label)])
+            used.setdefault("/".join(filter(None, (name, video))), []).append(self.numbers[_plain(label)])
         several = {name: labels for name, labels in used.items() if len(set(labels)) > 1}
         kept = [name for name in used if name not in several]
         listing = Listing(kept, [used[name][0] for name in kept])
@@ -143,16 +141,15 @@ class KineticsLayout:
         if unknown:
             raise UserError(f"{where} has {len(unknown)} class(es) that the validation split lacks: {some(unknown)}")
 
-    def _folder(self, split: str) -> Path:
+    def _folder(self, split: str) -> tuple[Path, str]:
+        """Where it lies, and its path below the root."""
         for name in KINETICS_FOLDERS[split]:
             place = Path(archive.locate(self.base, name))
             if archive.is_folder(place):
-                self.names[place] = (self.base / name).relative_to(self.root).as_posix()
-                return place
-        return Path(existing(self.base, archive.locate(self.base, split), split, KINETICS))
-
-    def _below_root(self, folder: Path, *names: str) -> str:
-        return "/".join((self.names[folder], *filter(None, names)))
+                return place, (self.base / name).relative_to(self.root).as_posix()
+        raise UserError(
+            f"root={self.root}: there is no {split}/ in {self.base}{archive.hint(self.base, split)}; {KINETICS}"
+        )
 
     def _csv_file(self, split: str) -> Path | None:
         names = KINETICS_FOLDERS[split]
@@ -279,32 +276,20 @@ class Hmdb51Layout(SplitLists):
 
 def _kinetics_rows(file: Path) -> list[tuple[str, tuple[str, str]]]:
     """Of each line of an annotation file its class, and the names that its video's file may have without an ending."""
-    rows = []
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as text:
-            lines = csv.DictReader(text, skipinitialspace=True)
-            for name in ("label", "youtube_id"):
-                if name not in (lines.fieldnames or ()):
-                    raise UserError(
-                        f"{file} has no column {name}; expected a first line label,youtube_id,time_start,time_end "
-                        "as in Kinetics' own files"
-                    )
-            for line in lines:
-                label, key = (line["label"] or "").strip(), (line["youtube_id"] or "").strip()
-                if not label or not key:
-                    raise UserError(f"{file}, line {lines.line_num}: no label or no youtube_id; is the file cut off?")
-                times = [line.get(name) or "0" for name in ("time_start", "time_end")]
-                if not all(re.fullmatch(r"\d+(\.\d*)?", time) for time in times):
-                    shown = " and ".join(map(repr, times))
-                    raise UserError(
-                        f"{file}, line {lines.line_num}: time_start and time_end are to be seconds, not {shown}"
-                    )
-                begin, end = (int(float(time)) for time in times)
-                rows.append((label, (f"{key}_{begin:06d}_{end:06d}", key)))
-    except UserError:
-        raise
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
+    lines, rows = csv.DictReader(_lines(file), skipinitialspace=True), []
+    for name in ("label", "youtube_id"):
+        if name not in (lines.fieldnames or ()):
+            head = "expected a first line label,youtube_id,time_start,time_end as in Kinetics' own files"
+            raise UserError(f"{file} has no column {name}; {head}")
+    for line in lines:
+        label, key = ((line[name] or "").strip() for name in ("label", "youtube_id"))
+        times = [line.get(name) or "0" for name in ("time_start", "time_end")]
+        if not label or not key or not all(re.fullmatch(r"\d+(\.\d*)?", time) for time in times):
+            shown = ", ".join(map(repr, (label, key, *times)))
+            said = f"label, youtube_id, time_start and time_end are {shown}: give names and seconds"
+            raise UserError(f"{file}, line {lines.line_num}: {said}; is the file cut off?")
+        begin, end = (int(float(time)) for time in times)
+        rows.append((label, (f"{key}_{begin:06d}_{end:06d}", key)))
     return rows
 
 
@@ -319,7 +304,7 @@ def _videos_in(folder: Path, frames: bool, deep: bool = True) -> tuple[list[str]
 
 def _lines(file: Path) -> list[str]:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeError) as error:
         raise UserError(f"{file} cannot be read: {error}") from error
     return [line.strip() for line in text.splitlines() if line.strip()]

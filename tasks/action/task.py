@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tasks.action.data import Clips, Timing, Windows
-from tasks.action.evaluator import Record, VideoAccuracy, video_probabilities
 from tasks.action.transforms import Transform
 from tasks.common import ClassTask, Source
-from tdaf.errors import UserError
+from tdaf.errors import RunError, UserError
 from tdaf.media.drawing import labelled
-from tdaf.model.classifier import Classifier, LinearHead
+from tdaf.model.classifier import Classifier, LinearHead, log_probabilities
 from tdaf.model.staged import Staged
 from tdaf.ranges import within
 from tdaf.task import Batch
@@ -26,11 +28,80 @@ WINDOWS = {"clip": 3, "hara": None, "30view": 10}  # of a video, by protocol; No
 STRIP = 8  # frames of a clip that its picture shows
 
 
+class Record(NamedTuple):
+    """One window. rank: how many classes come before its own, of equal ones those with the smaller number.
+    probabilities: (K,) float32, a numpy array since those cross between ranks faster than tensors."""
+
+    video: int
+    label: int
+    rank: int
+    loss: float
+    probabilities: np.ndarray
+
+
+class VideoAccuracy:
+    """Accuracy of videos and of the windows that were cut from them (protocol: Evaluator in tdaf/task.py).
+
+    The probabilities of a video are the mean over its windows, in each the mean over its views (Hara et al. 2018,
+    Sec. 4.2: softmax first).
+
+    Args:
+        protocol: which windows there are; a name to print.
+        classes: their names.
+        name: what a person finds a video by, from its place in the split.
+    """
+
+    def __init__(self, protocol: str, classes: Sequence[str], name: Callable[[int], str]) -> None:
+        self.protocol, self.classes, self.name = protocol, classes, name
+
+    def update(self, outputs: Tensor, batch: Batch) -> list[Record]:
+        """outputs: logits (B, K) or (B, V, K)."""
+        scores = log_probabilities(outputs)
+        label = batch["label"].to(scores.device)
+        own = scores.gather(1, label[:, None])
+        smaller = torch.arange(scores.shape[1], device=scores.device) < label[:, None]
+        rank = ((scores > own) | ((scores == own) & smaller)).sum(1, keepdim=True)
+        rows = torch.cat([rank.float(), -own, scores.exp()], 1).cpu().numpy()
+        return [
+            Record(video, label, int(row[0]), float(row[1]), row[2:])
+            for video, label, row in zip(batch["video"].tolist(), label.tolist(), rows, strict=True)
+        ]
+
+    def compute(self, records: list[Record]) -> tuple[dict[str, float], dict[str, str]]:
+        """In percent "top1", "top5" of videos, "clip_top1", "clip_top5" of windows (a top-5 is 100 with fewer than 6
+        classes); "loss", the mean cross-entropy of the windows in nats; "videos", their number. And "videos.json", a
+        line a video: its name, class, number of windows, and five best classes. RunError where there is no record."""
+        if not records:
+            raise RunError("no sample was evaluated")
+        ranks, lines = [], []
+        for video, group in groupby(sorted(records, key=lambda record: record.video), lambda record: record.video):
+            windows = list(group)
+            mean = video_probabilities(windows)
+            order, label = np.argsort(-mean, kind="stable").tolist(), windows[0].label
+            ranks.append(order.index(label))
+            line = {"video": self.name(video), "class": self.classes[label], "windows": len(windows)}
+            lines.append(json.dumps({**line, "top5": [self.classes[k] for k in order[:5]]}))
+        by_video, by_clip = _accuracy(ranks), _accuracy([record.rank for record in records])
+        loss = math.fsum(record.loss for record in records) / len(records)
+        values = {"top1": by_video[0], "top5": by_video[1], "clip_top1": by_clip[0], "clip_top5": by_clip[1]}
+        return {**values, "loss": loss, "videos": len(ranks)}, {"videos.json": "[\n" + ",\n".join(lines) + "\n]\n"}
+
+
+def video_probabilities(windows: Sequence[Record]) -> np.ndarray:
+    """(K,) float64, the mean over a video's windows."""
+    return np.mean([window.probabilities for window in windows], axis=0, dtype=np.float64)
+
+
+def _accuracy(ranks: list[int]) -> tuple[float, float]:
+    """Top-1 and top-5 in percent."""
+    return tuple(100 * sum(rank < most for rank in ranks) / len(ranks) for most in (1, 5))
+
+
 class Action(ClassTask):
     """Classes of videos, through windows of their frames.
 
     Args:
-        data: whose splits are `Videos`.
+        data: whose splits are such as `ListedVideos`.
         train_transform, val_transforms: from the frames of a window to an input.
         frames, stride: a window is `frames` frames of a video, every `stride`-th.
         protocol: "clip", three windows spread evenly over each video; "hara", all windows that do not overlap;

@@ -17,6 +17,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as v2F
 
 from tdaf.errors import UserError
+from tdaf.ranges import within
 
 Transform = Callable[[Tensor], Tensor]
 Box = tuple[int, int, int, int]  # top, left, height, width
@@ -37,23 +38,20 @@ def clip_train(
     Raises:
         UserError: values that cannot be, or both kinds of crop.
     """
-    _check(size, size)
-    if not 0 <= flip <= 1:
-        raise UserError(f"flip={flip}: a probability lies between 0 and 1")
+    within("[1, inf)", size=size, corner_scales=corner_scales)
+    within("[0, 1]", flip=flip)
     if (scale is None) == (corner_scales is None):
         raise UserError("give scale (random resized crop) or corner_scales (corner crop), not both")
     if corner_scales is None:
         if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
             raise UserError(f"scale={list(scale)}: give two parts of the area, 0 < first <= last <= 1")
         return partial(_training_crop, box=partial(area_box, scale=tuple(scale)), size=size, flip=flip)
-    if corner_scales < 1:
-        raise UserError(f"corner_scales={corner_scales}: give 1 or more")
     return partial(_training_crop, box=partial(corner_box, scales=corner_scales), size=size, flip=flip)
 
 
 def clip_val(size: int = 112, short_side: int = 112) -> Transform:
     """The central square of `size` after the short side was resized to `short_side`. Raises UserError."""
-    _check(size, short_side)
+    within(f"[1, {short_side}]", size=size)
     return partial(_centre_crop, size=size, short_side=short_side)
 
 
@@ -61,7 +59,7 @@ def clip_three_crops(size: int = 112, short_side: int = 112) -> Transform:
     """Three views, (3, 3, T, size, size): of the frames with their short side resized to `short_side`, the squares at
     the first end, the middle and the last end of the longer side, each in the middle of the short one
     (facebookresearch/SlowFast slowfast/datasets/transform.py, uniform_crop). Raises UserError."""
-    _check(size, short_side)
+    within(f"[1, {short_side}]", size=size)
     return partial(_three_crops, size=size, short_side=short_side)
 
 
@@ -104,9 +102,3 @@ def _three_crops(frames: Tensor, size: int, short_side: int) -> Tensor:
 def _over_time(frames: Tensor) -> Tensor:
     """(T, 3, H, W) -> (3, T, H, W), contiguous."""
     return frames.transpose(0, 1).contiguous()
-
-
-def _check(size: int, short_side: int) -> None:
-    if not 1 <= size <= short_side:
-        bounds = "give 1 or more" if size == short_side else f"it must be between 1 and short_side={short_side}"
-        raise UserError(f"size={size}: {bounds}")

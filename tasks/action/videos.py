@@ -9,7 +9,6 @@ import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -30,26 +29,6 @@ from tdaf.streams import Bar
 FRAME_FILE = re.compile(r"(.*\D)?(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
 COUNTS_FILE = "frame_counts.csv"
 COUNTS_HEAD = ["frames", "bytes", "changed_ns", "video"]
-
-
-class Videos(Protocol):
-    """The videos of one split."""
-
-    skipped: int  # videos left out by a skip list
-    notes: Mapping[str, int]  # what was found wrong in the annotations and handled: how often
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int, frames: FrameChoice) -> Tensor:
-        """Frames of video `index` as uint8 RGB (T, 3, H, W); raises UnreadableSample."""
-
-    def counts(self) -> np.ndarray:
-        """The number of frames of each video, 0 where it cannot be told: (N,) int64."""
-
-    def label(self, index: int) -> int: ...
-
-    def name(self, index: int) -> str:
-        """What a person finds the video by: its path below the root, as a skip list has it."""
 
 
 class ActionVideos:
@@ -105,8 +84,8 @@ class ActionVideos:
 
 
 class ListedVideos:
-    """The videos of one split (protocol: `Videos`; `files` of a Dataset, too). scan "quick": their frames are counted,
-    which takes a fraction of the time of decoding them."""
+    """The videos of one split (`files` of a Dataset, too; scan "quick": their frames are counted, not decoded, which
+    takes a fraction of the time). Names are paths below the root, as a skip list has them."""
 
     scans = ("full", "quick")
 
@@ -138,6 +117,7 @@ class ListedVideos:
         return Path(self.place, self.names[index].removeprefix(self.folder).lstrip("/"))
 
     def read(self, index: int, frames: FrameChoice) -> Tensor:
+        """Frames of video `index` as uint8 RGB (T, 3, H, W); raises UnreadableSample."""
         return self._read(self.path(index), frames, self.short_side)
 
     def check(self, index: int, scan: str) -> list[str]:
@@ -145,7 +125,9 @@ class ListedVideos:
         return []
 
     def counts(self) -> np.ndarray:
-        """Found once and kept beside the data in `COUNTS_FILE`, where a line holds for as long as the file has the size
+        """The number of frames of each video, 0 where it cannot be told: (N,) int64.
+
+        Found once and kept beside the data in `COUNTS_FILE`, where a line holds for as long as the file has the size
         and the time of change that it had. Finding them takes milliseconds a video, in which it mostly waits for the
         disk. Where the file cannot be written, that is said."""
         file = self.root / COUNTS_FILE

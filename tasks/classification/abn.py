@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor, nn
 
-from tasks.classification.evaluator import Accuracy, Record
 from tasks.classification.task import Classification
 from tdaf.errors import UserError
 from tdaf.model.attention.abn import PerceptionBranch2d
@@ -32,13 +30,6 @@ class AttentionBranchClassifier(Classifier):
         return {"logits": logits.view(*views, -1), "branch": branch.view(*views, -1)}
 
 
-class BranchAccuracy(Accuracy):
-    """Of the network's own logits."""
-
-    def update(self, outputs: dict[str, Tensor], batch: Batch) -> list[Record]:
-        return super().update(outputs["logits"], batch)
-
-
 class AttentionBranchClassification(Classification):
     """Classification with the settings of its base, for a backbone with attention=AttentionBranch().
 
@@ -60,14 +51,3 @@ class AttentionBranchClassification(Classification):
         (own,) = super().losses(outputs["logits"], batch).values()
         (branch,) = super().losses(outputs["branch"], batch).values()
         return {"cross_entropy": own, "attention_branch": branch}
-
-    def evaluator(self) -> BranchAccuracy:
-        return BranchAccuracy(self.protocol)
-
-    def deployed(self, network: nn.Module, onnx: bool) -> nn.Module:
-        made = super().deployed(network, onnx)
-        made.raw = None  # as evaluator and postprocess look for "logits" themselves
-        return made
-
-    def postprocess(self, outputs: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
-        return super().postprocess(outputs["logits"], batch)

@@ -15,11 +15,11 @@ import numpy as np
 from torch import Tensor
 
 from tasks.classification import ilsvrc
-from tasks.common import Names, check_num_classes, data_root, existing, some
+from tasks.common import ImageFiles, Names, check_num_classes, data_root, existing, some
 from tdaf.errors import UnreadableSample, UserError
 from tdaf.media import archive
 from tdaf.media.files import IMAGES, files_below, folders_in, left_out, read_skip_list
-from tdaf.media.image import QUALITY, BoxOf, Colour, bounded, checked_background, image_notes, read_box, read_image
+from tdaf.media.image import QUALITY, BoxOf, Colour, bounded, checked_background, jpeg, read_box, read_image
 from tdaf.ranges import within
 
 LAYOUT = (
@@ -49,6 +49,7 @@ class ImageFolder:
         cache: "ram": training's images are kept in this machine's memory once they are read (tdaf/media/cache.py).
         cache_side: pixels that the short side of what is kept has at most: larger images are made smaller (`bounded`),
             and so have other pixels from the first epoch on.
+        decode: "gpu": training's images are decoded there (tasks/classification/encoded.py).
 
     Attributes:
         classes: names for people: from `root`/classes.txt ("<folder> <name>" a line) where there is one, for ImageNet's
@@ -69,6 +70,7 @@ class ImageFolder:
         every: int = 1,
         cache: str | None = None,
         cache_side: int = 480,
+        decode: str = "cpu",
     ) -> None:
         self.background = checked_background(background)
         self.reading = {"exif": exif, "background": self.background}
@@ -76,7 +78,9 @@ class ImageFolder:
         within("[1, inf)", every=every, cache_side=cache_side)
         if cache not in (None, "ram"):
             raise UserError(f"cache={cache}: give ram or null")
-        self.cache_side = cache_side if cache else None
+        if decode not in ("cpu", "gpu") or (decode == "gpu" and exif):
+            raise UserError(f"decode={decode}: give cpu, or gpu without exif=true, as a GPU's decoder turns no image")
+        self.cache_side, self.decode = cache_side if cache else None, decode
         self.places = {split: ilsvrc.place(self.root, split) for split in ("train", "val")}
         for place in self.places.values():
             archive.check_whole(place, max_bad)
@@ -122,10 +126,8 @@ class ImageFolder:
         return sorted(set(self.labels.values()))
 
 
-class FolderImages:
+class FolderImages(ImageFiles):
     """One split of an `ImageFolder`, sorted by class and then by path."""
-
-    scans = ("full", "strict")
 
     def __init__(
         self,
@@ -190,6 +192,10 @@ class FolderImages:
         """As `read`, of the image only the pixels in a box; see tdaf/media/image.py."""
         return read_box(self.path(index), box, **self.reading, data=self._kept(index)), self.label(index)
 
+    def encoded(self, index: int) -> tuple[np.ndarray, int, int, int]:
+        """As a JPEG, uint8, its height and width, and the class. Raises UnreadableSample."""
+        return *jpeg(self.path(index), self.reading["background"], self._kept(index)), self.label(index)
+
     def _kept(self, index: int) -> np.ndarray | None:
         """The content from the cache, into which it is put at first; None where there is no cache."""
         content = self.cache and self.cache.get(index)
@@ -211,11 +217,6 @@ class FolderImages:
         """Where it lies."""
         below = self.files[index] if self.flat else self.name(index).removeprefix(f"{self.split}/")
         return f"{self.folder}/{below}"
-
-    def check(self, index: int, scan: str) -> list[str]:
-        """Reads an image as `image_notes` does, strict: with its decoder that stops at any damage."""
-        self.read(index)
-        return image_notes(self.path(index), **self.reading, strict=scan == "strict")
 
 
 def _by_class(place: str, images: list[str], labels: dict[str, str], folders: list[str]) -> list[list[str]]:

@@ -8,10 +8,9 @@ from __future__ import annotations
 import csv
 import io
 import re
-import tarfile
-import zlib
 from pathlib import Path
 
+from tasks.common import unpacked
 from tdaf.errors import UserError
 from tdaf.media import archive
 
@@ -89,19 +88,10 @@ def _words(content: bytes) -> list[str]:
 
 def _from_devkit(devkit: Path | None, name: str, setting: str) -> bytes:
     """The devkit's file of this name, be it a folder or an archive. setting: which gives such a file instead."""
-    if devkit and devkit.is_dir():
-        found = next(devkit.rglob(name), None)
-        if found:
-            return found.read_bytes()
-    elif devkit and devkit.is_file():
-        try:
-            with tarfile.open(devkit) as packed:
-                for member in packed:
-                    if member.isfile() and Path(member.name).name == name:
-                        return packed.extractfile(member).read()
-        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{devkit} is damaged, cut off or no archive; bring it again") from error
-    raise UserError(f"no {name} in {devkit or 'any devkit'}; give devkit=PATH or {setting}=FILE")
+    found = unpacked(devkit, [name]) if devkit else {}
+    if name not in found:
+        raise UserError(f"no {name} in {devkit or 'any devkit'}; give devkit=PATH or {setting}=FILE")
+    return found[name]
 
 
 def _meta_wnids(content: bytes) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,15 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.classification.evaluator import Accuracy, Record
+from tasks.classification.encoded import EncodedImages, check_decodes_on_gpu, mirror_of
 from tasks.classification.transforms import Mixing, Transform
 from tasks.common import ClassTask, PredictDataset, Source
 from tdaf.engine import handover
-from tdaf.errors import UserError
+from tdaf.errors import RunError, UserError
 from tdaf.media.drawing import labelled
-from tdaf.model.classifier import Classifier, LinearHead
+from tdaf.model.classifier import Classifier, LinearHead, log_probabilities
 from tdaf.model.staged import Staged
 from tdaf.task import Batch, Dataset
+
+# best classes, best first; label; cross-entropy; probability of the best class
+Record = tuple[list[int], int, float, float]
 
 
 class LabelledImages(Protocol):
@@ -37,17 +41,25 @@ class LabelledImages(Protocol):
 
 
 class Samples(Dataset):
-    """A split with its transform: `samples[i]` has "input" uint8 ([V,] 3, H, W) and "label"."""
+    """A split with its transform: `samples[i]` has "input" uint8 ([V,] 3, H, W) and "label"; with decode="gpu" what
+    `EncodedImages` are made of."""
 
-    def __init__(self, images: LabelledImages, transform: Transform, mixing: Mixing) -> None:
+    def __init__(self, images: LabelledImages, transform: Transform, mixing: Mixing, decode: str = "cpu") -> None:
         self.images, self.transform, self.mixing, self.files = images, transform, mixing, images
         self.skipped, self.notes = images.skipped, getattr(images, "notes", {})
+        self._encoded = decode == "gpu"
+        if self._encoded:
+            check_decodes_on_gpu(transform, mixing)
         self._by_box = hasattr(images, "read_box") and hasattr(transform, "box")
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        if self._encoded:
+            content, height, width, label = self.images.encoded(index)
+            box = self.transform.box(height, width)
+            return {"input": (content, box, bool(torch.rand(1) < mirror_of(self.transform).p)), "label": label}
         if self._by_box:
             pixels, label = self.images.read_box(index, self.transform.box)
             return {"input": self.transform.of_box(pixels), "label": label}
@@ -60,7 +72,48 @@ class Samples(Dataset):
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
         """Stacks, then mixes; the keys are those of `Mixing`."""
         labels = torch.tensor([sample["label"] for sample in samples])
+        if self._encoded:
+            images = EncodedImages.of([sample["input"] for sample in samples], self.transform.crop.size)
+            return {"input": images, "label": labels}
         return self.mixing(handover.stack([sample["input"] for sample in samples]), labels)
+
+
+class Accuracy:
+    """Accuracy and cross-entropy of single labels.
+
+    Args:
+        protocol: "1crop", one view a sample; "10crop", ten views whose softmax probabilities are averaged.
+    """
+
+    def __init__(self, protocol: str) -> None:
+        self.protocol = protocol
+
+    def update(self, outputs: Tensor, batch: Batch) -> list[Record]:
+        """One record a sample. Of equal probabilities the class with the smaller number comes first.
+
+        Args:
+            outputs: logits (B, K) or (B, V, K).
+            batch: "label" (B,).
+        """
+        scores = log_probabilities(outputs)
+        label = batch["label"].to(scores.device)
+        ordered = scores.sort(dim=1, descending=True, stable=True)
+        best, probability = ordered.indices[:, :5], ordered.values[:, :1].exp()
+        loss = -scores.gather(1, label[:, None])
+        # one transfer from the device for everything; class numbers are exact in float64
+        rows = torch.cat([loss.double(), probability.double(), label[:, None].double(), best.double()], 1).tolist()
+        return [([int(k) for k in row[3:]], int(row[2]), row[0], row[1]) for row in rows]
+
+    def compute(self, records: list[Record]) -> dict[str, float]:
+        """ "top1" and "top5" (100 with fewer than 6 classes) in percent, and "loss", the mean cross-entropy in nats.
+        RunError where there is no record."""
+        if not records:
+            raise RunError("no sample was evaluated")
+        count = len(records)
+        top1 = sum(label == best[0] for best, label, *_ in records)
+        top5 = sum(label in best for best, label, *_ in records)
+        loss = math.fsum(loss for _, _, loss, _ in records) / count
+        return {"top1": 100 * top1 / count, "top5": 100 * top5 / count, "loss": loss}
 
 
 class Classification(ClassTask):
@@ -113,7 +166,8 @@ class Classification(ClassTask):
 
     def dataset(self, split: str) -> Samples:
         if split == "train":
-            return Samples(self.data.split(split), self.train_transform, self.mixing)
+            how = self.train_transform, self.mixing, getattr(self.data, "decode", "cpu")
+            return Samples(self.data.split(split), *how)
         return Samples(self.data.split(split), self.val_transform, Mixing(0.0, 0.0))
 
     def losses(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:

@@ -145,9 +145,20 @@ def read(path: Path, keypoints: bool = True) -> Annotations:
     path = Path(path)
     try:
         size, changed = archive.about(path)
-        return _read(path, changed, size, keypoints)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; a COCO annotation file should be there") from error
+    return _read(path, changed, size, keypoints)
+
+
+def read_json(path: Path, expected: str = "a COCO annotation file should be there", **options: Any) -> Any:
+    """A JSON file's content. Raises UserError where it cannot be read. options: of json.load."""
+    try:
+        with archive.open_file(path) as file:
+            return json.load(file, **options)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; {expected}") from error
+    except (ValueError, RecursionError, UnreadableSample) as error:
+        raise UserError(f"{path} is damaged or no JSON ({error}); unpack or copy it again") from error
 
 
 @functools.lru_cache(maxsize=4)
@@ -186,11 +197,7 @@ def _read(path: Path, changed: int, size: int, keypoints: bool) -> Annotations:
 
 
 def _content(path: Path) -> dict[str, list]:
-    try:
-        with archive.open_file(path) as file:
-            content = json.load(file, object_hook=lambda entry: {k: v for k, v in entry.items() if k not in UNUSED})
-    except (ValueError, RecursionError, UnreadableSample) as error:
-        raise UserError(f"{path} is damaged or no JSON ({error}); unpack or copy it again") from error
+    content = read_json(path, object_hook=lambda entry: {k: v for k, v in entry.items() if k not in UNUSED})
     kind = f"{path} is no COCO annotation file: "
     if not isinstance(content, dict):
         raise UserError(f"{kind}it holds a {type(content).__name__}, not an object with lists of images and so on")

@@ -17,11 +17,11 @@ import numpy as np
 from torch import Tensor
 
 from tasks.coco.annotations import Annotations, box_notes, read
-from tasks.common import data_root, existing
+from tasks.common import ImageFiles, data_root, existing
 from tdaf.errors import UnreadableSample, UserError
 from tdaf.media import archive
 from tdaf.media.files import read_skip_list
-from tdaf.media.image import Colour, checked_background, image_notes, image_size, read_image
+from tdaf.media.image import Colour, checked_background, image_size, read_image
 
 ENCODED = re.compile("%[0-9A-Fa-f]{2}")
 # of the bins of boxes by size; COCO's small end at 32, its medium ones at 96
@@ -121,27 +121,22 @@ class CocoFiles:
             raise UserError(f"the annotation files in {self.root} must have the same key points, in the same order")
 
 
-class CocoSplit:
+class CocoSplit(ImageFiles):
     """The images of one split in the order of their ids.
 
     Args:
-        root: folder of the data set.
-        folder: of the images, below the root.
+        root, folder: of the data set, and of the images below it.
         annotations: of the split.
         skip: paths below the root of images to leave out.
         exif, background: see `CocoFiles`.
         place: where the folder lies, if not there.
 
     Attributes:
-        annotations: without the images left out, so that image i is image i of the annotations.
-        everything: with them.
-        skipped: how many were left out.
+        annotations, everything: without the images left out, so that image i is image i of the annotations; with them.
 
     Raises:
         UserError: no image is left, or the file of one lies outside the data set.
     """
-
-    scans = ("full", "strict")
 
     def __init__(
         self,
@@ -185,11 +180,6 @@ class CocoSplit:
 
     def path(self, index: int) -> str:
         return os.path.join(self.images, self.annotations.file_names[index])
-
-    def check(self, index: int, scan: str) -> list[str]:
-        """Reads an image as `image_notes` does, strict: with its decoder that stops at any damage."""
-        self.read(index)
-        return image_notes(self.path(index), **self.reading, strict=scan == "strict")
 
 
 def box_sizes(objects: np.ndarray) -> dict[str, int]:

@@ -68,15 +68,11 @@ class FcosNetwork(nn.Module):
     Keys of the state dict: `body.stages...` (followed by torchvision's own), `neck...` and `head...`.
 
     Args:
-        body: the backbone, with TDAF around it or not.
+        body: the backbone, with TDAF around it or not; UserError where its last three maps do not halve each.
         classes: K.
         variant: one of `VARIANTS`.
         normalise: from bytes to floats.
-        channels: of the pyramid and the head, a multiple of 8.
-        convs: convolutions of each tower of the head.
-
-    Raises:
-        UserError: the body does not give three last maps of halving size.
+        channels, convs: of the pyramid and the head, a multiple of 8; convolutions of each tower of the head.
     """
 
     def __init__(

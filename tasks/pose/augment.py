@@ -121,17 +121,13 @@ class Augmentation:
     """What training does at random with a person's frame, before the one interpolation that makes the input.
 
     The defaults are the publication's (microsoft/human-pose-estimation.pytorch, lib/dataset/JointsDataset.py), which
-    has no shift and no half bodies. mmpose's figures are scale 0.5, rotation 80 within 80, shift 0.16, shifted 0.3,
-    half_body 0.3, truncated (open-mmlab/mmpose, mmpose/datasets/transforms/common_transforms.py).
+    has no shift and no half bodies; those and `truncated` are mmpose's (datasets/transforms/common_transforms.py).
 
     Args:
         scale: the frame is enlarged by 1 + N(0, scale), at most by 1 +- scale.
-        rotation: deviation of N(0, rotation) in degrees.
-        rotation_limit: at most so many degrees either way.
-        rotated: probability of a rotation.
-        flip: probability of mirroring.
+        rotation, rotation_limit: deviation of a rotation and its limit either way, in degrees.
         shift: deviation and limit of moving the frame along either axis, in its extents.
-        shifted: probability of moving it.
+        rotated, shifted, flip: probabilities of a rotation, of a shift and of mirroring.
         half_body: probability with which only the upper or the lower half of a person of whom at least 8 key points
             are labelled is framed.
         truncated: numbers beyond a limit are drawn anew; without it they are set to the limit, as published.

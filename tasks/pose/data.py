@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tasks import common
-from tasks.coco.annotations import Annotations, Entries
+from tasks.coco.annotations import Annotations, Entries, read_json
 from tasks.coco.source import CocoSplit
 from tasks.pose.augment import Augmentation, affine, crop, framed, inverse, transform
 from tasks.pose.simplepose import mirrored
@@ -22,6 +21,7 @@ from tdaf.errors import UserError
 from tdaf.task import Dataset, Media
 
 FORMAT = "COCO detection results, [{image_id, category_id, bbox: [x, y, width, height], score}, ...]"
+WRITTEN = f"expected {FORMAT}; scripts/detect_people.py writes such a file"
 
 
 # A person: the index of its image in the split; x1, y1, x2, y2, where whole numbers are the centres of pixels; and its
@@ -91,10 +91,10 @@ def detected(path: Path, split: CocoSplit, least: float) -> People:
         UserError: a file that is missing, cut off or of another kind, an entry that lacks something or holds what is
             no finite number, and a file of which nothing is left.
     """
-    content = read_json(path)
+    content = read_json(path, WRITTEN)
     if not isinstance(content, list):
         what = f"an object with {', '.join(map(str, content)) or 'nothing'}" if isinstance(content, dict) else "no list"
-        raise UserError(f"{path} holds {what:.80}; expected {FORMAT}; scripts/detect_people.py writes such a file")
+        raise UserError(f"{path} holds {what:.80}; {WRITTEN}")
     entries, number = Entries(path, "box", content), person(split.annotations)[1]
     image_ids, mine = entries.integers("image_id"), entries.integers("category_id") == number
     boxes, scores = entries.numbers("bbox", (4,)), entries.numbers("score")
@@ -121,18 +121,6 @@ def detected(path: Path, split: CocoSplit, least: float) -> People:
 
 def _counted(notes: dict[str, np.ndarray]) -> dict[str, int]:
     return {name: int(which.sum()) for name, which in notes.items() if which.any()}
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file's content. UserError where it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return json.load(file)
-    except OSError as error:
-        hint = f"expected {FORMAT}; scripts/detect_people.py writes such a file"
-        raise UserError(f"boxes: {path}: {error.strerror}; {hint}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"boxes: {path} is damaged or no JSON ({error}); write or copy it again") from error
 
 
 class Persons(Dataset):
@@ -270,7 +258,7 @@ def people_in(
         return [(picture, None, 1.0) for picture in range(len(pictures))]
     asked = isinstance(boxes, dict)
     path = Path("detector" if asked else boxes).expanduser()
-    content = boxes if asked else read_json(path)
+    content = boxes if asked else read_json(path, WRITTEN)
     number, lists = 1, ("images", "annotations", "categories")
     if isinstance(content, list):
         entries, pictures_of = Entries(path, "box", content), _pictures_by_number(pictures)

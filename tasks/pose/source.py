@@ -60,15 +60,17 @@ def unpaired(names: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list[str
     return [n for n in alone if _says_side(n) or by_letter and {"left", "right"} & set(_sided(n).split())]
 
 
-def checked_pairs(pairs: Sequence[Sequence[int]], names: Sequence[str]) -> list[tuple[int, int]]:
-    """A user's pairs, counted from 1, as indices. Raises UserError where they are no pairs of these key points."""
+def checked_pairs(
+    setting: str, pairs: Sequence[Sequence[int]], names: Sequence[str], once: bool = False
+) -> list[tuple[int, int]]:
+    """A user's pairs, counted from 1, as indices. once: each in one pair only. Raises UserError where they are none."""
     used: set[int] = set()
     for pair in pairs:
         ends = list(pair) if isinstance(pair, Sequence) else []
         if len(ends) != 2 or not all(type(end) is int and 1 <= end <= len(names) for end in ends):
-            raise UserError(f"flip_pairs: {pair}: give pairs of 1 to {len(names)}, as [[1,2],[3,4]]")
-        if used & set(ends) or ends[0] == ends[1]:
-            raise UserError(f"flip_pairs: {ends}: a key point is in one pair, with another one")
+            raise UserError(f"{setting}: {pair}: give pairs of 1 to {len(names)}, as [[1,2],[3,4]]")
+        if once and (used & set(ends) or ends[0] == ends[1]):
+            raise UserError(f"{setting}: {ends}: a key point is in one pair, with another one")
         used.update(ends)
     return [(left - 1, right - 1) for left, right in pairs]
 

@@ -15,7 +15,7 @@ from tasks.common import ColourTask, Source
 from tasks.pose import source
 from tasks.pose.augment import Augmentation, framed
 from tasks.pose.data import Persons, PredictDataset, annotated, detected, people_in
-from tasks.pose.evaluator import KeypointAP, Record, in_image, in_input, oks_nms, rescored
+from tasks.pose.evaluator import KeypointAP, Record, errors, in_image, in_input, oks_nms, rescored, sections
 from tasks.pose.simplepose import KeyPoints, PoseNetwork, deconvolved, encode, flip_merged, heatmap_loss
 from tdaf.errors import UserError
 from tdaf.media.drawing import boxes as with_boxes
@@ -94,7 +94,7 @@ class Pose(ColourTask):
         """Key points that change places in a mirror image, as indices of `classes`. Raises UserError where a name says
         left or right, has no partner, and images are mirrored."""
         if self._pairs is not None:
-            return source.checked_pairs(self._pairs, self.classes)
+            return source.checked_pairs("flip_pairs", self._pairs, self.classes, once=True)
         pairs = source.flip_pairs(self.classes)
         alone = source.unpaired(self.classes, pairs)
         if alone and (self.augment.flip or self.flip_test):
@@ -117,10 +117,7 @@ class Pose(ColourTask):
         """Bones, as pairs of indices of `classes`."""
         if self._skeleton is None:
             return source.edges(self.classes)
-        for bone in self._skeleton:
-            if len(bone) != 2 or not all(1 <= end <= len(self.classes) for end in bone):
-                raise UserError(f"skeleton: {bone}: give pairs of 1 to {len(self.classes)}")
-        return [(a - 1, b - 1) for a, b in self._skeleton]
+        return source.checked_pairs("skeleton", self._skeleton, self.classes)
 
     def network(self, backbone: Staged, tdaf: Callable[[Staged], Staged]) -> nn.Module:
         """TDAF goes over backbone and deconvolutions. Raises UserError for settings that do not fit the key points."""
@@ -239,8 +236,6 @@ class Pose(ColourTask):
 
     def report(self, records: Mapping[int, Record], dataset: Persons) -> dict[str, str]:
         """Of the first column."""
-        from tasks.pose.errors import errors, sections
-
         evaluator = self.evaluator()
         results = evaluator.results([record for record in records.values() if record[0] == 0])
         return sections(errors(evaluator.annotations, results, self.pairs, self.sigmas), self.classes)

@@ -15,7 +15,7 @@ from tdaf.engine.settings import Settings
 from tdaf.engine.trained import build_network as network
 from tdaf.engine.trained import build_task as task
 from tdaf.engine.trained import data_root
-from tdaf.errors import UserError
+from tdaf.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from tdaf.model import pretrained
@@ -58,8 +58,7 @@ def optimizer(config: Config) -> Callable[[nn.Module], torch.optim.Optimizer]:
         except UserError:
             raise
         except (TypeError, ValueError, ImportError, AttributeError) as error:
-            first = str(error).splitlines()[0]
-            raise UserError(f"optim: {config['optim']['factory']['_target_']}: {first}") from error
+            raise UserError(f"optim: {config['optim']['factory']['_target_']}: {first_line(error)}") from error
 
     built(nn.Linear(1, 1, device="meta"))
     return built

@@ -22,11 +22,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tdaf.build import checked, found, refuse_untrusted
 from tdaf.cli import FOLDER
-from tdaf.cli.overrides import TEXTS, did_you_mean, first_line, parse
+from tdaf.cli.overrides import TEXTS, did_you_mean, parse
 from tdaf.engine.settings import LoaderSettings, Settings
-from tdaf.errors import UserError
+from tdaf.errors import UserError, first_line
 from tdaf.ranges import as_written, check_ranges
-from tdaf.settings import draws_elsewhere, flat, read_yaml, upgraded
+from tdaf.settings import draws_elsewhere, flat, map_leaves, read_yaml, upgraded
 
 Config = dict[str, Any]
 
@@ -284,11 +284,8 @@ def _check_values(config: Config) -> None:
 
 def _at_home(node: Any) -> Any:
     """Settings with the user's home folder in place of each leading ~."""
-    if isinstance(node, dict):
-        return {key: _at_home(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_at_home(value) for value in node]
-    return str(Path(node).expanduser()) if isinstance(node, str) and node.startswith("~/") else node
+    home = os.path.expanduser
+    return map_leaves(lambda leaf: home(leaf) if isinstance(leaf, str) and leaf.startswith("~/") else leaf, node)
 
 
 def _among(key: str, names: tuple[str, ...] = VOLATILE) -> bool:

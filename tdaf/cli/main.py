@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import os
 import sys
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tdaf.cli import FOLDER
 from tdaf.cli.ending import STOPPED, end_well, exit_code
-from tdaf.errors import UserError
+from tdaf.errors import UserError, first_line
 from tdaf.streams import lossy_streams, open_closed_streams
 
 if TYPE_CHECKING:
@@ -21,11 +22,8 @@ if TYPE_CHECKING:
 
     from tdaf.cli.compose import Config
 
-SWEEP = ("-m", "--multirun")
-# Hydra's flags that take a value behind them
-VALUED = ("--cfg", "-c", "--package", "-p", "--info", "-i", "--config-dir", "-cd")
-PLAIN = ("--resolve", "--version", "--hydra-help", "--shell-completion", "-sc")
-DETAILS = ("--package", "-p", "--resolve")  # of a question, and none themselves
+VALUED = (("--cfg", "-c"), ("--package", "-p"), ("--info", "-i"), ("--config-dir", "-cd"))  # flags of Hydra's
+PLAIN = (("-m", "--multirun"), ("--resolve",), ("--version",), ("--hydra-help",), ("--shell-completion", "-sc"))
 
 
 @dataclass(frozen=True)
@@ -56,36 +54,30 @@ def _main() -> int:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(help_text())
         return 0
-    flags, words = _flags(sys.argv[1:])
-    if flags:
-        return question_or_sweep(flags, words)
     # imports wait until they are needed: a misspelt key takes Hydra but not torch, which takes seconds
+    asked, words = flags(sys.argv[1:])
+    flags_first = sorted(sys.argv[1:], key=lambda argument: argument in words)  # as Hydra wants them
+    question = asked.cfg or asked.info or asked.version or asked.hydra_help
+    if asked.shell_completion:
+        return hydra_main(_nothing, flags_first)
+    if asked.multirun and not question:
+        return sweep(words)
+    if not question and (asked.package or asked.resolve):
+        raise UserError("--package, --resolve: these are for what --cfg job shows; add that, or leave them out")
     from tdaf.cli.compose import compose
 
-    config = compose(words)
-    from tdaf.cli.run import start
-
-    return start(config)
-
-
-def question_or_sweep(flags: Sequence[str], words: Sequence[str]) -> int:
-    """What Hydra's own flags ask for. Raises UserError."""
-    if "-sc" in flags or "--shell-completion" in flags:
-        return hydra_main(_nothing, [*flags, *words])
-    sweeping = any(flag in SWEEP for flag in flags)
-    if sweeping and len(flags) == 1:
-        return sweep(words)
-    if all(flag in DETAILS for flag in flags if flag.startswith("-")):
-        raise UserError(f"{flags[0]}: this is for what --cfg job shows; add that, or leave {flags[0]} out")
-    if words and not sweeping:  # what a run would refuse is refused here too, in the same words
-        from tdaf.cli.compose import compose
-
+    if not question:
         config = compose(words)
-        if "job" in flags:
+        from tdaf.cli.run import start
+
+        return start(config)
+    if words and not asked.multirun:  # what a run would refuse is refused here too, in the same words
+        config = compose(words)
+        if asked.cfg == "job":
             from tdaf.cli import rehearsal
 
             rehearsal.choices(config)
-    return hydra_main(_nothing, [*flags, *words])
+    return hydra_main(_nothing, flags_first)
 
 
 def sweep(arguments: Sequence[str]) -> int:
@@ -192,8 +184,6 @@ def hydra_main(function: Callable[[DictConfig], Any], arguments: Sequence[str]) 
     """`hydra.main` over configs/ with these arguments."""
     import hydra
 
-    from tdaf.cli.overrides import first_line
-
     before, sys.argv = sys.argv, [sys.argv[0], *arguments]
     try:
         hydra.main(version_base="1.3", config_path=str(FOLDER), config_name="train")(function)()
@@ -236,35 +226,23 @@ def help_text() -> str:
 _codes: list[int] = []  # of the jobs of a sweep in this process
 
 
-def _flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(Hydra's flags with their values, the settings)."""
-    flags: list[str] = []
-    words = []
-    waiting = False
-    for argument in arguments:
-        name = argument.split("=")[0]
-        if waiting:
-            flags.append(argument)
-            waiting = False
-        elif not argument.startswith("-"):
-            words.append(argument)
-        elif name in VALUED:
-            flags += argument.split("=", 1)
-            waiting = "=" not in argument
-        elif argument in (*PLAIN, *SWEEP):
-            flags.append(argument)
-        else:
-            close = difflib.get_close_matches(name, [*VALUED, *PLAIN, *SWEEP, "--help"], n=1)
+def flags(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """(Hydra's flags, the settings), --config-dir as a setting. Raises UserError for a flag that is none."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for names in (*VALUED, *PLAIN):
+        parser.add_argument(*names, **({"action": "store_true"} if names in PLAIN else {}))
+    try:
+        asked, words = parser.parse_known_args(list(arguments))
+    except argparse.ArgumentError as error:
+        raise UserError(str(error)) from error
+    for word in words:
+        if word.startswith("-"):
+            close = difflib.get_close_matches(word.split("=")[0], ["--help", *sum((*VALUED, *PLAIN), ())], n=1)
             hint = f"did you mean {close[0]}?" if close else "write key=value; --help lists what there is"
-            raise UserError(f"{argument!r} is not a setting: {hint}")
-    if waiting:
-        raise UserError(f"{flags[-1]}: give its value behind it")
-    for flag in ("--config-dir", "-cd"):
-        if flag in flags:
-            place = flags.index(flag)
-            words.append(f"hydra.searchpath=[file://{Path(flags[place + 1]).expanduser().resolve()}]")
-            del flags[place : place + 2]
-    return flags, words
+            raise UserError(f"{word!r} is not a setting: {hint}")
+    if asked.config_dir:
+        words.append(f"hydra.searchpath=[file://{Path(asked.config_dir).expanduser().resolve()}]")
+    return asked, words
 
 
 def _start(job: Job) -> int:

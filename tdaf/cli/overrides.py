@@ -5,14 +5,14 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
-from tdaf.errors import UserError
+from tdaf.errors import UserError, first_line
 
 TEXTS = re.compile(r"run_dir|resume|pretrained|.*\.root")  # a text also where it looks like a number; null by default
 
@@ -24,7 +24,7 @@ def parse(arguments: Sequence[str], sweep: bool = False) -> list[Override]:
         arguments: `key=value`, `+key=value`, `++key=value` or `~key`.
         sweep: whether a value may stand for several.
     """
-    overrides = [_parsed(argument, sweep) for argument in _nested(arguments)]
+    overrides = [_parsed(_nested(argument), sweep) for argument in arguments]
     for override in overrides:
         for folder in override.value() if override.key_or_group == "hydra.searchpath" else ():
             if not (str(folder).startswith("pkg://") or Path(str(folder).removeprefix("file://")).is_dir()):
@@ -44,10 +44,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
 def _parsed(text: str, sweep: bool) -> Override:
     try:
         text.encode()
@@ -61,7 +57,9 @@ def _parsed(text: str, sweep: bool) -> Override:
         override = parser.parse_override(text)
         number = not override.is_sweep_override() and isinstance(override.value(), (bool, int, float))
         if not (number and TEXTS.fullmatch(key)):
-            _check_sweep(override, sweep)
+            if override.is_sweep_override() and not sweep:
+                hint = "a list is [1,2], a text with a comma '\"a,b\"'"
+                raise UserError(f"{text}: several values are a sweep, which needs -m; {hint}")
             return override
     except HydraException as error:
         if written.lstrip().startswith(("[", "{", "'", '"')):
@@ -72,41 +70,16 @@ def _parsed(text: str, sweep: bool) -> Override:
         raise UserError(f"{text}: this is not a setting ({first_line(error)})") from error
 
 
-def _nested(arguments: Sequence[str]) -> list[str]:
-    """a.1crop.size=3 as a={1crop:{size:3}}, those of one `a` together: no part of a key may begin with a digit in
-    Hydra's grammar, and sweepers know an override by its key."""
-    plain: list[str] = []
-    nested: dict[str, dict[str, Any]] = {}
-    for argument in arguments:
-        key, equals, written = argument.partition("=")
-        parts = key.split(".")
-        first = next((i for i, part in enumerate(parts) if part[:1].isdigit()), 0)
-        if not (first and equals) or key.startswith("~"):
-            plain.append(argument)
-        elif _is_sweep(written):
-            opening, closing = "".join(f"{{{part}:" for part in parts[first:]), "}" * len(parts[first:])
-            values = OverridesParser.create().parse_override(f"key={written}").sweep_string_iterator()
-            plain.append(f"{'.'.join(parts[:first])}={','.join(opening + value + closing for value in values)}")
-        else:
-            node = nested.setdefault(".".join(parts[:first]), {})
-            for part in parts[first:-1]:
-                node = node.setdefault(part, {})
-            node[parts[-1]] = written
-    return [*plain, *(f"{key}={_written(tree)}" for key, tree in nested.items())]
-
-
-def _written(tree: dict[str, Any] | str) -> str:
-    return tree if isinstance(tree, str) else "{" + ",".join(f"{k}:{_written(v)}" for k, v in tree.items()) + "}"
-
-
-def _is_sweep(written: str) -> bool:
-    try:
-        return OverridesParser.create().parse_override(f"key={written}").is_discrete_sweep()
-    except HydraException:
-        return False
-
-
-def _check_sweep(override: Override, sweep: bool) -> None:
-    if not sweep and override.is_sweep_override():
-        hint = "a list is [1,2], a text with a comma '\"a,b\"'"
-        raise UserError(f"{override.input_line}: several values are a sweep, which needs -m; {hint}")
+def _nested(argument: str) -> str:
+    """a.1crop.size=3 as a={1crop:{size:3}}: no part of a key may begin with a digit in Hydra's grammar."""
+    key, equals, written = argument.partition("=")
+    parts = key.split(".")
+    first = next((i for i, part in enumerate(parts) if part[:1].isdigit()), 0)
+    if not (first and equals) or key.startswith("~"):
+        return argument
+    opening, closing = "".join(f"{{{part}:" for part in parts[first:]), "}" * len(parts[first:])
+    values = [written]
+    with suppress(HydraException):
+        override = OverridesParser.create().parse_override(f"key={written}")
+        values = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else values
+    return f"{'.'.join(parts[:first])}={','.join(opening + value + closing for value in values)}"

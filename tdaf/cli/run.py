@@ -13,11 +13,11 @@ from tdaf.build import make
 from tdaf.cli import build, rehearsal
 from tdaf.cli.compose import Config, differences, from_folder, to_yaml
 from tdaf.cli.ending import exit_code
-from tdaf.engine import checkpoint, data, dist, identity
+from tdaf.engine import checkpoint, data, dist
 from tdaf.engine.log import RunFolder
 from tdaf.engine.settings import LoaderSettings
 from tdaf.engine.trainer import Trainer
-from tdaf.errors import RunError, UserError, refused_files
+from tdaf.errors import RunError, UserError, first_line, refused_files
 from tdaf.model.maps import flow_statistics
 from tdaf.streams import lossy_streams
 
@@ -26,7 +26,7 @@ LENGTH = ("trainer.epochs:", "trainer.max_steps:")
 
 
 def train(config: Config, device: torch.device) -> None:
-    """Trains, or goes on with, the run in `run_dir`; a finished one is only reported. recipe=check: see `check`."""
+    """Trains, or goes on with, the run in `run_dir`; a finished one is only reported. recipe=check is a rehearsal."""
     done = dist.broadcast(dist.run_on_all_ranks(lambda: finished(config)))
     if done:
         if dist.rank() == 0:
@@ -43,9 +43,7 @@ def train(config: Config, device: torch.device) -> None:
     }
     task, network, notes = dist.run_on_all_ranks(lambda: _built(config))
     if config.get("recipe") == "check":
-        from tdaf.cli import check
-
-        return check.run(config, task, network, **how)
+        return rehearsal.check(config, task, network, **how)
     trainer = Trainer(
         task,
         network,
@@ -83,8 +81,7 @@ def run_rank(job: Job, config: Config, gpus: int) -> int:
         try:
             job(config, dist.join("cuda" if gpus else "cpu", timeout))
         except torch.cuda.OutOfMemoryError as error:
-            first = str(error).splitlines()[0]
-            raise RunError(f"out of GPU memory: {first} ({_smaller(config)})") from error
+            raise RunError(f"out of GPU memory: {first_line(error)} ({_smaller(config)})") from error
 
     try:
         return exit_code(ranked, "interrupted; the same command goes on from the last checkpoint", dist.rank)
@@ -167,6 +164,6 @@ def _check_same_data(folder: Path, config: Config) -> None:
     if state is None:
         return
     task = build.task(config)
-    samples = identity.samples_of({split: task.dataset(split) for split in ("train", "val")})
+    samples = checkpoint.samples_of({split: task.dataset(split) for split in ("train", "val")})
     now = {"classes": list(task.classes), "samples": samples}
-    identity.check_unchanged(state.get("about", {}), now, f"the finished run in {folder}")
+    checkpoint.check_unchanged(state.get("about", {}), now, f"the finished run in {folder}")

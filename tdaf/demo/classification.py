@@ -114,6 +114,9 @@ def write_imagenet(folder: Path, seed: int, train: int, val: int, size: int, kin
     (folder / "classes.txt").write_text("".join(lines), encoding="utf-8")
 
 
+write_search, write_single = partial(write_imagenet, kind="search"), partial(write_imagenet, kind="single")
+
+
 def write_cifar10(folder: Path, seed: int, train: int, val: int, size: int = 32) -> None:
     """`cifar-10-batches-py/` with data_batch_1..5, test_batch and batches.meta, as on the data set's own page; the five
     batches share `train` samples as evenly as can be. Pictures of this data set have one size, 32."""

@@ -243,6 +243,20 @@ def synchronise(network: nn.Module, device: torch.device) -> nn.Module:
     return network
 
 
+class _Sum(torch.autograd.Function):
+    """The sum over all ranks; so is its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        td.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _Sum.apply(gradient)
+
+
 class _CpuSyncBatchNorm(_BatchNorm):
     """Statistics of the batches of all gloo ranks (they may differ in size), differentiable through the all-reduce."""
 
@@ -253,15 +267,13 @@ class _CpuSyncBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or world() == 1:
             return super().forward(input)
-        from torch.distributed.nn.functional import all_reduce  # the sum over all ranks; so is its gradient
-
         axes, channels = [0, *range(2, input.dim())], input.shape[1]
         shape = [1, channels] + [1] * (input.dim() - 2)
         x = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
-        sums = all_reduce(torch.cat([x.sum(axes), x.new_tensor([x.numel() / channels])]))
+        sums = _Sum.apply(torch.cat([x.sum(axes), x.new_tensor([x.numel() / channels])]))
         mean, count = sums[:-1] / sums[-1], sums[-1]
         # a second exchange: the mean of squares minus the squared mean would lose the digits that SyncBatchNorm keeps
-        variance = all_reduce((x - mean.view(shape)).square().sum(axes)) / count
+        variance = _Sum.apply((x - mean.view(shape)).square().sum(axes)) / count
         if self.track_running_stats:
             with torch.no_grad():
                 self.num_batches_tracked.add_(1)

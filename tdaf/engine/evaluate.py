@@ -12,10 +12,11 @@ from torch import nn
 
 from tdaf.engine import dist
 from tdaf.engine.data import EvaluationOrder, Loader
-from tdaf.engine.precision import Precision, float32, map_tensors
+from tdaf.engine.precision import Precision, float32
 from tdaf.engine.settings import LoaderSettings
 from tdaf.errors import RunError
 from tdaf.measure import eval_mode
+from tdaf.settings import map_leaves
 from tdaf.task import Dataset, Evaluator, Task
 
 EARLY = 3  # evaluations of a run in which the weights that are not averaged are measured too
@@ -154,13 +155,13 @@ def undefined_outputs(outputs: Any, count: int) -> list[int]:
     """Which of the `count` samples of a batch have an output that is NaN; all of them where that cannot be told."""
     wrong: list[torch.Tensor] = []
 
-    def look(tensor: torch.Tensor) -> None:
-        if tensor.is_floating_point():
+    def look(tensor: Any) -> None:
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
             apart = tensor.ndim > 0 and len(tensor) == count
             nan = tensor.isnan()
             wrong.append(nan[..., None].flatten(1).any(1) if apart else nan.any().expand(count))
 
-    map_tensors(look, outputs)
+    map_leaves(look, outputs)
     return torch.stack(wrong).any(0).nonzero().flatten().tolist() if wrong else []
 
 

@@ -5,6 +5,7 @@ export(load_checkpoint("runs/imagenet/res50-..."), Path("model.onnx"))
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import logging
@@ -22,11 +23,10 @@ from torch import Tensor, nn
 from tdaf.engine.checkpoint import atomic_write
 from tdaf.engine.trained import EXPORTED, Run
 from tdaf.env import commit
-from tdaf.errors import RunError, UnreadableSample, UserError
+from tdaf.errors import RunError, UnreadableSample, UserError, first_line
 
 PT2 = ".pt2"
 SIDE, LEAST = 32, 192  # sides of samples are multiples of the one, and that which is traced has the other or more
-INSTALL = "needs onnxruntime: pip install -e '.[onnx]'"
 Outputs = dict[str, Tensor]
 
 
@@ -52,7 +52,7 @@ def export(run: Run, out: Path, dynamic: bool | None = None, tolerance: float = 
     if out.suffix not in (EXPORTED, PT2):
         raise UserError(f"out={out}: give a name that ends in {EXPORTED} or {PT2}")
     if out.suffix == EXPORTED:
-        _need_packages()
+        _need("onnx", "onnxruntime", "onnxscript")
     if run.path.suffix == EXPORTED:
         raise UserError(f"{run.path} is exported already; give the run folder that it is from")
     task = run.task()
@@ -88,7 +88,7 @@ def export(run: Run, out: Path, dynamic: bool | None = None, tolerance: float = 
         except OSError as error:
             raise UserError(f"out={out} cannot be written: {error.strerror or error}") from error
         except Exception as error:  # a network of a user's may hold whatever torch.export does not know
-            raise RunError(f"{run.path} cannot be exported: {type(error).__name__}: {_first(error)}") from error
+            raise RunError(f"{run.path} cannot be exported: {type(error).__name__}: {first_line(error)}") from error
         return _checked(network, out, samples, tolerance)
 
 
@@ -108,10 +108,9 @@ class Exported(nn.Module):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise UserError(f"{path}: an exported network {INSTALL}") from error
+        _need("onnxruntime")
+        import onnxruntime
+
         if not path.is_file():
             raise UserError(f"no exported network at {path}")
         options = onnxruntime.SessionOptions()
@@ -123,7 +122,7 @@ class Exported(nn.Module):
         except KeyError as error:
             raise UserError(f"{path} was not written by scripts/export.py: it does not say its settings") from error
         except Exception as error:  # onnxruntime's have no common class
-            raise UserError(f"{path} is damaged or no file of ONNX: {str(error).splitlines()[0]}") from error
+            raise UserError(f"{path} is damaged or no file of ONNX: {first_line(error)}") from error
         self.path = path
         self.reads = [entry.name for entry in self.session.get_inputs()]
         self.rank = len(self.session.get_inputs()[0].shape)
@@ -136,7 +135,7 @@ class Exported(nn.Module):
         try:
             found = self.session.run(None, arrays)
         except Exception as error:
-            raise RunError(f"{self.path}: {str(error).splitlines()[0]}") from error
+            raise RunError(f"{self.path}: {first_line(error)}") from error
         names = [entry.name for entry in self.session.get_outputs()]
         tensors = (torch.from_numpy(array).to(input.device).unflatten(0, views) for array in found)
         return dict(zip(names, tensors, strict=True))
@@ -147,13 +146,12 @@ class Exported(nn.Module):
         return outputs if self.about["raw"] is None else outputs[self.about["raw"]]
 
 
-def _need_packages() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"export to {EXPORTED} {INSTALL} ({error.name} is missing)") from error
+def _need(*packages: str) -> None:
+    for name in packages:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise UserError(f"{EXPORTED} needs {error.name}: pip install -e '.[onnx]'") from error
 
 
 def _traced(network: nn.Module, sample: dict[str, Tensor]) -> torch.export.ExportedProgram:
@@ -203,7 +201,9 @@ def _checked(network: nn.Module, out: Path, samples: list[dict[str, Tensor]], to
                 found[name] = max(found.get(name, 0.0), value)
     except Exception as error:
         out.unlink()
-        raise RunError(f"{out} does not run on an input of {list(sample['input'].shape)}: {_first(error)}") from error
+        raise RunError(
+            f"{out} does not run on an input of {list(sample['input'].shape)}: {first_line(error)}"
+        ) from error
     wrong = {name: value for name, value in found.items() if not value <= tolerance}
     if wrong:
         out.unlink()
@@ -272,7 +272,3 @@ def _described(network: nn.Module, sample: dict[str, Tensor]) -> dict[str, Any]:
     if network.dynamic:
         shape[-2:] = "height", "width"
     return {"shape": shape, "pixels": "RGB, 0 to 255, uint8"}
-
-
-def _first(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:300]

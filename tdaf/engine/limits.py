@@ -1,5 +1,5 @@
 """What the system refuses to processes that read: open files, shared memory, memory, more processes. Each by its name,
-with its value and what to do; and the remedies that need no decision."""
+with what to do (`python -m tdaf.env` prints the values); and the remedies that need no decision."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import re
 import resource
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -17,6 +17,15 @@ import torch
 PER_WORKER = 4  # descriptors that a reading process costs this one: its queue, its sentinel, its share of the results'
 PER_BATCH = 16  # tensors of a batch on its way, of which each is an open file
 RESERVE = 32  # for a checkpoint, TensorBoard, a library that is imported
+_MEMORY = "no memory is left (free -h, ulimit -v): give fewer workers, less prefetch or a smaller batch"
+_TEXTS = {
+    errno.EMFILE: "too many open files: raise ulimit -n, or give fewer workers",
+    errno.ENFILE: "the machine has too many open files (fs.file-max): give fewer workers",
+    errno.ENOSPC: "shared memory is full (df -h /dev/shm): give it more (docker run --shm-size), or fewer workers, or "
+    "less prefetch",
+    errno.ENOMEM: _MEMORY,
+    errno.EAGAIN: "no more processes or threads may be started: raise ulimit -u, or give fewer workers",
+}
 
 
 def refused(error: BaseException) -> int:
@@ -34,15 +43,15 @@ def refused(error: BaseException) -> int:
 
 
 def described(code: int) -> str:
-    """The limit with its value, and what to do about it."""
-    return _TEXTS[code]()
+    """The limit, and what to do about it."""
+    return _TEXTS[code]
 
 
 def death(text: str) -> str:
     """How a reading process died, from torch's sentence about it."""
     signal = re.search(r"killed by signal: (.*?)\.", text)
     if signal is None or signal[1] == "Killed":
-        return f"killed, most likely for want of memory: {_memory()}"
+        return f"killed, most likely by the system: {_MEMORY}"
     return f"{signal[1]}, in a library that reads; loader.workers=0 shows where"
 
 
@@ -84,43 +93,3 @@ def quiet_leftovers() -> Iterator[None]:
 @functools.cache
 def say_once(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _open_files() -> str:
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return f"too many open files (ulimit -n is {soft}): raise it, or give fewer workers"
-
-
-def _shared_memory() -> str:
-    try:
-        room = os.statvfs("/dev/shm")
-        size = f"/dev/shm has {_bytes(room.f_frsize * room.f_blocks)}, {_bytes(room.f_frsize * room.f_bavail)} free"
-    except OSError:
-        size = "there is no /dev/shm"
-    return f"shared memory is full ({size}): give it more (docker run --shm-size), or fewer workers, or less prefetch"
-
-
-def _memory() -> str:
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    limit = "" if soft == resource.RLIM_INFINITY else f", ulimit -v is {_bytes(soft)}"
-    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return f"this machine has {_bytes(pages)} free{limit}"
-
-
-def _processes() -> str:
-    soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
-    shown = "unlimited" if soft == resource.RLIM_INFINITY else soft
-    return f"no more processes or threads may be started (ulimit -u is {shown}): raise it, or give fewer workers"
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
-_TEXTS: dict[int, Callable[[], str]] = {
-    errno.EMFILE: _open_files,
-    errno.ENFILE: lambda: "the machine has too many open files (fs.file-max): give fewer workers",
-    errno.ENOSPC: _shared_memory,
-    errno.ENOMEM: lambda: f"no memory is left ({_memory()}): give fewer workers, less prefetch or a smaller batch",
-    errno.EAGAIN: _processes,
-}

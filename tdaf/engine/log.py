@@ -22,19 +22,16 @@ from tdaf import streams
 from tdaf.engine.checkpoint import atomic_write
 from tdaf.engine.loggers import Loggers
 from tdaf.errors import RunError, UserError, refused_files
+from tdaf.settings import map_leaves
 
 
 def to_json(value: Any, indent: int | None = 2) -> str:
     """Plain data as JSON, which knows no NaN and no infinity: a number that is not finite is null."""
 
-    def plain(node: Any) -> Any:
-        if isinstance(node, dict):
-            return {key: plain(child) for key, child in node.items()}
-        if isinstance(node, (list, tuple)):
-            return [plain(child) for child in node]
-        return None if isinstance(node, float) and not math.isfinite(node) else node
+    def finite(leaf: Any) -> Any:
+        return None if isinstance(leaf, float) and not math.isfinite(leaf) else leaf
 
-    return json.dumps(plain(value), indent=indent, allow_nan=False)
+    return json.dumps(map_leaves(finite, value), indent=indent, allow_nan=False)
 
 
 class LossMeter:
@@ -159,8 +156,7 @@ class RunFolder:
         if summary is None:
             return None
         metric = summary["metric"]
-        last, best = (math.nan if metric[key] is None else metric[key] for key in ("last", "best"))
-        numbers = f"{metric['name']} {last:.4g} (best {best:.4g})"
+        numbers = f"{metric['name']} {metric['last']:.4g} (best {metric['best']:.4g})"
         return f"{self.folder} is finished: {numbers}; delete it to run it again"
 
     def lock(self) -> None:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tdaf.errors import UserError
+from tdaf.errors import UserError, first_line
 from tdaf.settings import flat
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ class Loggers:
             call()
         except Exception as error:  # of a service or library that is none of ours
             self._open.pop(name, None)
-            first = (str(error).strip().splitlines() or [""])[0]
-            self._tell(f"log: {name} failed and is left out from here on: {type(error).__name__}: {first[:200]}")
+            why = f"{type(error).__name__}: {first_line(error)}"
+            self._tell(f"log: {name} failed and is left out from here on: {why}")
 
 
 class Logger:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tdaf.errors import UserError
+from tdaf.settings import map_leaves
 from tdaf.task import Batch
 
 KINDS = ("auto", "fp32", "bf16", "fp16")
@@ -104,21 +105,13 @@ def deterministic(on: bool) -> Iterator[None]:
 
 def float32(outputs: Any) -> Any:
     """Outputs with every floating-point tensor in float32: losses are never computed in a shorter format."""
-    return map_tensors(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor, outputs)
+
+    def longer(leaf: Any) -> Any:
+        return leaf.float() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+    return map_leaves(longer, outputs)
 
 
 def to_device(value: Any, device: torch.device | str) -> Any:
-    """Every tensor in `value` on the device, without waiting for the copies."""
-    return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), value)
-
-
-def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
-    """Dicts, lists and tuples with `function` of every tensor in them in its place; the rest as it is."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, dict):
-        return {name: map_tensors(function, child) for name, child in value.items()}
-    if isinstance(value, (list, tuple)):
-        children = [map_tensors(function, child) for child in value]
-        return type(value)(*children) if hasattr(value, "_fields") else type(value)(children)
-    return value
+    """Every tensor in `value`, and what becomes one there, on the device, without waiting for the copies."""
+    return map_leaves(lambda leaf: leaf.to(device, non_blocking=True) if hasattr(leaf, "to") else leaf, value)

@@ -26,7 +26,7 @@ from tdaf.engine.data import EvaluationOrder, Loader
 from tdaf.engine.evaluate import forward, undefined_outputs
 from tdaf.engine.precision import Precision, float32
 from tdaf.engine.trained import Run, load_checkpoint
-from tdaf.errors import RunError, UserError
+from tdaf.errors import RunError, UserError, first_line
 from tdaf.streams import Bar
 from tdaf.task import Media, PredictDataset
 
@@ -178,7 +178,7 @@ class Predictor:
             with self.precision.autocast():
                 outputs = forward(self.network, moved)
         except torch.OutOfMemoryError as error:
-            raise RunError(f"out of GPU memory, with batch={self.batch}: {str(error).splitlines()[0]}") from error
+            raise RunError(f"out of GPU memory, with batch={self.batch}: {first_line(error)}") from error
         wrong = undefined_outputs(outputs, len(batch["index"]))
         if wrong:
             names = ", ".join(dataset.name(batch["index"][place].item()) for place in wrong[:3])

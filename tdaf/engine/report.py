@@ -6,13 +6,13 @@ Tasks make its sections of these parts (`report` in tdaf/task.py); texts are esc
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from tdaf.errors import UnreadableSample
@@ -71,9 +71,8 @@ def figure(picture: Tensor, caption: str, wide: bool = False) -> str:
     """A picture, uint8 RGB (3, H, W), as JPEG inside the page."""
     from torchvision.io import encode_jpeg
 
-    data = encode_jpeg(picture.cpu().contiguous(), 85).numpy().tobytes()
     size = "" if wide else f"{'width' if picture.shape[2] > picture.shape[1] else 'height'}={SIDE}"
-    shown = f'<img {size} alt="" src="data:image/jpeg;base64,{base64.b64encode(data).decode()}">'
+    shown = _inline(encode_jpeg(picture.cpu().contiguous(), 85), "jpeg", size)
     return f"<figure{' class=wide' * wide}>{shown}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
@@ -178,10 +177,13 @@ def _matrix(matrix: np.ndarray, classes: Sequence[str]) -> str:
         ]
         head = "".join(f"<th>{escape(name)}</th>" for name in classes)
         return f"{said}<div class=scroll><table><tr><th></th>{head}</tr>{''.join(rows)}</table></div>"
-    from PIL import Image
+    from torchvision.io import encode_png
 
-    file = io.BytesIO()
-    Image.fromarray((255 - 255 * np.sqrt(shares)).astype(np.uint8)).save(file, "PNG")
-    data = base64.b64encode(file.getvalue()).decode()
-    side = max(600, len(classes))
-    return f'{said}<img width={side} style="image-rendering:pixelated" alt="" src="data:image/png;base64,{data}">'
+    pixels = torch.from_numpy((255 - 255 * np.sqrt(shares)).astype(np.uint8))[None]
+    shown = f'width={max(600, len(classes))} style="image-rendering:pixelated"'
+    return f"{said}{_inline(encode_png(pixels), 'png', shown)}"
+
+
+def _inline(file: Tensor, kind: str, attributes: str) -> str:
+    data = base64.b64encode(file.numpy().tobytes()).decode()
+    return f'<img {attributes} alt="" src="data:image/{kind};base64,{data}">'

@@ -14,7 +14,6 @@ import tdaf
 from tdaf import measure
 from tdaf.engine import dist, optim
 from tdaf.engine.precision import to_device
-from tdaf.env import commit
 from tdaf.errors import UnreadableSample
 from tdaf.task import Dataset
 
@@ -52,6 +51,8 @@ def summarise(trainer: Trainer) -> None:
     """Writes summary.json; its being there is what makes a run a finished one."""
     if dist.rank() != 0:
         return
+    from tdaf.env import commit
+
     last, best, metric = trainer.last, trainer.best, trainer.task.metric
     summary = {
         "task": trainer.name,

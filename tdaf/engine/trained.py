@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from tdaf.build import checked, make, takes
-from tdaf.engine import checkpoint, identity
+from tdaf.engine import checkpoint
 from tdaf.errors import UserError, refused_files
 from tdaf.settings import Settings, checked_settings
 from tdaf.task import Task
@@ -70,7 +70,7 @@ class Run:
         task = build_task(self.settings)
         own, now = list(self.classes), list(task.classes)
         if len(own) != len(now):
-            difference = identity.class_difference(own, now)
+            difference = checkpoint.class_difference(own, now)
             raise UserError(
                 f"{self.path} was trained for {len(own)} classes, and the data have {len(now)}: {difference}"
             )
@@ -80,8 +80,8 @@ class Run:
         if reorder is not None and len(set(own)) == len(own) and set(own) == set(now):
             reorder(own)
             return task
-        difference = identity.class_difference(own, now)
-        raise UserError(f"{self.path} was trained for other classes: {difference}; {identity.ACCEPT}")
+        difference = checkpoint.class_difference(own, now)
+        raise UserError(f"{self.path} was trained for other classes: {difference}; {checkpoint.ACCEPT}")
 
     def network(self, task: Task | None = None, folded: bool = False) -> nn.Module:
         """The network with its weights, in eval mode, on the CPU: a new one in each call; folded: with every batch norm

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tdaf.engine import checkpoint, data, dist, identity, optim
+from tdaf.engine import checkpoint, data, dist, optim
 from tdaf.engine.data import Loader, TrainingOrder
 from tdaf.engine.evaluate import EARLY, Evaluation, evaluate, is_better, is_defined
 from tdaf.engine.health import Preemption, Watchdog
@@ -105,7 +105,7 @@ class Trainer:
         self.ema = optim.Average(self.network, settings.ema) if settings.ema else None
         self.train_set, self.val_set = self.task.dataset("train"), self.task.dataset("val")
         self.about |= {"class_ids": list(task.class_ids)} if hasattr(task := self.task, "class_ids") else {}
-        self.about["samples"] = identity.samples_of({"train": self.train_set, "val": self.val_set})
+        self.about["samples"] = checkpoint.samples_of({"train": self.train_set, "val": self.val_set})
         order = self._order()
         self.micro_batch, self.steps_per_epoch = order.micro, order.steps_per_epoch
         whole = math.ceil(settings.epochs * self.steps_per_epoch) if settings.epochs else settings.max_steps
@@ -380,7 +380,7 @@ class Trainer:
     def _restore(self, state: dict[str, Any]) -> None:
         """Puts everything back to where `state` was saved. UserError if it is of other data, network or optimizer."""
         if not self.changed_data:
-            identity.check_unchanged(state.get("about", {}), self.about, f"the run in {self.folder.folder}")
+            checkpoint.check_unchanged(state.get("about", {}), self.about, f"the run in {self.folder.folder}")
         same_ranks = len(state["rng"]) == dist.world()
         own = state["statistics"][dist.rank()] if same_ranks and state.get("statistics") else {}
         try:

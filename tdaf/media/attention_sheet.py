@@ -51,14 +51,13 @@ def sheet(
     """The panels on a white sheet, below them the colour scale and eta.
 
     A panel is its picture and, right of it, a row a flow and a column a stage, a tile a mask, each value over the
-    pixels that it stands for and not smoothed: value (i, j) of a mask of stride s lies over pixels i s to (i + 1) s - 1
-    and j s to (j + 1) s - 1. Above a tile stand the mask's size and its smallest, largest and mean value.
+    pixels that it stands for and not smoothed. Above a tile stand the mask's size, smallest, largest and mean.
 
     Args:
         panels: in rows where there are several.
         strides: pixels of the picture that one value of a mask spans, as `mask_strides` gives them.
         eta: of Eq. 5.
-        title: above all; a long one loses its beginning.
+        title: above all; a long one is cut in its middle.
         style: "overlay", the colours over the picture in grey; "mask", the colours alone; "both", one above the other.
         scale: "full", from 0 to 1; "own", from each mask's smallest to its largest value.
         tile: pixels of a tile's long side. Small pictures are enlarged by the whole number that stays below it, large
@@ -78,10 +77,9 @@ def sheet(
 
 def coloured(values: Tensor) -> Tensor:
     """values (h, w), of which 0 and below is black and 1 and above pale yellow -> uint8 RGB (3, h, w)."""
-    table = torch.tensor(COLOURS, dtype=torch.float32)
-    places = values.detach().float().cpu().nan_to_num().clamp(0, 1) * (len(table) - 1)
-    below = places.long().clamp(max=len(table) - 2)
-    return torch.lerp(table[below], table[below + 1], (places - below)[..., None]).round().byte().permute(2, 0, 1)
+    numbers, places = values.detach().float().cpu().nan_to_num().numpy(), np.linspace(0, 1, len(COLOURS))
+    channels = [np.interp(numbers, places, channel) for channel in zip(*COLOURS, strict=True)]
+    return torch.from_numpy(np.stack(channels).round().astype(np.uint8))
 
 
 def spread(values: Tensor, stride: int, size: tuple[int, int], tile: tuple[int, int]) -> Tensor:
@@ -139,29 +137,16 @@ def _cell(panel: Panel, stride: int, place: Place, picture: Tensor, style: str, 
 
 def _legend(width: int, letters: int, eta: float, scale: str) -> Tensor:
     """The colours from left to right, what they stand for, and what eta does."""
-    marks = {place / 4: [f"g {place / 4:g}", f"g + eta {place / 4 + eta:g}"] for place in range(5)}
-    marks = {0.0: ["smallest g"], 1.0: ["largest g"]} if scale == "own" else marks
-    labels = {place: _text(texts, letters) for place, texts in marks.items()}
-    span, widest = min(width, 40 * letters), max(label.shape[2] for label in labels.values())
-    strip = coloured(torch.linspace(0, 1, max(2, span - widest)).expand(letters, -1))
-    strip = F.pad(strip, (widest // 2, 0), value=WHITE)
-    below = _blank(labels[0.0].shape[1], max(span, widest))
-    for place, label in labels.items():
-        left = round(place * (below.shape[2] - widest)) + (widest - label.shape[2]) // 2
-        below[:, :, left : left + label.shape[2]] = label
-    eta_text = f"A map is multiplied by g + eta. Here eta is {eta:g}: from {eta:g} (g = 0) to {1 + eta:g} (g = 1)."
-    return _stack([strip, below, _text(textwrap.wrap(eta_text, max(12, 2 * width // letters)), letters)], letters // 3)
+    strip = coloured(torch.linspace(0, 1, min(width, 40 * letters)).expand(letters, -1))
+    ends = "g = 0 to g = 1" if scale == "full" else "the smallest g of a mask to its largest"
+    text = f"From {ends}. A map is multiplied by g + eta, here by {eta:g} (g = 0) to {1 + eta:g} (g = 1)."
+    return _stack([strip, _text(textwrap.wrap(text, max(12, 2 * width // letters)), letters)], letters // 3)
 
 
 def _text(lines: Sequence[str], letters: int, width: int | None = None) -> Tensor:
-    """Black on white, `letters` pixels high, as wide as it has to be. width: to which a line loses its beginning, as a
-    path's end says more."""
+    """Black on white, `letters` pixels high, as wide as it has to be. width: to which a line is cut in its middle."""
     lettering, step = Lettering(letters), letters + 4
-    lines = list(lines)
-    for place, line in enumerate(lines if width else ()):
-        while lettering.length(lines[place]) > width and len(line) > 12:
-            line = line[1:]
-            lines[place] = ".." + line
+    lines = [lettering.fitted(line, width) if width else line for line in lines]
     image = Image.new("RGB", (max(round(lettering.length(line)) + 2 for line in lines), step * len(lines)), "white")
     draw = ImageDraw.Draw(image)
     for row, line in enumerate(lines):

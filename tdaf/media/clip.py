@@ -44,14 +44,7 @@ class Video:
 
     Quarter turns and mirroring that the file asks for are made, as players make them; pixels that are not square are
     left as they are. Where the size changes on the way, frames are scaled to the first one's. The file is opened when
-    it is first used, in each process anew, and closed at its end and by `close`.
-
-    Args:
-        path: of the file. Nothing is read yet.
-
-    Raises:
-        UnreadableSample: by all but the constructor: a missing or empty file, one without a picture, or one that cannot
-            be decoded.
+    it is first used, in each process anew; UnreadableSample is raised then.
     """
 
     def __init__(self, path: Path) -> None:
@@ -95,14 +88,8 @@ class VideoWriter:
     """Frames to an mp4 file (h264, 4:2:0), which appears under its name when all is written, and not if that fails.
 
     A context manager. Odd sizes get another row or column, the last one again. Frames of another size than the first
-    are scaled to it. No frame, no file.
-
-    Args:
-        path: of the file.
-        fps: its frames a second, where `write` is not told when a frame is shown.
-
-    Raises:
-        OSError: where the disk refuses.
+    are scaled to it. No frame, no file. fps: frames a second, where `write` is not told when one is shown. Raises
+    OSError where the disk refuses.
     """
 
     def __init__(self, path: Path, fps: Fraction | float) -> None:
@@ -153,15 +140,12 @@ class VideoWriter:
 
 
 def read_clip(path: Path, frames: FrameChoice, short_side: int | None = None) -> Tensor:
-    """Reads frames of a video file.
+    """Reads frames of a video file, turned as `Video`'s; of another size than the header says, they are scaled to that.
 
     Decoding begins at the last key frame before the clip. Where a file's time stamps do not say for certain which frame
-    is which (h264 in AVI has none), or did not keep what they promised, it begins at the start of the file. Quarter
-    turns and mirroring that the file asks for are made, as players make them; pixels that are not square are taken as
-    square. Where the size changes on the way, frames are scaled to what the header says.
+    is which (h264 in AVI has none), or did not keep what they promised, it begins at the start of the file.
 
     Args:
-        path: of the file.
         frames: which frames, from 0, in any order and also repeated; or a function that chooses them, called once with
             the number of frames.
         short_side: pixels of the frames' short side, to which they are scaled while colours are converted.

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,18 +95,9 @@ def left_out(others: Counter[str], kind: str) -> dict[str, int]:
 
 
 def write_skip_list(path: str | os.PathLike[str], names: Iterable[str]) -> None:
-    """Writes a list of files to leave out, sorted, each name once.
-
-    A name stands in a line as it is; where that would not be read again (line breaks, backslashes, bytes that are no
-    text, blanks at an end), it stands as a JSON string.
-
-    Args:
-        path: of the list.
-        names: the files' paths below the data set's root, with / between their parts.
-
-    Raises:
-        UserError: the list cannot be written.
-    """
+    """Writes a list of files to leave out, sorted, each name once: paths below the data set's root, with / between
+    their parts. A name that would not be read again (line breaks, backslashes, bytes that are no text, blanks at an
+    end) stands as a JSON string. Raises UserError: the list cannot be written."""
     lines = (name if _is_plain(name) else json.dumps(name) for name in sorted(set(names)))
     try:
         Path(path).expanduser().write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -118,15 +107,10 @@ def write_skip_list(path: str | os.PathLike[str], names: Iterable[str]) -> None:
 
 def read_skip_list(path: str | None, folders: tuple[str, ...] = (), example: str | None = None) -> frozenset[str]:
     """The names in a list that `write_skip_list` or a person wrote; a plain line may have backslashes for /, blanks
-    around it and Windows' line ends.
+    around it and Windows' line ends. Of no list (None) there are none.
 
-    Args:
-        path: of the list; None: no names.
-        folders: how a path below the data set's root begins; without them, it must only not begin with /.
-        example: such a path, for the message; by default the folders.
-
-    Raises:
-        UserError: the list cannot be read, or has a path that is not below the root.
+    folders: how a path below the data set's root begins; without them, it must only not begin with /. example: such a
+    path, for the message. Raises UserError: the list cannot be read, or has a path that is not below the root.
     """
     if path is None:
         return frozenset()
@@ -177,17 +161,13 @@ class Media:
     """Image files and videos as one sequence of pictures (protocol: tdaf/task.py): one of each image file, all frames
     of each video.
 
-    Image files are opened only when they are read; an animated GIF counts as a video, and of other files with several
-    pictures the first is taken. Videos are counted at once.
-
-    Args:
-        paths: the files, in their order. Pictures are turned as their EXIF tag says.
-        background: see `read_image`.
+    Image files are opened only when they are read, and turned as their EXIF tag says; an animated GIF counts as a
+    video, and of other files with several pictures the first is taken. Videos are counted at once. background: see
+    `read_image`.
 
     Attributes:
         reading: exif and background, with which images are read.
-        videos: whether there is a video among them; reading is then fast in order only, and so belongs into one
-            process.
+        videos: whether there is a video among them; reading is then fast in order only, so in one process.
         faults: what is wrong with a video, by its path. One without a readable frame has no picture here; one that is
             damaged on its way has those before the damage.
     """
@@ -197,14 +177,13 @@ class Media:
         self._videos = {path: _video(path) for path in paths if is_video(path)}
         self.videos = bool(self._videos)
         self.faults: dict[Path, str] = {}
-        counts = {path: self._count(path) if path in self._videos else 1 for path in paths}
-        self._files = [path for path, count in counts.items() if count]
-        self._ends = list(accumulate(counts[path] for path in self._files))
+        frames = {path: self._frames(path) if path in self._videos else [None] for path in paths}
+        self._places = [(path, frame) for path, own in frames.items() for frame in own]
         self._open: Video | None = None
         self._last: tuple[int, Tensor] | None = None
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return len(self._places)
 
     def read(self, index: int) -> Tensor:
         """uint8 RGB (3, H, W). Raises UnreadableSample."""
@@ -213,14 +192,11 @@ class Media:
         return self._last[1].clone()  # the next sample of the same picture must find it as it was
 
     def file(self, index: int) -> Path:
-        return self._files[bisect_right(self._ends, index)]
+        return self._places[index][0]
 
     def frame(self, index: int) -> int | None:
         """The frame in its video, from 0; None for an image file."""
-        place = bisect_right(self._ends, index)
-        if self._files[place] not in self._videos:
-            return None
-        return index - (self._ends[place - 1] if place else 0)
+        return self._places[index][1]
 
     def name(self, index: int) -> str:
         """What a person finds the picture by."""
@@ -240,17 +216,18 @@ class Media:
         """Frames a second of one of the videos."""
         return self._videos[path].survey.fps
 
-    def _count(self, path: Path) -> int:
+    def _frames(self, path: Path) -> Sequence[int]:
         try:
-            count, fault = len(self._videos[path]), self._videos[path].survey.fault
+            survey = self._videos[path].survey
         except UnreadableSample as error:
-            count, fault = 0, str(error)
-        if fault is not None:
-            self.faults[path] = fault
-        return count
+            self.faults[path] = str(error)
+            return ()
+        if survey.fault is not None:
+            self.faults[path] = survey.fault
+        return range(survey.frames)
 
     def _read(self, index: int) -> Tensor:
-        path, frame = self.file(index), self.frame(index)
+        path, frame = self._places[index]
         if frame is None:
             from tdaf.media.image import read_image
 

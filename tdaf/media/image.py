@@ -97,6 +97,17 @@ def bounded(path: Path, side: int, exif: bool = False, background: Colour | None
     return np.frombuffer(bytearray(simplejpeg.encode_jpeg(smaller, QUALITY, colorsubsampling="420")), np.uint8)
 
 
+def jpeg(path: Path, background: Colour | None = None, data: np.ndarray | None = None) -> tuple[np.ndarray, int, int]:
+    """A JPEG that any decoder takes, uint8, its height and width: the file's content, or, where that is another format
+    or a rare kind of JPEG, what `read_image` gives, with quality 95 and 4:4:4. Raises as that does."""
+    data = _content(path) if data is None else data
+    frame = _frame(data)
+    if frame is not None:
+        return data, *frame[1:]
+    image = _read(data, path, False, background).permute(1, 2, 0).contiguous().numpy()
+    return np.frombuffer(bytearray(simplejpeg.encode_jpeg(image, 95)), np.uint8), *image.shape[:2]
+
+
 def image_size(path: Path, exif: bool = False) -> tuple[int, int]:
     """Height and width in pixels of what `read_image` gives, from the file's header. Raises as that does."""
     return _with_pil(None, path, lambda image: _size(image, exif))

@@ -209,7 +209,8 @@ class Archive:
     def _sorted(self, names: list[bytes], numbers: array) -> tuple[bytes, int]:
         """The arrays by name, and for how many members. Of several members of one name the last stays, as in unpacking,
         and that is said."""
-        order = np.argsort(ordered := np.array(names, object), kind="stable")
+        ordered = np.array(names, object)
+        order = np.argsort(ordered, kind="stable")
         ordered = ordered[order]
         last = np.append(ordered[1:] != ordered[:-1], True)
         twice = [name for name in ordered[~last] if name[-1:] != b"/"]
@@ -248,7 +249,7 @@ class Archive:
     def _load(self) -> bool:
         """Takes a kept list, if there is one of this archive as it is and all places in it lie within the archive."""
         for file in self._files():
-            with suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
+            with suppress(OSError, ValueError, LookupError, TypeError, OverflowError):
                 with file.open("rb") as source:
                     about = json.loads(source.read(HEAD))
                 payload = np.memmap(file, np.uint8, "r", HEAD)

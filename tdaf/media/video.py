@@ -1,7 +1,4 @@
-"""Video files through PyAV: opened, indexed, decoded in the order in which their frames are shown.
-
-clip.py makes tensors of them; scripts/prepare_kinetics.py needs no torch, in any of its processes.
-"""
+"""Video files through PyAV: opened, indexed, decoded in the order in which their frames are shown. Without torch."""
 
 from __future__ import annotations
 
@@ -46,7 +43,7 @@ class FrameIndex:
     """Where the key frames of a file lie.
 
     Args:
-        frames: how many frames are to be shown, None where only decoding tells.
+        frames: how many are to be shown, None where only decoding tells.
         before: of each key frame, the frames to be shown that precede it in the file. Without any key frame the file
             can only be read from its start.
         stamps: of each key frame, its time stamp in the stream's units.
@@ -87,17 +84,9 @@ class Survey:
 def opened(path: Path, probe: bool = True) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """A video file while it is open: its container, and its first stream of pictures that is no cover image.
 
-    The decoder has one thread: frame threads have been seen to hang, and more than one only pays for large pictures.
-    Packets of other streams are not read.
-
-    Args:
-        path: of the file.
-        probe: whether FFmpeg decodes a first frame for what the header may leave out. Without it mp4 files that have a
-            frame table (`has_frame_table`) open in less than half the time; they leave nothing out, but the size of
-            their pictures is then only what they say. Other files are probed all the same.
-
-    Raises:
-        UnreadableSample: what is missing, empty, not a regular file, no video, or without a stream of pictures.
+    probe: whether FFmpeg decodes a first frame for what the header may leave out. Without it mp4 files that have a
+    frame table (`has_frame_table`) open in less than half the time; the size of their pictures is then only what they
+    say. Other files are probed all the same. Raises UnreadableSample: no such file, empty, or no video.
     """
     try:
         size, _ = archive.about(path)
@@ -118,6 +107,7 @@ def opened(path: Path, probe: bool = True) -> Iterator[tuple[av.container.InputC
             raise UnreadableSample(f"it has no pictures, only {kinds} ({path})")
         if stream.codec_context is None:
             raise UnreadableSample(f"no decoder for its pictures ({path})")
+        # frame threads have been seen to hang, and more than one only pays for large pictures
         stream.thread_type, stream.codec_context.thread_count = "SLICE", 1
         for other in container.streams:
             if other is not stream:
@@ -131,11 +121,8 @@ def decode(
     stream: av.VideoStream,
     promised: int | None = None,
 ) -> Iterator[av.VideoFrame]:
-    """Every frame of an `opened` file, from its start.
-
-    Raises:
-        UnreadableSample: where it is damaged, holds no frame, or fewer than `promised`.
-    """
+    """Every frame of an `opened` file, from its start. Raises UnreadableSample where it is damaged, holds no frame, or
+    fewer than `promised`."""
     count = 0
     total = f" of {promised or stream.frames}" if promised or stream.frames else ""
 
@@ -161,21 +148,14 @@ def decode(
 
 def count_frames(path: Path) -> int:
     """How many frames a file has, from its table or packets, and by decoding all of it only where these do not tell.
-
-    Raises:
-        UnreadableSample: no video, no frame in it, or cut off.
-    """
+    Raises UnreadableSample: no video, no frame in it, or cut off."""
     with opened(path, probe=False) as (container, stream):
         frames = index_of(path, container, stream).frames
     return decode_whole(path) if frames is None else frames
 
 
 def decode_whole(path: Path) -> int:
-    """Decodes every frame and returns how many there are.
-
-    Raises:
-        UnreadableSample: one is damaged or missing, or the file ends before its container says so.
-    """
+    """Decodes every frame and returns how many there are. Raises UnreadableSample: one is damaged or missing."""
     found = survey(path)
     if found.fault is not None:
         raise UnreadableSample(found.fault)
@@ -190,10 +170,7 @@ def promised_frames(path: Path) -> int | None:
 
 def survey(path: Path) -> Survey:
     """Decodes a file as far as it is sound. This is what "whole" means to training, check_data and predict alike.
-
-    Raises:
-        UnreadableSample: no video, or not one frame in it.
-    """
+    Raises UnreadableSample: no video, or not one frame in it."""
     promised, faults, stamps, rate = None, [], [], USUAL_FPS
     try:
         promised = promised_frames(path)

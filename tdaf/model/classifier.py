@@ -54,14 +54,18 @@ class Probabilities(nn.Module):
 
     def forward(self, input: Tensor) -> dict[str, Tensor]:
         """uint8 RGB (B, 3, [T,] H, W) -> "probabilities" and "logits" (B, classes)."""
-        logits = self.network(input)
-        logits = logits["logits"] if isinstance(logits, dict) else logits  # of a network with other outputs besides
+        logits = logits_of(self.network(input))
         return {"probabilities": logits.softmax(-1), "logits": logits}
 
 
-def log_probabilities(outputs: Tensor) -> Tensor:
+def logits_of(outputs: Tensor | dict[str, Tensor]) -> Tensor:
+    """The logits of a network that may have other outputs besides."""
+    return outputs["logits"] if isinstance(outputs, dict) else outputs
+
+
+def log_probabilities(outputs: Tensor | dict[str, Tensor]) -> Tensor:
     """Logits (B, K), or (B, V, K) for V views, to float32 log-probabilities (B, K), the softmax averaged over views."""
-    scores = outputs.float().log_softmax(-1)
+    scores = logits_of(outputs).float().log_softmax(-1)
     if scores.ndim == 3:
         scores = scores.logsumexp(1) - math.log(scores.shape[1])
     return scores

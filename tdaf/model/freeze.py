@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tdaf.errors import UserError
-from tdaf.model.staged import Staged, with_children
+from tdaf.model.staged import Staged
 
 MODES = ("frozen", "affine", "trained")
 
@@ -25,16 +25,8 @@ class FrozenBatchNorm2d(torchvision.ops.FrozenBatchNorm2d):
 
 # No subclass of nn.BatchNorm2d: whoever asks for batch norm over all ranks must not get these statistics moved.
 class FixedBatchNorm2d(nn.Module):
-    """Batch norm by the statistics that were loaded, in train mode too; weight and bias train."""
-
-    def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = True) -> None:
-        super().__init__()
-        self.num_features, self.eps = num_features, eps
-        self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
-        self.register_buffer("running_mean", torch.zeros(num_features))
-        self.register_buffer("running_var", torch.ones(num_features))
-        self.register_buffer("num_batches_tracked", torch.tensor(0))
+    """What `fix_batch_norm` makes of a batch norm: by the statistics that were loaded, in train mode too; weight and
+    bias train."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
@@ -75,25 +67,20 @@ def fix_batch_norm(body: Staged, mode: str) -> None:
     if mode == "trained":
         return
     for stages in [body.stages, *[flow["stages"] for flow in getattr(body, "earlier", ())]]:
-        fixed: dict[nn.Module, nn.Module] = {}
-        for parent in list(stages.modules()):
-            for name, norm in parent.named_children():
-                if isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)) and norm.running_mean is not None:
-                    if norm not in fixed:
-                        fixed[norm] = _fixed(norm, mode).train(norm.training)
-                    setattr(parent, name, fixed[norm])
+        for norm in stages.modules():
+            if isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)) and norm.running_mean is not None:
+                _fix(norm, mode)
 
 
-def _fixed(norm: nn.Module, mode: str) -> FrozenBatchNorm2d | FixedBatchNorm2d:
-    """The same norm without statistics of its batches; weight and bias are the very same Parameters, or buffers."""
-    if mode == "frozen":
-        fixed = FrozenBatchNorm2d(norm.num_features, norm.eps)
-        ones = torch.ones_like(norm.running_mean)
-        fixed.weight = ones if norm.weight is None else norm.weight.detach().clone()
-        fixed.bias = torch.zeros_like(ones) if norm.bias is None else norm.bias.detach().clone()
-    else:
-        fixed = FixedBatchNorm2d(norm.num_features, norm.eps, norm.affine)
-        fixed.weight, fixed.bias = norm.weight, norm.bias
-        fixed.num_batches_tracked = norm.num_batches_tracked
-    fixed.running_mean, fixed.running_var = norm.running_mean, norm.running_var
-    return with_children(norm, fixed)
+def _fix(norm: nn.Module, mode: str) -> None:
+    # the attributes and tensors that these classes need are those of a batch norm
+    if mode == "affine":
+        norm.__class__ = FixedBatchNorm2d
+        return
+    norm.__class__ = FrozenBatchNorm2d
+    mean, variance, ones = norm.running_mean, norm.running_var, torch.ones_like(norm.running_mean)
+    affine = {"weight": ones, "bias": torch.zeros_like(ones)}
+    affine |= {name: own.detach().clone() for name in affine if (own := norm._parameters.pop(name)) is not None}
+    norm._buffers.clear()
+    for name, value in {**affine, "running_mean": mean, "running_var": variance}.items():
+        norm.register_buffer(name, value)

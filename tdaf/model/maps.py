@@ -1,7 +1,7 @@
 """The masks of a network with TDAF, for pictures (paper, Fig. 3b), and what gates and batch norms have come to.
 
 The statistics answer two claims of the paper: that masks tell places of an image apart (Sec. 3.2, Fig. 3b), and that
-the flows' activations have other statistics, smaller in the later flows, which masks have been applied to (Sec. 3.1).
+activations have other statistics in later flows, with smaller means (Sec. 3.1).
 """
 
 from __future__ import annotations

@@ -88,19 +88,15 @@ class Report:
 def load(network: nn.Module, state: dict[str, Tensor], source: str = "") -> Report:
     """Copies what fits of a state dict into a network, in place.
 
-    Names are the same but for prefixes: `body.stages.1.layer2.0.conv1.weight` here is `layer2.0.conv1.weight` there, or
-    `module.backbone._orig_mod.layer2.0.conv1.weight`: what wrappers put before it, in any order and depth. The
-    statistics of TDAF's earlier flows, where the checkpoint has none of its own, are those of the last flow; 2D kernels
-    are inflated for a 3D network. A head of another class count stays as it is and is reported, and so does a stem of
-    another size.
+    Names are the same but for prefixes, in any order and depth: `body.stages.1.layer2.0.conv1.weight` here is
+    `layer2.0.conv1.weight` there, or `module.backbone._orig_mod.layer2.0.conv1.weight`. The statistics of TDAF's
+    earlier flows, where the checkpoint has none of its own, are those of the last flow; 2D kernels are inflated for a
+    3D network. A head of another class count stays as it is and is reported, and so does a stem of another size.
 
     Args:
         network: any module with a staged network in it.
         state: of this project (any task's, with or without TDAF), or a plain one of torchvision's.
         source: for the report: what the state dict is.
-
-    Returns:
-        What was loaded and what was not.
 
     Raises:
         UserError: the backbone's own names or shapes differ: another architecture. Nothing is changed then.
@@ -176,6 +172,10 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], str]:
     return state, f"{path} ({entry})" if entry else str(path)
 
 
+_NO_WEIGHTS = {
+    b"<": "it is a web page, perhaps in place of a download",
+    b"version https://git-lfs": "it is a pointer of Git LFS, in place of the file",
+}
 _Weights = tuple[str, dict[str, Tensor]]  # and the entry of the checkpoint that they stand under, "ema.module"
 
 
@@ -211,34 +211,23 @@ def _is_safetensors(path: Path, head: bytes) -> bool:
 
 def _unreadable(error: Exception, head: bytes) -> str:
     """Why a file could not be read, in one line."""
-    code = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    refused = isinstance(error, pickle.UnpicklingError)
+    code = re.search(r"GLOBAL ([\w.]+)", str(error)) if refused else None
     # torch.save wrote its magic number first before PyTorch 1.6: such a file is no plain pickle, but may be damaged
-    plain_pickle = isinstance(error, pickle.UnpicklingError) and re.match(rb"\x80(?!\x02\x8a\nl\xfc\x9c)", head)
+    plain_pickle = refused and re.match(rb"\x80(?!\x02\x8a\nl\xfc\x9c)", head)
     if code or plain_pickle or "TorchScript" in str(error):
         what = code[1] if code else "a plain pickle" if plain_pickle else "a TorchScript archive"
         return (
             f"not read: it holds {what}, which would have to be unpickled, and that can run code; save its state dict"
         )
-    if not head:
-        why = "it is empty"
-    elif head.lstrip().startswith(b"<"):
-        why = "it is a web page, perhaps in place of a download"
-    elif head.startswith(b"version https://git-lfs"):
-        why = "it is a pointer of Git LFS, in place of the file"
-    else:
-        why = "damaged, cut short, or of another kind"
+    why = "damaged, cut short, or of another kind" if head else "it is empty"
+    why = next((cause for begin, cause in _NO_WEIGHTS.items() if head.lstrip().startswith(begin)), why)
     return f"not a file of tensors that torch.load(weights_only=True) or safetensors reads; {why}"
 
 
 def torchvision_weights(name: str) -> dict[str, Tensor]:
-    """The weights that torchvision names `name` ("ResNet50_Weights.IMAGENET1K_V1"), downloaded unless cached.
-
-    Returns:
-        A plain state dict of torchvision's, for `load`.
-
-    Raises:
-        UserError: an unknown name, or a download that fails.
-    """
+    """The weights that torchvision names `name` ("ResNet50_Weights.IMAGENET1K_V1"), downloaded unless cached, for
+    `load`. Raises UserError: an unknown name, or a download that fails."""
     from torchvision.models import get_model_weights, get_weight, list_models  # as long to import as torch
 
     try:

@@ -16,7 +16,7 @@ from torch import nn
 from tdaf import measure
 from tdaf.errors import UserError
 from tdaf.model.backbones import library
-from tdaf.model.backbones.trace import Refused
+from tdaf.model.backbones.cut import Refused
 from tdaf.model.classifier import Classifier
 from tdaf.model.flows import TDAF
 from tdaf.model.staged import Staged
@@ -52,8 +52,8 @@ def row(network: str, flows: int = 3, anar: int = 3) -> list[str]:
         warnings.simplefilter("ignore")
         staged = library.stages(network)
         head = staged.classifier(staged.widths[-1], staged.classifier.classes)
-        columns = [network, str(len(staged.stages)), *(_list(of) for of in (staged.widths, staged.strides))]
-        columns += [norms(staged), str(size)]
+        pyramid = (" ".join(map(str, numbers)) for numbers in (staged.widths, staged.strides))
+        columns = [network, str(len(staged.stages)), *pyramid, norms(staged), str(size)]
         image, costs = torch.zeros(1, 3, size, size), []
         # The plain one first: TDAF puts its gates onto these same stages.
         for body in (lambda: staged, lambda: TDAF(staged, min(flows, len(staged.stages)), anar)):
@@ -82,10 +82,6 @@ def _matching(name: str) -> list[str]:
     if not found:
         raise UserError(f"{name}: no network of {' or '.join(chosen)} is called so")
     return found
-
-
-def _list(numbers: Sequence[int]) -> str:
-    return " ".join(map(str, numbers))
 
 
 def main(arguments: Sequence[str]) -> int:

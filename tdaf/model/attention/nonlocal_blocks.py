@@ -18,12 +18,10 @@ class NonLocal(nn.Module):
     """z_i = W y_i + x_i (Eq. 6), y_i a sum over all places j of g(x_j), weighted by how x_j answers x_i (Eq. 1):
     the softmax over j of theta(x_i) . phi(x_j) (Eq. 4, embedded Gaussian, the paper's default).
 
-    (B, C, [T,] H, W) -> the same shape. theta, phi and g give C / 2 channels (Sec. 3.3). j runs over a map that a 2x2
-    max pool has subsampled (Sec. 3.3), in space but not in time; it is pooled before phi and g, as that section's
-    equation and the authors' code have it (facebookresearch/video-nonlocal-net, lib/models/nonlocal_helper.py), and
-    sizes are rounded up. One batch norm, after W, starts at weight 0 (Sec. 4.1). From that code, not in the paper:
-    logits are divided by sqrt(C / 2). Without biases, as in the equations; the code has them, of which theta's alone
-    would have an effect.
+    (B, C, [T,] H, W) -> the same shape. theta, phi and g give C / 2 channels. j runs over a map that a 2x2 max pool has
+    subsampled before phi and g, in space but not in time (Sec. 3.3), sizes rounded up. One batch norm, after W, starts
+    at weight 0 (Sec. 4.1). Logits are divided by sqrt(C / 2), as in the authors' code alone
+    (facebookresearch/video-nonlocal-net, lib/models/nonlocal_helper.py). No biases, as in the equations.
     """
 
     def __init__(self, channels: int) -> None:
@@ -57,15 +55,13 @@ class DoubleAttention(nn.Module):
     The first softmax is over places (Eq. 4), the second over descriptors (Eq. 5).
 
     (B, C, [T,] H, W) -> the same shape: Z has m = C / `reduction` channels, which a last convolution expands to C, and
-    X is added (Sec. 3.3). The product in brackets comes first, m x n numbers whatever the map's size. No biases, as
-    in the equations. Where the paper leaves it open we do as in the non-local block that it compares with: one batch
-    norm, after the expansion, which starts at weight 0.
+    X is added (Sec. 3.3). The product in brackets comes first. No biases, as in the equations; one batch norm, after
+    the expansion, which starts at weight 0, as in the non-local block that the paper compares with.
 
-    The paper's ablations on clips (Sec. 4.2) give phi, theta and rho a quarter of the input's channels. That cannot be
-    its ImageNet network, which by its abstract has "over 40%" fewer parameters than ResNet-152 and by TDAF's Table 3b
-    58.5% more FLOPs than ResNet-50 (6.5 GFLOPs): five such blocks would be 51% and 28%. No source at hand gives the
-    width there. Half the channels, as the non-local block has, is our choice: 45% fewer parameters than ResNet-152, 29%
-    more than ResNet-50 (TDAF's text: 10%), and 63% more FLOPs, matrix products included, 50% without them.
+    Half the channels, as the non-local block has, is our choice: 45% fewer parameters than ResNet-152, 29% more than
+    ResNet-50 (TDAF's text: 10%), 63% more FLOPs with matrix products, 50% without. The quarter of the paper's ablations
+    on clips (Sec. 4.2) would give 51% and 28%; its ImageNet network has "over 40%" fewer parameters than ResNet-152 and
+    by TDAF's Table 3b 58.5% more FLOPs than ResNet-50 (6.5 GFLOPs). No source at hand gives the width there.
     """
 
     def __init__(self, channels: int, reduction: int = 2) -> None:
@@ -126,8 +122,7 @@ class CGNL(nn.Module):
 class FiveNonLocal:
     """Five blocks, two in res3 and three in res4 (Wang et al., Sec. 5.1), each after a residual block's last ReLU.
 
-    In ResNet-50 "every other residual block": after blocks 1 and 3 of res3's four and 1, 3 and 5 of res4's six, so the
-    last stands right before the last residual block of its stage, which is where the paper has single ones. The
+    In ResNet-50 "every other residual block": after blocks 1 and 3 of res3's four and 1, 3 and 5 of res4's six. The
     authors' code has each of them one block later, the last ones behind their stage's end, where here the gate comes.
     ResNet-101 as that code: res4 after 7, 14 and 21 of 23. Other depths are spread alike; ResNet-18 has room for one in
     each of the two stages. Basic blocks and ResNeXt's are our extension: the same places.

@@ -152,10 +152,9 @@ class AttentionAugmented:
 
     Checked by the published parameters (in brackets ours): AA-ResNet-50 25.8M (25.78M), AA-ResNet-101 45.4M (45.35M),
     AA-ResNet-34 20.7M (20.75M), AA-ResNet-50 with kappa = upsilon = 0.25, 0.5, 0.75: 24.3M, 22.3M, 20.7M (24.30M,
-    22.34M, 20.74M); kamenbliznashki/chexpert, models/attn_aug_conv.py, has the same placement. Published GFLOPs, 2 a
-    multiply-add: AA-ResNet-50 8.3 for ResNet-50's 8.2 (8.36 for 8.18, products of attention included), AA-ResNet-34
-    7.1 (7.19). Without the halving AA-ResNet-50 would have 9.4, so the published network halves there too. TDAF's Table
-    3b has +1.3% for it, which is 8.3 by 8.2; 8.36 by 8.18 is +2.2%. Other ResNets by the same rule.
+    22.34M, 20.74M); and GFLOPs, 2 a multiply-add: AA-ResNet-50 8.3 for ResNet-50's 8.2 (8.36 for 8.18, products of
+    attention included; 9.4 without the halving), AA-ResNet-34 7.1 (7.19). TDAF's Table 3b has +1.3% for it, which is
+    8.3 by 8.2; 8.36 by 8.18 is +2.2%. Other ResNets by the same rule.
 
     Args:
         keys, values: kappa and upsilon in bottlenecks; basic blocks have 0.25 and 0.25, as published.

@@ -6,20 +6,69 @@ the very operations of the network's forward pass in their order.
 
 from __future__ import annotations
 
+import copy
+import inspect
+import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from os.path import commonprefix
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torchvision import ops
 
 from tdaf.errors import UserError
-from tdaf.model.backbones.trace import Graphs, Operations, Refused, first_line, last_inside, path_of, traced
 
 PROBE = (96, 128)  # height and width of the image that is looked through a network with
 _IN_PLACE = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
+
+Graphs = dict[bool, fx.Graph]  # by whether the module is in train mode: a network may do something else there
+
+
+class Refused(UserError):
+    """A network that has no stages; the message says why."""
+
+
+class Operations(nn.Module):
+    """A part of a network: the modules, Parameters and buffers that its operations name, and these operations."""
+
+    def __init__(self, network: nn.Module, graphs: Graphs) -> None:
+        super().__init__()
+        self.code = Code(graphs)
+        for graph in graphs.values():
+            for node in graph.nodes:
+                if node.op in ("call_module", "get_attr"):
+                    _adopt(self, network, node.target)
+        self.training = network.training
+
+    @property
+    def eval_graph(self) -> fx.Graph:
+        """What it does in eval mode."""
+        return self.code.graphs[False]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.code.run[self.training](self, x)
+
+
+class Code:
+    """Graphs, and the functions that torch.fx makes of them. Copies of a module share it, as they share their class."""
+
+    def __init__(self, graphs: Graphs) -> None:
+        self.graphs, self.run = graphs, {}
+        for mode, graph in graphs.items():
+            code = graph.python_code("self")
+            space = dict(code.globals)
+            exec(compile(code.src, "<operations of a stage>", "exec"), space)
+            self.run[mode] = space["forward"]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Code:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Code, (self.graphs,)
 
 
 @dataclass(frozen=True)
@@ -60,13 +109,13 @@ def cut(
         UserError: an index that there is no map of.
     """
     training = network.training
-    graphs = {mode: traced(network.train(mode), tuple(leaves), tuple(functions)) for mode in (True, False)}
+    graphs = {mode: _traced(network.train(mode), tuple(leaves), tuple(functions)) for mode in (True, False)}
     network.train(training)
     image = next(network.parameters(), torch.zeros(())).new_zeros(1, 3, *PROBE)
     if ends is None:
         places = _last_of_each_size(network, graphs[False], image)
     else:
-        places = [last_inside(graphs[False], name) for name in ends]
+        places = [_last_inside(graphs[False], name) for name in ends]
     places = _chosen(places, out_indices)
     known = _chosen(widths, out_indices) if widths else [None] * len(places)
     nodes = {mode: [_the_same(place, graph) for place in places] for mode, graph in graphs.items()}
@@ -92,7 +141,7 @@ def _the_same(node: fx.Node, graph: fx.Graph) -> fx.Node:
     """In the graph of the other mode: the same operation of the same module, counted among such."""
 
     def alike(graph: fx.Graph) -> list[fx.Node]:
-        return [other for other in graph.nodes if (path_of(other), other.target) == (path_of(node), node.target)]
+        return [other for other in graph.nodes if (_path_of(other), other.target) == (_path_of(node), node.target)]
 
     here, there = alike(node.graph), alike(graph)
     if len(here) != len(there):
@@ -103,42 +152,113 @@ def _the_same(node: fx.Node, graph: fx.Graph) -> fx.Node:
 def _chosen(places: Sequence[Any], out_indices: Sequence[int] | None) -> list[Any]:
     if out_indices is None:
         return [*places]
-    if (
-        not out_indices
-        or not all(0 <= k < len(places) for k in out_indices)
-        or sorted(set(out_indices)) != [*out_indices]
-    ):
-        raise UserError(
-            f"out_indices={[*out_indices]}: give some of 0 to {len(places) - 1}, the network's maps, in order"
-        )
+    if not out_indices or [k for k in range(len(places)) if k in out_indices] != [*out_indices]:
+        most = len(places) - 1
+        raise UserError(f"out_indices={[*out_indices]}: give some of 0 to {most}, the network's maps, in order")
     return [places[k] for k in out_indices]
 
 
-# --- Where a network's maps get smaller
+class _Tracer(fx.Tracer):
+    def __init__(self, leaves: tuple[type, ...], functions: tuple[Callable, ...]) -> None:
+        super().__init__(autowrap_modules=(math, ops), autowrap_functions=functions)
+        self.leaves = leaves
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        inside = isinstance(module, self.leaves) or type(module).__module__.startswith("torchvision.ops")
+        return inside or super().is_leaf_module(module, name)
+
+    def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        stack, before = self.module_stack.copy(), len(self.graph.nodes)
+        try:
+            x = super().call_module(module, forward, args, kwargs)
+        except Exception:  # it runs any code on symbols; a module that does not bear that is one operation
+            for node in [*self.graph.nodes][: before - 1 : -1]:
+                self.graph.erase_node(node)
+            name = self.path_of_module(module)
+            self.module_stack = stack
+            x = self.create_proxy("call_module", name, args, kwargs)
+            x.node.meta["nn_module_stack"] = {**stack, name: (name, type(module))}
+        if not _activates(module):
+            return x
+        # timm's batch norm with an activation, as the two that it is: then fold, freeze and SyncBN know it
+        for part in (module.drop, module.act):
+            x = super().call_module(part, part.forward, (x,), {})
+        return x
 
 
-class _Sizes(fx.Interpreter):
-    """Height and width of every map (B, C, H, W) or (B, H, W, C)."""
+def _activates(norm: nn.Module) -> bool:
+    return isinstance(norm, nn.BatchNorm2d) and hasattr(norm, "act") and hasattr(norm, "drop")
 
-    def __init__(self, network: nn.Module, graph: fx.Graph) -> None:
-        super().__init__(fx.GraphModule(network, graph))
-        self.found: dict[str, tuple[int, int]] = {}
 
-    def run_node(self, node: fx.Node) -> Any:
-        value = super().run_node(node)
-        if isinstance(value, Tensor) and value.ndim == 4:
-            self.found[node.name] = tuple(value.shape[1:3] if _is_channels_last(value) else value.shape[2:])
-        return value
+def _traced(network: nn.Module, leaves: tuple[type, ...], functions: tuple[Callable, ...]) -> fx.Graph:
+    try:
+        arguments = list(inspect.signature(network.forward).parameters.values())[1:]
+        defaults = {p.name: p.default for p in arguments if p.default is not p.empty}
+        graph = _Tracer(leaves, functions).trace(network, defaults or None)
+    except Exception as error:  # tracing runs any code on symbols, which may fail in any way
+        raise Refused(f"torch.fx cannot follow its forward pass ({first_line(error)})") from error
+    for name, module in network.named_modules():
+        for key, value in vars(module).items():
+            if isinstance(value, fx.Proxy):
+                raise Refused(f"it keeps {name}.{key} from call to call, which flows would mix up")
+    return graph
+
+
+def _path_of(node: fx.Node) -> list[str]:
+    """The modules that an operation lies within, the outermost first; its own name last where it is a module's."""
+    inside = list(node.meta.get("nn_module_stack", {}))
+    return inside[-1].partition("@")[0].split(".") if inside and inside[-1] else []
+
+
+def _last_inside(graph: fx.Graph, name: str) -> fx.Node:
+    path = name.split(".")
+    found = [node for node in graph.nodes if node.op != "get_attr" and _path_of(node)[: len(path)] == path]
+    if not found:
+        raise Refused(f"a map is reported of {name or 'nothing'}, which is no module of its forward pass")
+    return found[-1]
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160] or type(error).__name__
+
+
+def _adopt(part: nn.Module, network: nn.Module, target: str) -> None:
+    """What the network has under a dotted name, under the same name in `part`."""
+    *path, name = target.split(".")
+    owner = network
+    for step in path:
+        owner = getattr(owner, step)
+        if step not in part._modules:
+            part.add_module(step, nn.Module())
+        part = part._modules[step]
+    value = getattr(owner, name)
+    if isinstance(value, nn.Module):
+        if name not in part._modules:
+            part.add_module(name, _plain(value) if _activates(value) else value)
+    elif isinstance(value, nn.Parameter):
+        part.register_parameter(name, value)
+    else:
+        kept = name in owner._buffers and name not in owner._non_persistent_buffers_set
+        part.register_buffer(name, value, persistent=kept)
+
+
+def _plain(norm: nn.Module) -> nn.BatchNorm2d:
+    """The same batch norm, Parameters and all, without what comes after."""
+    plain = copy.copy(norm)
+    plain.__class__ = nn.BatchNorm2d
+    plain._modules = {}
+    return plain
 
 
 @torch.no_grad()
 def _last_of_each_size(network: nn.Module, graph: fx.Graph, image: Tensor) -> list[fx.Node]:
     """The operations that end the stages: everything goes through each of them."""
-    sizes = _Sizes(network.eval(), graph)
+    run = fx.Interpreter(network.eval(), garbage_collect_values=False, graph=graph)
     try:
-        sizes.run(image)
+        run.run(image)
     except Exception as error:
         raise _not_any_size(error) from error
+    maps = {node: x for node, x in run.env.items() if isinstance(x, Tensor) and x.ndim == 4}
     nodes = [node for node in graph.nodes if node.op not in ("get_attr", "output")]
     place = {node: number for number, node in enumerate(nodes)}
     last_use = {node: max([place.get(user, len(nodes)) for user in node.users], default=-1) for node in nodes}
@@ -147,23 +267,16 @@ def _last_of_each_size(network: nn.Module, graph: fx.Graph, image: Tensor) -> li
     smallest = PROBE[0]
     for node, following in zip(nodes, [*nodes[1:], None], strict=True):
         alive = {old for old in alive if last_use[old] > place[node]} | ({node} if last_use[node] > 0 else set())
-        if alive != {node} or node.name not in sizes.found or node.op == "placeholder":
+        if alive != {node} or node not in maps or node.op == "placeholder":
             continue
-        height, width = sizes.found[node.name]
+        height, width = maps[node].shape[1:3] if _is_channels_last(maps[node]) else maps[node].shape[2:]
         if height > smallest or height == width == 1:  # the pool before the classifier
             break
         smallest = height
-        depth = _common(path_of(node), path_of(following) if following else [])
+        depth = len(commonprefix([_path_of(node), _path_of(following) if following else []]))
         if height not in best or depth <= best[height][0]:
             best[height] = depth, node
     return [node for _, node in best.values()]
-
-
-def _common(a: list[str], b: list[str]) -> int:
-    return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-# --- Dividing
 
 
 def _divided(graph: fx.Graph, ends: list[fx.Node], layouts: list[bool]) -> list[fx.Graph]:
@@ -229,9 +342,6 @@ def _outside_in_place(network: nn.Module, parts: dict[bool, list[fx.Graph]]) -> 
                     node.target = _IN_PLACE.get(node.target, node.target)
                     if node.kwargs.get("inplace"):
                         node.kwargs = {**node.kwargs, "inplace": False}
-
-
-# --- Looking through
 
 
 def strides(stages: list[Operations]) -> list[int]:

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tdaf.errors import UserError
-from tdaf.model.backbones.cut import Cut, cut, strides
-from tdaf.model.backbones.trace import Operations, Refused, first_line
+from tdaf.model.backbones.cut import Cut, Operations, Refused, cut, first_line, strides
 from tdaf.model.pretrained import torchvision_weights
 from tdaf.model.staged import Staged
 
@@ -143,10 +142,7 @@ def preprocessing(network: str) -> dict[str, Any]:
 
 def weights(network: str) -> dict[str, Tensor]:
     """The library's own weights of a network, by the library's names, downloaded unless cached, and never unpickled.
-
-    Raises:
-        UserError: as `find`; a network without weights; a download that fails.
-    """
+    Raises UserError: as `find`; a network without weights; a download that fails."""
     library, name = find(network)
     if library == "torchvision":
         from torchvision.models import get_model_weights
