@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
-from torchvision.transforms import v2
 
 from tasks.classification.transforms import Box, Cropped, Mixing
 from tdaf.errors import RunError, UserError
@@ -69,12 +68,6 @@ def check_decodes_on_gpu(transform: Any, mixing: Mixing) -> None:
     """Raises UserError where nothing decodes on a GPU, and for what is done with pixels before they are there."""
     if not torch.cuda.is_available():
         raise UserError("data.decode=gpu: torch sees no GPU here; give data.decode=cpu")
-    if not (isinstance(transform, Cropped) and mirror_of(transform)) or mixing.mixup or mixing.cutmix:
+    if not isinstance(transform, Cropped) or len(transform.then) > 1 or mixing.mixup or mixing.cutmix:
         more = "lighting, randaugment, erasing, mixup and cutmix work on the pixels in loader workers"
         raise UserError(f"data.decode=gpu is for ImageNet's crops and mirroring alone: {more}; give data.decode=cpu")
-
-
-def mirror_of(transform: Cropped) -> v2.RandomHorizontalFlip | None:
-    """What mirrors, where the transform does nothing else after its crop."""
-    first, *others = transform.then.transforms
-    return None if others else first

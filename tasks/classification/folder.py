@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 import zlib
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,7 @@ class FolderImages(ImageFiles):
                 [file for file in inside if f"{split}/{folder}/{file}" not in skip]
                 for folder, inside in zip(folders, files, strict=True)
             ]
-        self.class_ends = np.cumsum([len(inside) for inside in files])
+        self.class_ends = list(accumulate(len(inside) for inside in files))
         self.skipped = total - len(self)
         if not len(self):
             raise UserError(f"the skip list leaves no image in {self.folder}")
@@ -171,14 +172,14 @@ class FolderImages(ImageFiles):
             from tdaf.media.cache import SharedCache
 
             names = zlib.crc32("".join(chain(*files)).encode(errors="surrogateescape"))
-            key = (os.path.realpath(place), folders, self.class_ends.tolist(), names, cache_side, QUALITY, reading)
+            key = (os.path.realpath(place), folders, self.class_ends, names, cache_side, QUALITY, reading)
             self.cache = SharedCache(key, len(self), self._bytes)
 
     def __len__(self) -> int:
-        return int(self.class_ends[-1])
+        return self.class_ends[-1]
 
     def label(self, index: int) -> int:
-        return int(np.searchsorted(self.class_ends, index, side="right"))
+        return bisect_right(self.class_ends, index)
 
     def name(self, index: int) -> str:
         """The path below the root, as a skip list has it."""

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.classification.encoded import EncodedImages, check_decodes_on_gpu, mirror_of
+from tasks.classification.encoded import EncodedImages, check_decodes_on_gpu
 from tasks.classification.transforms import Mixing, Transform
 from tasks.common import ClassTask, PredictDataset, Source
 from tdaf.engine import handover
@@ -59,7 +59,7 @@ class Samples(Dataset):
         if self._encoded:
             content, height, width, label = self.images.encoded(index)
             box = self.transform.box(height, width)
-            return {"input": (content, box, bool(torch.rand(1) < mirror_of(self.transform).p)), "label": label}
+            return {"input": (content, box, self.transform.then[0].drawn()), "label": label}
         if self._by_box:
             pixels, label = self.images.read_box(index, self.transform.box)
             return {"input": self.transform.of_box(pixels), "label": label}

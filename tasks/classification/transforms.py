@@ -68,7 +68,7 @@ def imagenet_train(
             raise UserError(f"short_side={list(short_side)}: give two lengths, size={size} <= first <= last")
         crop = ScaleJitterCrop((short_side[0], short_side[1]), size)
     shift = [Lighting(lighting)] if lighting else []
-    return Cropped(crop, v2.Compose([_mirror(flip), *shift, *_modern(randaugment, erasing, IMAGENET_MEAN)]))
+    return Cropped(crop, (_mirror(flip), *shift, *_modern(randaugment, erasing, IMAGENET_MEAN)))
 
 
 def imagenet_val(size: int = 224, short_side: int = 256, crops: int = 1, interpolation: str = "bilinear") -> Transform:
@@ -108,9 +108,9 @@ def cifar_val() -> Transform:
     return v2.Identity()
 
 
-def _mirror(probability: float) -> Transform:
+def _mirror(probability: float) -> Mirror:
     _within("flip", probability, 0, 1)
-    return v2.RandomHorizontalFlip(probability)
+    return Mirror(probability)
 
 
 def _modern(randaugment: int | None, erasing: float, mean: tuple[int, int, int]) -> list[Transform]:
@@ -151,16 +151,35 @@ class Cropped:
     """
 
     crop: ScaleJitterCrop | RandomResizedCrop
-    then: Transform
+    then: tuple[Transform, ...]
 
     def __call__(self, image: Tensor) -> Tensor:
-        return self.then(self.crop(image))
+        return self._rest(self.crop(image))
 
     def box(self, height: int, width: int) -> Box:
         return self.crop.box(height, width)
 
     def of_box(self, pixels: Tensor) -> Tensor:
-        return self.then(resized(pixels, self.crop.size))
+        return self._rest(resized(pixels, self.crop.size))
+
+    def _rest(self, image: Tensor) -> Tensor:
+        for step in self.then:
+            image = step(image)
+        return image
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """The image, or with this probability its mirror image: v2.RandomHorizontalFlip with its draws, at half its time.
+    (In a worker each call of v2's machinery finds the caches cold.)"""
+
+    probability: float
+
+    def drawn(self) -> bool:
+        return bool(torch.rand(1) < self.probability)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return image.flip(-1) if self.drawn() else image
 
 
 @dataclass(frozen=True)
