@@ -1,4 +1,4 @@
-"""Batch norm folded into convolutions, for inference: two operations become one."""
+"""Batch norm folded into convolutions, for inference: two operations become one, on a CPU with kernels in its order."""
 
 from __future__ import annotations
 
@@ -30,9 +30,7 @@ class _Packed:
     def forward(self, x: Tensor) -> Tensor:
         if not (type(x) is Tensor and x.is_cpu and self._serves(x)):
             return super().forward(x)
-        weight, channels_last = self.weight.detach(), _CHANNELS_LAST[self.weight.dim()]
-        if weight.is_contiguous(memory_format=channels_last):
-            x = x.contiguous(memory_format=channels_last)
+        weight, x = self.weight.detach(), x.contiguous(memory_format=_CHANNELS_LAST[x.dim()])
         space = self.padding, self.stride, self.dilation, self.groups
         if self.packed is None or (self.packed[0].data_ptr(), self.packed[1]) != (weight.data_ptr(), weight._version):
             kernel = torch.ops.mkldnn._reorder_convolution_weight(weight.contiguous(), *space, x.shape)
@@ -44,6 +42,8 @@ class _Packed:
             x.dtype == self.weight.dtype == torch.float32
             and x.dim() == self.weight.dim()
             and x.numel() > 0
+            and self.weight.stride(1) == 1  # channels last, also where a kernel has one pixel
+            and self.weight.stride(-1) == self.weight.shape[1]
             and self.padding_mode == "zeros"
             and not isinstance(self.padding, str)
             and not self.weight.is_inference()  # it would have no version
@@ -73,7 +73,9 @@ def fold(network: nn.Module) -> nn.Module:
 
     TDAF's flows have statistics of their own, so the copy's flows have weights of their own: it is larger, and faster.
     Pairs are found by symbolic tracing (torch.fx) of the largest modules that allow it; what cannot be traced is left
-    as it is and its children are tried. Names stay: a folded norm becomes nn.Identity.
+    as it is and its children are tried. Names stay: a folded norm becomes nn.Identity. On a CPU, in float32 and channels
+    last, a folded convolution also keeps its kernel in oneDNN's order from its first call on: faster again, most with
+    one image, for twice the memory of the weights.
 
     Args:
         network: any module; it is left as it is.
