@@ -1,4 +1,4 @@
-"""Batch norm folded into convolutions, for inference: two operations become one, on a CPU with kernels in its order."""
+"""Batch norm folded into convolutions, for inference: two operations become one."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ def fold(network: nn.Module) -> nn.Module:
 
     TDAF's flows have statistics of their own, so the copy's flows have weights of their own: it is larger, and faster.
     Pairs are found by symbolic tracing (torch.fx) of the largest modules that allow it; what cannot be traced is left
-    as it is and its children are tried. Names stay: a folded norm becomes nn.Identity. On a CPU, in float32 and channels
-    last, a folded convolution also keeps its kernel in oneDNN's order from its first call on: faster again, most with
-    one image, for twice the memory of the weights.
+    as it is and its children are tried. Names stay: a folded norm becomes nn.Identity. On a CPU, in float32 and
+    channels last, a folded convolution also keeps its kernel in oneDNN's order from its first call on: faster again,
+    most with one image, for twice the memory of the weights.
 
     Args:
         network: any module; it is left as it is.
