@@ -192,6 +192,7 @@ def test_a_kernel_that_onednn_has_ordered_follows_its_weight(layout):
     conv.load_state_dict({name: torch.randn_like(value) for name, value in conv.state_dict().items()}, assign=True)
     check(conv)
     check(copy.deepcopy(conv))
+    check(torch.compile(conv, backend="eager", fullgraph=True))
     z = x.clone().requires_grad_()
     conv(z).sum().backward()
     assert z.grad is not None

@@ -39,7 +39,8 @@ class _Packed:
 
     def _serves(self, x: Tensor) -> bool:
         return (
-            x.dtype == self.weight.dtype == torch.float32
+            not (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"))
+            and x.dtype == self.weight.dtype == torch.float32
             and x.dim() == self.weight.dim()
             and x.numel() > 0
             and self.weight.stride(1) == 1  # channels last, also where a kernel has one pixel
@@ -48,7 +49,6 @@ class _Packed:
             and not isinstance(self.padding, str)
             and not self.weight.is_inference()  # it would have no version
             and not (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
-            and not (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"))
             and torch.backends.mkldnn.is_available()
         )
 
