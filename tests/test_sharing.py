@@ -8,7 +8,6 @@ import pytest
 import torch
 from tiny import settle, tiny
 from torch import Tensor, nn
-from torch.nn import functional
 from torchvision.models import mobilenet_v2, resnet18, resnext50_32x4d
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -293,31 +292,3 @@ def test_memory_format_and_type_stay():
     folded = fold(network)
     weight = folded.earlier[0]["stages"][0].layer1[0].conv1.weight
     assert weight.dtype == torch.float64 and weight.is_contiguous(memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_a_kernel_that_onednn_has_ordered_follows_its_weight(layout):
-    network = shake(nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 32, 3, 2, 1, groups=2), nn.BatchNorm2d(32)))
-    conv = fold(network)[1].to(memory_format=layout)
-    x = torch.randn(2, 16, 9, 9)
-
-    def check(conv: nn.Module) -> None:
-        y, expected = conv(x), functional.conv2d(x, conv.weight, conv.bias, 2, 1, groups=2)
-        torch.testing.assert_close(y, expected)
-        assert y.stride() == expected.stride()
-
-    check(conv)
-    kernel = conv.packed
-    assert kernel is not None
-    check(conv)
-    assert conv.packed is kernel
-    conv.weight.mul_(2)
-    check(conv)
-    conv.load_state_dict({name: torch.randn_like(value) for name, value in conv.state_dict().items()}, assign=True)
-    check(conv)
-    check(copy.deepcopy(conv))
-    z = x.clone().requires_grad_()
-    conv(z).sum().backward()
-    assert z.grad is not None
-    assert conv.double()(x.double()).dtype == torch.float64
-    check(conv.float())

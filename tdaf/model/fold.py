@@ -18,56 +18,6 @@ _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 _DECONVOLUTIONS = (nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-class _Packed:
-    """A convolution that on a CPU, in float32, has its kernel in the order oneDNN asks for; torch orders it every time.
-
-    Nothing else changes: `weight` is what is saved, loaded and moved, and wherever oneDNN is not asked, the class's own
-    forward runs.
-    """
-
-    packed: tuple[Tensor, int, Tensor] | None = None  # the weight, its version then, and its kernel
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not (type(x) is Tensor and x.is_cpu and self._serves(x)):
-            return super().forward(x)
-        weight, channels_last = self.weight.detach(), _CHANNELS_LAST[self.weight.dim()]
-        if weight.is_contiguous(memory_format=channels_last):
-            x = x.contiguous(memory_format=channels_last)
-        space = self.padding, self.stride, self.dilation, self.groups
-        if self.packed is None or (self.packed[0].data_ptr(), self.packed[1]) != (weight.data_ptr(), weight._version):
-            kernel = torch.ops.mkldnn._reorder_convolution_weight(weight.contiguous(), *space, x.shape)
-            self.packed = weight, weight._version, kernel
-        return torch.ops.mkldnn._convolution_pointwise(x, self.packed[2], self.bias, *space, "none", [], "")
-
-    def _serves(self, x: Tensor) -> bool:
-        return (
-            x.dtype == self.weight.dtype == torch.float32
-            and x.dim() == self.weight.dim()
-            and x.numel() > 0
-            and self.padding_mode == "zeros"
-            and not isinstance(self.padding, str)
-            and not self.weight.is_inference()  # it would have no version
-            and not (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
-            and not (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"))
-            and torch.backends.mkldnn.is_available()
-        )
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "packed": None}  # what oneDNN has ordered cannot be copied
-
-
-class _Packed2d(_Packed, nn.Conv2d):
-    pass
-
-
-class _Packed3d(_Packed, nn.Conv3d):
-    pass
-
-
-_PACKED = {nn.Conv2d: _Packed2d, nn.Conv3d: _Packed3d}
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-
 def fold(network: nn.Module) -> nn.Module:
     """Batch norm folded into the convolution before it, for inference.
 
@@ -153,7 +103,6 @@ def _foldable(conv: nn.Module, norm: nn.Module) -> bool:
 
 def _fused(conv: nn.Module, norm: nn.Module) -> nn.Module:
     fused = copy.deepcopy(conv)
-    fused.__class__ = _PACKED.get(type(conv), type(conv))
     grouped = isinstance(conv, _DECONVOLUTIONS)
     weight = _by_output(conv.weight, conv.groups) if grouped else conv.weight
     weight, bias = fuse_conv_bn_weights(
