@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from tdaf.errors import UserError
 from tdaf.media import archive
-from tdaf.media.drawing import labelled
 from tdaf.media.image import image_notes
 from tdaf.model.classifier import Probabilities, log_probabilities
 from tdaf.model.normalise import Normalise
@@ -103,6 +102,8 @@ class ClassTask(ColourTask):
 
     def draw(self, picture: Tensor, answers: list[dict[str, Any]]) -> Tensor:
         """The best class and its probability at the picture's foot."""
+        from tdaf.media.drawing import labelled  # training draws nothing
+
         best = answers[0]["top5"][0] if answers else {}
         return labelled(picture, f"{best['class']} {best['probability']:.0%}" if best else "?")
 

@@ -276,18 +276,22 @@ class Hmdb51Layout(SplitLists):
 
 def _kinetics_rows(file: Path) -> list[tuple[str, tuple[str, str]]]:
     """Of each line of an annotation file its class, and the names that its video's file may have without an ending."""
-    lines, rows = csv.DictReader(_lines(file), skipinitialspace=True), []
+    table, rows = csv.DictReader(_lines(file), skipinitialspace=True), []
+    try:
+        lines = list(table)
+    except csv.Error as error:
+        raise UserError(f"{file}, line {table.line_num}: {error}; is it a table of texts?") from error
     for name in ("label", "youtube_id"):
-        if name not in (lines.fieldnames or ()):
+        if name not in (table.fieldnames or ()):
             head = "expected a first line label,youtube_id,time_start,time_end as in Kinetics' own files"
             raise UserError(f"{file} has no column {name}; {head}")
-    for line in lines:
+    for number, line in enumerate(lines, start=2):
         label, key = ((line[name] or "").strip() for name in ("label", "youtube_id"))
         times = [line.get(name) or "0" for name in ("time_start", "time_end")]
         if not label or not key or not all(re.fullmatch(r"\d+(\.\d*)?", time) for time in times):
             shown = ", ".join(map(repr, (label, key, *times)))
             said = f"label, youtube_id, time_start and time_end are {shown}: give names and seconds"
-            raise UserError(f"{file}, line {lines.line_num}: {said}; is the file cut off?")
+            raise UserError(f"{file}, line {number}: {said}; is the file cut off?")
         begin, end = (int(float(time)) for time in times)
         rows.append((label, (f"{key}_{begin:06d}_{end:06d}", key)))
     return rows

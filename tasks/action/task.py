@@ -18,7 +18,6 @@ from tasks.action.data import Clips, Timing, Windows
 from tasks.action.transforms import Transform
 from tasks.common import ClassTask, Source
 from tdaf.errors import RunError, UserError
-from tdaf.media.drawing import labelled
 from tdaf.model.classifier import Classifier, LinearHead, log_probabilities
 from tdaf.model.staged import Staged
 from tdaf.ranges import within
@@ -181,6 +180,8 @@ class Action(ClassTask):
 
     def draw_targets(self, batch: Batch) -> list[Tensor]:
         """Frames of each clip side by side, with its class."""
+        from tdaf.media.drawing import labelled  # training draws nothing
+
         rows = zip(batch["input"], batch["label"].tolist(), strict=True)
         return [labelled(_strip(clip), self.classes[label]) for clip, label in rows]
 

@@ -16,7 +16,6 @@ from tasks.classification.transforms import Mixing, Transform
 from tasks.common import ClassTask, PredictDataset, Source
 from tdaf.engine import handover
 from tdaf.errors import RunError, UserError
-from tdaf.media.drawing import labelled
 from tdaf.model.classifier import Classifier, LinearHead, log_probabilities
 from tdaf.model.staged import Staged
 from tdaf.task import Batch, Dataset
@@ -198,6 +197,8 @@ class Classification(ClassTask):
 
     def draw_targets(self, batch: Batch) -> list[Tensor]:
         """The class, and the one that it is mixed with, with their weights."""
+        from tdaf.media.drawing import labelled  # training draws nothing
+
         texts = [self.classes[label] for label in batch["label"].tolist()]
         if "mixed_label" in batch:
             weights = torch.as_tensor(batch["mixed_weight"]).expand(len(texts)).tolist()

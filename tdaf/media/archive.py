@@ -11,12 +11,14 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from tdaf.errors import UserError
-from tdaf.media.members import Archive, to_convert
+
+if TYPE_CHECKING:  # imported with the first archive
+    from tdaf.media.members import Archive
 
 AnyPath = str | os.PathLike[str]
 ENDING = re.compile(r"\.(?:tar|zip)(?=/|$)", re.IGNORECASE)
@@ -119,6 +121,8 @@ def hint(root: AnyPath, name: str) -> str:
     path = os.path.join(root, name.split("/")[0])
     packers = {".tar.gz": "gzip", ".tgz": "gzip", ".tar.bz2": "bzip2", ".tar.xz": "xz", ".tar.zst": "zstd"}
     found = ((path + ending, packer) for ending, packer in packers.items() if os.path.isfile(path + ending))
+    from tdaf.media.members import to_convert
+
     return "".join(f"; {file} {to_convert(packer, file, path + '.tar')}" for file, packer in found)
 
 
@@ -148,6 +152,8 @@ _opened: dict[str, Archive] = {}
 
 def _open(file: str) -> Archive:
     if file not in _opened:
+        from tdaf.media.members import Archive
+
         _opened[file] = Archive(file)
     return _opened[file]
 

@@ -15,6 +15,7 @@ import os
 import stat
 import struct
 import sys
+import weakref
 import zipfile
 import zlib
 from array import array
@@ -62,6 +63,7 @@ class Archive:
         self.path = path
         try:
             self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, self._file)
             os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_RANDOM)
             about = os.fstat(self._file)
         except OSError as error:
@@ -74,10 +76,6 @@ class Archive:
                 self._keep(*self._listed())
             with suppress(OSError):
                 fcntl.flock(self._file, fcntl.LOCK_UN)
-
-    def __del__(self) -> None:
-        with suppress(AttributeError, OSError):
-            os.close(self._file)
 
     def __len__(self) -> int:
         return len(self._ends)
