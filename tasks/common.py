@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tarfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -175,23 +172,6 @@ def existing(root: Path, place: str, name: str, layout: str, folder: bool = True
     if not (archive.is_folder if folder else archive.is_file)(place):
         raise UserError(f"root={root}: there is no {name}{'/' * folder} in it{archive.hint(root, name)}; {layout}")
     return place
-
-
-def unpacked(place: Path, names: Sequence[str]) -> dict[str, bytes]:
-    """The files of these names that there are somewhere in a folder or in a tar, compressed or not. Raises UserError
-    where that cannot be read."""
-    found: dict[str, bytes] = {}
-    try:
-        if place.is_file():
-            with tarfile.open(place) as members:
-                for member in filter(tarfile.TarInfo.isfile, members):
-                    if os.path.basename(member.name) in names:
-                        found[os.path.basename(member.name)] = members.extractfile(member).read()
-        else:
-            found = {name: path.read_bytes() for name in names for path in list(place.rglob(name))[:1]}
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{place} is damaged, cut off or no archive ({error}); bring it again") from error
-    return found
 
 
 def check_num_classes(given: int | None, found: int, root: Path) -> None:

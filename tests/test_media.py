@@ -310,7 +310,7 @@ def test_two_classes_for_one_video_are_named(tmp_path: Path) -> None:
     split = ActionVideos(str(tmp_path)).split("val")
     assert [split.name(index) for index in range(len(split))] == ["val/a.mp4", "val/c.mp4"]
     assert split.notes == {
-        "videos have rows of several classes and are left out (val/b.mp4)": 1,
+        "videos have rows of several classes and are left out (b.mp4)": 1,
         "rows name a video again, with its class": 1,
     }
 

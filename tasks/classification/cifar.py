@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.common import data_root, unpacked
+from tasks.common import data_root
 from tdaf.errors import UserError
+from tdaf.media import archive
 
 FOLDER = "cifar-10-batches-py"
 ARCHIVE = "cifar-10-python.tar.gz"
@@ -84,7 +85,7 @@ class CifarImages:
 
 
 def _contents(place: Path, names: list[str]) -> dict[str, bytes]:
-    found = unpacked(place, names)
+    found = archive.unpacked(place, names)
     for name in names:
         if name not in found:
             raise UserError(f"no {name} in {place.absolute()}; {LAYOUT}")

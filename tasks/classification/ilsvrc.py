@@ -10,7 +10,6 @@ import io
 import re
 from pathlib import Path
 
-from tasks.common import unpacked
 from tdaf.errors import UserError
 from tdaf.media import archive
 
@@ -88,7 +87,7 @@ def _words(content: bytes) -> list[str]:
 
 def _from_devkit(devkit: Path | None, name: str, setting: str) -> bytes:
     """The devkit's file of this name, be it a folder or an archive. setting: which gives such a file instead."""
-    found = unpacked(devkit, [name]) if devkit else {}
+    found = archive.unpacked(devkit, [name]) if devkit else {}
     if name not in found:
         raise UserError(f"no {name} in {devkit or 'any devkit'}; give devkit=PATH or {setting}=FILE")
     return found[name]

@@ -9,8 +9,11 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
@@ -184,3 +187,20 @@ def _forget_if_changed(file: str) -> None:
 
 def _raised(error: OSError) -> None:
     raise error
+
+
+def unpacked(place: Path, names: Sequence[str]) -> dict[str, bytes]:
+    """The files of these names that there are somewhere in a folder or in a tar, compressed or not. Raises UserError
+    where that cannot be read."""
+    found: dict[str, bytes] = {}
+    try:
+        if place.is_file():
+            with tarfile.open(place) as members:
+                for member in filter(tarfile.TarInfo.isfile, members):
+                    if os.path.basename(member.name) in names:
+                        found[os.path.basename(member.name)] = members.extractfile(member).read()
+        else:
+            found = {name: path.read_bytes() for name in names for path in list(place.rglob(name))[:1]}
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{place} is damaged, cut off or no archive ({error}); bring it again") from error
+    return found
