@@ -1,8 +1,6 @@
 """The loop itself: equal to one written by hand; precision, accumulation, clipping, averaging, evaluation."""
 
 import math
-import platform
-import resource
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -134,17 +132,6 @@ def test_kernels_are_channels_last() -> None:
     assert network[1].weight.is_contiguous(memory_format=torch.channels_last_3d)
     with pytest.raises(UserError, match="precision=int8"):
         Precision("int8", torch.device("cpu"))
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_memory_that_a_cpu_has_freed_is_used_again() -> None:
-    Precision("fp32", torch.device("cpu")).place(nn.Linear(1, 1))
-    pages = []
-    for _ in range(4):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        torch.ones(2**24)  # 64 MiB, 16384 pages
-        pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    assert pages[-1] < 1000
 
 
 @pytest.mark.parametrize("every", [0, 0.5, 2])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -50,8 +48,6 @@ class Precision:
 
     def place(self, network: nn.Module) -> nn.Module:
         """The network on the device, its kernels channels last (2D or 3D, as each kernel asks)."""
-        if self.device.type == "cpu":
-            keep_memory()
         network = network.to(self.device)
         for parameter in network.parameters():
             if self.channels_last and parameter.dim() in (4, 5):
@@ -63,17 +59,6 @@ class Precision:
     def move(self, batch: Batch) -> Batch:
         """Every tensor of the batch on the device, without waiting for the copies."""
         return to_device(batch, self.device)
-
-
-def keep_memory() -> None:
-    """Tells glibc to keep what is freed, as torch's allocator does on a GPU; with another C library nothing happens.
-
-    glibc gives blocks above 32 MiB, and the end of its heap, back to the system at once. Every step then gets its maps
-    anew, a page at a time, which takes longer than batch norm does.
-    """
-    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
-        for option, value in ((-4, 0), (-1, -1)):  # M_MMAP_MAX: no block of its own; M_TRIM_THRESHOLD: never
-            ctypes.CDLL(None).mallopt(option, value)
 
 
 def check_compiler(device: torch.device) -> None:
