@@ -47,7 +47,7 @@ from tdaf.model.maps import attention_maps, gate_statistics
 if TYPE_CHECKING:
     from study import Group
 
-BATCH, LOOKED_AT = 100, 400
+BATCH, LOOKED_AT = 100, 200
 EXCHANGES = ("its own", "even over the places", "of another image", "the mean of all images", "one number", "1 - eta")
 # of (flow, stage), over all images: the mean mask, on the object and beside it, and what tdaf/model/maps.py says:
 # the shares of saturated values, and the deviations within a mask, of the mean mask, and over the images at a place
