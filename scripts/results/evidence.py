@@ -261,7 +261,8 @@ def _masks(name: str, evidence: Sequence[dict[str, Any]]) -> str:
     first = markdown_table(["in the place of the masks", "top-1, 95 % interval", "to its own"], rows)
     means = np.mean([one["places"] for one in evidence], 0)
     fixed, varying = means[:, 2 + COLUMNS.index("fixed")] ** 2, means[:, 2 + COLUMNS.index("varying")] ** 2
-    share = f"A pattern that all masks have is {np.mean(fixed / (fixed + varying).clip(1e-12)):.0%} of their variance."
+    shared = np.mean(fixed / (fixed + varying).clip(1e-12))
+    share = f"Over {LOOKED_AT} images a seed. A pattern that all masks have is {shared:.0%} of their variance."
     places = [[f"{flow:.0f}", f"{stage:.0f}", *(f"{value:.3f}" for value in own)] for flow, stage, *own in means]
     return f"## The masks of {name}\n\n{first}\n\n{markdown_table(['flow', 'stage', *COLUMNS], places)}\n\n{share}"
 

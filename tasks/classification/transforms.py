@@ -19,6 +19,7 @@ from torch.distributions import Beta
 from torchvision.transforms import v2
 
 from tdaf.errors import UserError
+from tdaf.ranges import within
 
 Transform = Callable[[Tensor], Tensor]
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
@@ -55,8 +56,8 @@ def imagenet_train(
     Raises:
         UserError: values that cannot be.
     """
-    _within("size", size, 1)
-    _within("lighting", lighting, 0)
+    within("[1, inf)", size=size)
+    within("[0, inf)", lighting=lighting)
     if (short_side is None) == (scale is None):
         raise UserError("short_side, scale: give the one (scale jitter) or the other (random resized crop), not both")
     if scale is not None:
@@ -97,7 +98,7 @@ def cifar_train(
 ) -> Transform:
     """A random square of `size` from the image with `pad` black pixels around it (He et al. 2016, Sec. 4.2), then
     mirroring, RandAugment and erasing; the rest as for `imagenet_train`."""
-    _within("size", size, 1)
+    within("[1, inf)", size=size)
     if pad < 0 or size > 32 + 2 * pad:
         raise UserError(f"pad={pad}: give 0 or more, so that size={size} fits into 32 + 2 * pad")
     return v2.Compose([v2.RandomCrop(size, padding=pad), _mirror(flip), *_modern(randaugment, erasing, CIFAR_MEAN)])
@@ -109,20 +110,15 @@ def cifar_val() -> Transform:
 
 
 def _mirror(probability: float) -> Mirror:
-    _within("flip", probability, 0, 1)
+    within("[0, 1]", flip=probability)
     return Mirror(probability)
 
 
 def _modern(randaugment: int | None, erasing: float, mean: tuple[int, int, int]) -> list[Transform]:
-    _within("erasing", erasing, 0, 1)
-    _within("randaugment", randaugment or 0, 0, 30)
+    within("[0, 1]", erasing=erasing)
+    within("[0, 30]", randaugment=randaugment)
     steps: list[Transform] = [] if randaugment is None else [v2.RandAugment(num_ops=2, magnitude=randaugment)]
     return [*steps, v2.RandomErasing(erasing, value=mean)] if erasing else steps
-
-
-def _within(name: str, value: float, low: float, high: float = math.inf) -> None:
-    if not low <= value <= high:
-        raise UserError(f"{name}={value}: give {low} {'or more' if high == math.inf else f'to {high}'}")
 
 
 def resized(image: Tensor, size: int) -> Tensor:
