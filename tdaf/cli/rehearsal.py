@@ -23,7 +23,7 @@ from tdaf.task import Task
 
 SECONDS = 30  # of learning by heart
 ENOUGH, NEEDED = 0.02, 0.3  # shares of the first loss: where it ends, and what must be reached by then
-LR, FEW = 1e-3, 20
+LR, FEW = 1e-3, 100
 
 
 def settings(config: Config) -> None:
