@@ -6,6 +6,7 @@ import random
 import re
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,18 @@ def test_a_killed_worker_is_said_in_one_line(tmp_path: Path) -> None:
         if isinstance(caught.value, RunError) and re.search(said, str(caught.value)):
             return
     pytest.fail(f"three times not the line that names the file; last: {caught.value!r}")
+
+
+@pytest.mark.parametrize("error", [EOFError, ConnectionResetError, FileNotFoundError])
+def test_a_worker_that_dies_while_its_batch_is_fetched_is_said(error: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(loader: Loader) -> Iterator[None]:
+        yield from ()
+        raise error
+
+    monkeypatch.setattr(Loader, "_started", gone)
+    for workers, kind in ((1, RunError), (0, error)):
+        with pytest.raises(kind, match="a loader worker died" if workers else ""):
+            list(Loader(Pictures(9), EvaluationOrder(9, 2), seed=0, workers=workers))
 
 
 class Signalled(Pictures):

@@ -259,7 +259,7 @@ class Loader:
                 batch = next(batches)
             except StopIteration:
                 return
-            except (RuntimeError, OSError, MemoryError) as error:
+            except (RuntimeError, OSError, MemoryError, EOFError) as error:
                 fault = self.explained(error, reading=True)
             else:
                 fault = None
@@ -305,7 +305,9 @@ class Loader:
         names = ", ".join(self.stalled()) or "unknown"
         if "DataLoader timed out" in str(error):
             return RunError(f"no batch within timeout={self.timeout:g} s; being read: {names}")
-        if "exited unexpectedly" in str(error) or "is killed by signal" in str(error):
+        # a batch's memory is fetched from its worker, which may die in between
+        gone = reading and self._workers and isinstance(error, (EOFError, ConnectionError, FileNotFoundError))
+        if gone or "exited unexpectedly" in str(error) or "is killed by signal" in str(error):
             how = limits.death(str(error))
             return RunError(f"a loader worker died ({how}); being read: {names}; try fewer workers")
         return error
