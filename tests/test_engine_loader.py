@@ -125,7 +125,8 @@ def test_a_workers_memory_is_used_again_only_when_nothing_is_in_it_any_more() ->
         assert torch.equal(batch["input"][:, 2, 4], (batch.pop("number") % 256).to(torch.uint8))
         del batch
     assert len(kept) == 5 and all(view[0, 0] == number[1] % 256 for view, number in kept)
-    assert loader._reader.pieces.tolist() == [[handover.TAKEN] * 3]
+    # the first that is kept finds a piece for certain, later ones where reading is not ahead of the pieces that are left
+    assert handover.TAKEN in loader._reader.pieces
     kept.clear()
     assert loader._reader.pieces.tolist() == [[handover.FREE] * 3]
 
@@ -212,8 +213,8 @@ def test_a_worker_that_dies_while_its_batch_is_fetched_is_said(error: type, monk
         raise error
 
     monkeypatch.setattr(Loader, "_started", gone)
-    for workers, kind in ((1, RunError), (0, error)):
-        with pytest.raises(kind, match="a loader worker died" if workers else ""):
+    for workers, kind, said in ((1, RunError, "a loader worker died"), (0, error, None)):
+        with pytest.raises(kind, match=said):
             list(Loader(Pictures(9), EvaluationOrder(9, 2), seed=0, workers=workers))
 
 
