@@ -125,7 +125,7 @@ def test_a_workers_memory_is_used_again_only_when_nothing_is_in_it_any_more() ->
         assert torch.equal(batch["input"][:, 2, 4], (batch.pop("number") % 256).to(torch.uint8))
         del batch
     assert len(kept) == 5 and all(view[0, 0] == number[1] % 256 for view, number in kept)
-    # the first that is kept finds a piece for certain, later ones where reading is not ahead of the pieces that are left
+    # the first that is kept finds a piece for certain, later ones where the worker is not ahead
     assert handover.TAKEN in loader._reader.pieces
     kept.clear()
     assert loader._reader.pieces.tolist() == [[handover.FREE] * 3]
